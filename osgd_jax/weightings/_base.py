@@ -1,0 +1,62 @@
+"""What a weighting is: two pure functions from the Gramian of the task gradients to weights."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+
+State = Any
+"""The state of a weighting: any pytree of arrays, `()` where there is none."""
+
+
+class WeighFn(Protocol):
+    """The `weigh` of a `Weighting`."""
+
+    def __call__(
+        self,
+        gramian: jax.Array,
+        state: State,
+        *,
+        losses: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, State]:
+        """Return the weights of the K tasks, shape `[K]`, and the next state."""
+        ...
+
+
+class Weighting(NamedTuple):
+    """A rule that turns the Gramian of the task gradients into weights for them.
+
+    `weigh` must return finite weights for every finite Gramian. A row of zeros in the Gramian is a
+    task that takes no part in this group of parameters (its loss is masked out, or does not reach
+    it): the weights of the other tasks must be what they would be without it, up to the constants
+    that a method defines by K.
+
+    Attributes:
+      init: `init() -> state`.
+      weigh: `weigh(gramian, state, *, losses=None, key=None) -> (weights, state)`, for a Gramian
+        of shape `[K, K]`, losses of shape `[K]` and a PRNG key.
+      scaling: how `aggregate` may scale the Gramian before `weigh` sees it. Squared gradients leave
+        the range of float32 at scales of about 1e-19 and 1e+17, which scaled ones never do.
+
+        * `"none"`: not at all.
+        * `"common"`: all gradients divided by one power of two. For methods whose weights do not
+          change when all gradients are multiplied by one constant.
+        * `"row"`: each gradient divided by a power of two of its own, given to `weigh` as
+          `scales=`, shape `[K]`; the weights returned are those of the gradients as they were.
+    """
+
+    init: Callable[[], State]
+    weigh: Callable[..., tuple[jax.Array, State]]
+    scaling: Literal["none", "common", "row"] = "none"
+
+
+def stateless(
+    weigh: Callable[..., jax.Array], scaling: Literal["none", "common", "row"] = "none"
+) -> Weighting:
+    """Make a `Weighting` of a function `weigh(gramian, *, losses, key, ...) -> weights`."""
+
+    def weigh_with_state(gramian: jax.Array, state: State, **kwargs: Any):
+        return weigh(gramian, **{"losses": None, "key": None, **kwargs}), state
+
+    return Weighting(lambda: (), weigh_with_state, scaling)

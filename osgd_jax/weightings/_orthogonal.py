@@ -1,0 +1,114 @@
+"""Orthogonalized SGD: Gram-Schmidt over the task gradients, done on their Gramian."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from osgd_jax.weightings._base import Weighting, stateless
+
+Order = Literal["first_to_last", "last_to_first", "random"] | Sequence[int]
+
+# Below this number of tasks the loop is unrolled, which lets the compiler fuse it.
+_UNROLLED_TASKS = 16
+
+
+def orthogonal(order: Order = "first_to_last") -> Weighting:
+    """Weigh the tasks so that the direction is the sum of their orthogonalized gradients.
+
+    The gradients are taken in the order of priority, and each is made orthogonal to those before
+    it, without normalisation: u_i = g_i - sum_{j<i} (<g_i, u_j> / <u_j, u_j>) u_j. The direction is
+    the sum of the u_i. A gradient whose part that is orthogonal to the earlier ones is below 1e-6
+    (float32; 1e-12 in float64) of it, in squared norm, adds nothing.
+
+    Source: Wan, Hoffmann, Lu and Maire, "Orthogonalized SGD and Nested Architectures for Anytime
+    Neural Networks", ICML 2020.
+
+    Args:
+      order: priority of the tasks, the most protected first: `"first_to_last"` (the order of the
+        paper), `"last_to_first"`, `"random"` (a new permutation each step, which needs a key), or a
+        permutation of `0 .. K-1`.
+
+    Returns:
+      A weighting, invariant to the scale of the gradients.
+
+    Raises:
+      ValueError: `order` is none of these (from here, or while tracing, where K becomes known), or
+        it is `"random"` and there is no key.
+    """
+    if isinstance(order, str):
+        if order not in ("first_to_last", "last_to_first", "random"):
+            raise ValueError(
+                f"order={order!r} is unknown; use 'first_to_last', 'last_to_first', 'random' or a"
+                " permutation of the task indices."
+            )
+    else:
+        order = tuple(int(task) for task in order)
+
+    def weigh(
+        gramian: jax.Array,
+        *,
+        losses: jax.Array | None,
+        key: jax.Array | None,
+        scales: jax.Array | None = None,
+    ) -> jax.Array:
+        del losses
+        permutation = _permutation(order, gramian.shape[0], key)
+        scales = jnp.ones_like(gramian, shape=gramian.shape[:1]) if scales is None else scales
+        ordered_scales = scales[permutation]
+        coefficients = _gram_schmidt(gramian[permutation][:, permutation])
+        # Relative scales, so that the sum below stays in range wherever the gradients are.
+        ordered_scales = ordered_scales / ordered_scales.max()
+        weights = jnp.sum(ordered_scales[:, None] * coefficients, axis=0) / ordered_scales
+        return jnp.zeros_like(weights).at[permutation].set(weights)
+
+    return stateless(weigh, scaling="row")
+
+
+def _permutation(order: Order, num_tasks: int, key: jax.Array | None) -> jax.Array:
+    if order == "first_to_last":
+        return jnp.arange(num_tasks)
+    if order == "last_to_first":
+        return jnp.arange(num_tasks)[::-1]
+    if order == "random":
+        if key is None:
+            raise ValueError(
+                "order='random' draws a permutation at each step and needs a PRNG key: pass key=."
+            )
+        return jax.random.permutation(key, num_tasks)
+    if sorted(order) != list(range(num_tasks)):
+        raise ValueError(
+            f"order={order!r} is not a permutation of the {num_tasks} tasks: each of"
+            f" 0 .. {num_tasks - 1} must appear once."
+        )
+    return jnp.asarray(order)
+
+
+def _gram_schmidt(gramian: jax.Array) -> jax.Array:
+    """Coefficients C, `[K, K]`, of Gram-Schmidt without normalisation: u_i = sum_j C_ij g_j.
+
+    A row without a direction of its own is a row of zeros in C.
+    """
+    num_tasks = gramian.shape[0]
+    tolerance = 1e-12 if gramian.dtype == jnp.float64 else 1e-6
+    tasks = jnp.arange(num_tasks)
+    norms = jnp.diagonal(gramian)
+
+    def eliminate(j, carry):
+        coefficients, residual_gramian = carry
+        norm = residual_gramian[j, j]
+        # Negated, since a comparison with NaN is false and NaN has to come through.
+        has_direction = ~(norm <= tolerance * norms[j])
+        ratios = residual_gramian[:, j] / jnp.where(has_direction, norm, 1)
+        ratios = jnp.where((tasks > j) & has_direction, ratios, 0)
+        coefficients = coefficients - ratios[:, None] * coefficients[j]
+        residual_gramian = residual_gramian - ratios[:, None] * residual_gramian[j]
+        kept = jnp.where((tasks == j) & ~has_direction, 0, 1)
+        return coefficients * kept[:, None], residual_gramian
+
+    identity = jnp.eye(num_tasks, dtype=gramian.dtype)
+    unroll = num_tasks <= _UNROLLED_TASKS
+    coefficients, _ = lax.fori_loop(0, num_tasks, eliminate, (identity, gramian), unroll=unroll)
+    return coefficients
