@@ -1,0 +1,24 @@
+"""osgd_jax: Orthogonalized SGD, task-gradient balancing and nested anytime networks."""
+
+from osgd_jax import weightings
+from osgd_jax._gramian import combine, gramian, task_cosines
+from osgd_jax._task_gradients import reach, task_grads, value_and_task_grads
+from osgd_jax._task_rows import TaskRows, densify, to_task_rows
+from osgd_jax._transforms import AggregateState, aggregate, orthogonalize, osgd
+
+__all__ = [
+    "AggregateState",
+    "TaskRows",
+    "aggregate",
+    "combine",
+    "densify",
+    "gramian",
+    "orthogonalize",
+    "osgd",
+    "reach",
+    "task_cosines",
+    "task_grads",
+    "to_task_rows",
+    "value_and_task_grads",
+    "weightings",
+]

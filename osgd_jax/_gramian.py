@@ -1,0 +1,169 @@
+"""The Gramian of the task gradients, and their weighted sum."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows
+
+# Up to this many rows, one reduction for each pair reads less memory and sums more exactly than a
+# matrix product (on 2 CPU cores, 3 rows of a million: 1.1 ms against 2.5 ms, error 8e-8 against
+# 4e-7); with more rows the number of pairs tells.
+_PAIRWISE_ROWS = 4
+
+
+def gramian(grads: ArrayTree) -> jax.Array:
+    """Inner products of the task gradients over all parameters, G = J Jᵀ.
+
+    Args:
+      grads: a tree of `TaskRows` or of arrays `[K, *parameter.shape]`.
+
+    Returns:
+      Array `[K, K]` in float32, or float64 where a gradient is float64.
+
+    Raises:
+      ValueError: leaves that disagree on K, or are not of a real floating dtype.
+    """
+    leaves = leaves_of(grads)
+    scales = row_scales(functools.reduce(jnp.maximum, map(max_abs, leaves)))
+    scaled = sum(leaf_gramian(leaf, scales) for leaf in leaves)
+    return scales[:, None] * scaled * scales
+
+
+def combine(grads: ArrayTree, weights: jax.Array) -> ArrayTree:
+    """Weighted sum of the task gradients, Jᵀw.
+
+    Args:
+      grads: a tree of `TaskRows` or of arrays `[K, *parameter.shape]`.
+      weights: array `[K]`.
+
+    Returns:
+      The tree with an array of the parameter's shape, in the gradient's dtype, for each leaf.
+
+    Raises:
+      ValueError: leaves that disagree on K or are not of a real floating dtype, or `weights` of
+        another shape than `[K]`.
+    """
+    leaves = leaves_of(grads)
+    weights = jnp.asarray(weights)
+    if leaves and weights.shape != (leaves[0].num_tasks,):
+        raise ValueError(
+            f"weights has shape {weights.shape}; the gradients are of {leaves[0].num_tasks} tasks"
+            f" and need shape ({leaves[0].num_tasks},)."
+        )
+    treedef = jax.tree.structure(grads, is_leaf=is_task_rows)
+    return treedef.unflatten([combine_leaf(leaf, weights) for leaf in leaves])
+
+
+def task_cosines(gramian: jax.Array) -> jax.Array:
+    """Cosines of the angles between the task gradients.
+
+    Args:
+      gramian: array `[K, K]`, as from `gramian`.
+
+    Returns:
+      Array `[K, K]`. The cosine with a gradient of zero is zero.
+    """
+    norms = jnp.sqrt(jnp.diagonal(gramian))
+    inverse = jnp.where(norms == 0, 0, 1 / jnp.where(norms == 0, 1, norms))
+    return inverse[:, None] * gramian * inverse
+
+
+def leaves_of(grads: ArrayTree, params: ArrayTree | None = None) -> list[TaskRows]:
+    """Check task gradients; give every leaf the form of `TaskRows`, dense ones with all K tasks."""
+    flat, treedef = jax.tree_util.tree_flatten_with_path(grads, is_leaf=is_task_rows)
+    leaves: list[TaskRows] = []
+    for path, leaf in flat:
+        name = f"the gradient at {jax.tree_util.keystr(path) or 'the root'}"
+        if not isinstance(leaf, TaskRows):
+            leaf = jnp.asarray(leaf)
+            if leaf.ndim == 0 or leaf.shape[0] == 0:
+                raise ValueError(
+                    f"{name} has shape {leaf.shape}; it needs a leading axis of K >= 1 tasks, as"
+                    " from osgd_jax.task_grads or jax.jacrev of stacked losses."
+                )
+            leaf = TaskRows(leaf, tuple(range(leaf.shape[0])), leaf.shape[0])
+        if not jnp.issubdtype(leaf.rows.dtype, jnp.floating):
+            raise ValueError(
+                f"{name} has dtype {leaf.rows.dtype}; task gradients must be of a real floating"
+                " dtype."
+            )
+        if leaves and leaf.num_tasks != leaves[0].num_tasks:
+            raise ValueError(
+                f"{name} has {leaf.num_tasks} tasks (leading axis), others have"
+                f" {leaves[0].num_tasks}; all must have the same."
+            )
+        leaves.append(leaf)
+    if params is not None:
+        _check_against(params, [path for path, _ in flat], leaves, treedef)
+    return leaves
+
+
+def _check_against(params: ArrayTree, paths: list, leaves: list[TaskRows], treedef: Any) -> None:
+    if jax.tree.structure(params) != treedef:
+        raise ValueError(
+            f"the task gradients have the structure {treedef}; params have"
+            f" {jax.tree.structure(params)}."
+        )
+    for path, leaf, param in zip(paths, leaves, jax.tree.leaves(params), strict=True):
+        if leaf.rows.shape[1:] != jnp.shape(param):
+            raise ValueError(
+                f"the gradient at {jax.tree_util.keystr(path) or 'the root'} has shape"
+                f" {leaf.rows.shape} with the task axis in front; the parameter has shape"
+                f" {jnp.shape(param)}."
+            )
+
+
+def accumulation_dtype(leaves: Sequence[TaskRows]) -> jnp.dtype:
+    """Float32, or wider where a gradient is."""
+    return jnp.result_type(jnp.float32, *(leaf.rows.dtype for leaf in leaves))
+
+
+def max_abs(leaf: TaskRows, dtype: Any = None) -> jax.Array:
+    """Largest magnitude in the gradient of each task, `[K]`; zero for tasks without a row."""
+    dtype = dtype or accumulation_dtype([leaf])
+    parameter_axes = tuple(range(1, leaf.rows.ndim))
+    largest = jnp.max(jnp.abs(leaf.rows), axis=parameter_axes, initial=0).astype(dtype)
+    return jnp.zeros(leaf.num_tasks, dtype).at[np.array(leaf.tasks, int)].set(largest)
+
+
+def row_scales(largest: jax.Array) -> jax.Array:
+    """The powers of two that bring gradients of these largest magnitudes to the order of one."""
+    scalable = jnp.isfinite(largest) & (largest > 0)
+    _, exponents = jnp.frexp(jnp.where(scalable, largest, 1))
+    # One below the exponent, since 2^128 is not a float32.
+    return jnp.ldexp(jnp.ones_like(largest), exponents - 1)
+
+
+def leaf_gramian(leaf: TaskRows, scales: jax.Array) -> jax.Array:
+    """Gramian `[K, K]` of one leaf's rows, each divided by its scale; zero where there is none."""
+    dtype, count = scales.dtype, len(leaf.tasks)
+    tasks = np.array(leaf.tasks, int)
+    rows = [
+        leaf.rows[i].astype(dtype).reshape(-1) / scales[task] for i, task in enumerate(leaf.tasks)
+    ]
+    if count <= _PAIRWISE_ROWS:
+        products = {(i, j): jnp.sum(rows[i] * rows[j]) for i in range(count) for j in range(i + 1)}
+        entries = [products[max(i, j), min(i, j)] for i in range(count) for j in range(count)]
+        small = jnp.stack(entries).reshape(count, count) if entries else jnp.zeros((0, 0), dtype)
+    else:
+        matrix = jnp.stack(rows)
+        small = jnp.matmul(matrix, matrix.T, precision=lax.Precision.HIGHEST)
+    if count == leaf.num_tasks:
+        return small
+    return jnp.zeros((leaf.num_tasks, leaf.num_tasks), dtype).at[np.ix_(tasks, tasks)].set(small)
+
+
+def combine_leaf(leaf: TaskRows, weights: jax.Array) -> jax.Array:
+    """Weighted sum of one leaf's rows, weights `[K]`, in the dtype of the rows."""
+    dtype = jnp.result_type(weights.dtype, leaf.rows.dtype)
+    total = jnp.zeros(leaf.rows.shape[1:], dtype)
+    for i, task in enumerate(leaf.tasks):
+        row = weights[task].astype(dtype) * leaf.rows[i].astype(dtype)
+        total = row if i == 0 else total + row
+    return total.astype(leaf.rows.dtype)

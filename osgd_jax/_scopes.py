@@ -1,0 +1,131 @@
+"""Which parameters take part in the balancing, and together with which others."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows
+
+Scope = str | ArrayTree | Callable[[ArrayTree], ArrayTree]
+
+NAMED_SCOPES = ("shared", "all", "leaf", "reach")
+
+
+class Groups(NamedTuple):
+    """The partition of L parameter arrays into groups that are balanced together.
+
+    NumPy arrays where it is known at trace time, JAX arrays where it follows from which dense
+    gradients are zero.
+
+    Attributes:
+      ids: group of each array, `[L]` integers below `num_groups`.
+      private: arrays that keep their own gradient and belong to no group, `[L]` booleans.
+      num_groups: number of groups.
+    """
+
+    ids: np.ndarray | jax.Array
+    private: np.ndarray | jax.Array
+    num_groups: int
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the groups are known at trace time."""
+        return isinstance(self.ids, np.ndarray) and isinstance(self.private, np.ndarray)
+
+    def sum(self, values: Sequence[jax.Array]) -> jax.Array:
+        """Add up one array for each parameter by group: `[num_groups, ...]`."""
+        return self._reduce(values, jnp.sum, jax.ops.segment_sum)
+
+    def max(self, values: Sequence[jax.Array]) -> jax.Array:
+        """Elementwise maximum of one non-negative array for each parameter by group."""
+        return self._reduce(values, jnp.max, jax.ops.segment_max)
+
+    def _reduce(self, values: Sequence[jax.Array], reduce: Callable, by_segment: Callable):
+        stacked = jnp.stack(values)
+        if self.is_static:
+            members = [
+                np.flatnonzero((self.ids == group) & ~self.private)
+                for group in range(self.num_groups)
+            ]
+            return jnp.stack([reduce(stacked[index], axis=0) for index in members])
+        private = jnp.asarray(self.private).reshape(-1, *[1] * (stacked.ndim - 1))
+        return by_segment(jnp.where(private, 0, stacked), self.ids, num_segments=self.num_groups)
+
+
+def group(
+    scope: Scope, leaves: list[TaskRows], grads: ArrayTree, params: ArrayTree | None
+) -> Groups:
+    """Partition the leaves of `grads` as the scope says.
+
+    Raises:
+      ValueError: an unknown scope, labels that do not fit the tree, or a callable scope without
+        params.
+    """
+    nobody = np.zeros(len(leaves), bool)
+    if isinstance(scope, str):
+        check_name(scope)
+        if scope == "all":
+            return Groups(np.zeros(len(leaves), int), nobody, 1)
+        if scope == "leaf":
+            return Groups(np.arange(len(leaves)), nobody, len(leaves))
+        reach = _reach_masks(leaves, grads)
+        if scope == "shared":
+            private = reach.sum(axis=1) < 2
+            everybody_private = isinstance(private, np.ndarray) and private.all()
+            return Groups(np.zeros(len(leaves), int), private, 0 if everybody_private else 1)
+        if isinstance(reach, np.ndarray):
+            return _group_by_label([tuple(mask) for mask in reach])
+        same = (reach[:, None] == reach[None]).all(axis=-1)
+        return Groups(jnp.argmax(same, axis=1), nobody, len(leaves))
+    return _group_by_label(_labels(scope, grads, params))
+
+
+def check_name(scope: Scope) -> None:
+    """Raise a ValueError for a string that names no scope."""
+    if isinstance(scope, str) and scope not in NAMED_SCOPES:
+        raise ValueError(
+            f"scope={scope!r} is unknown; use one of {', '.join(map(repr, NAMED_SCOPES))}, a tree"
+            " of labels with the structure of the parameters, or a function from the parameters to"
+            " such a tree."
+        )
+
+
+def _reach_masks(leaves: list[TaskRows], grads: ArrayTree) -> np.ndarray | jax.Array:
+    """Which tasks reach each leaf, `[L, K]`: as the rows say, or by which dense rows are not 0."""
+    dense = [not is_task_rows(leaf) for leaf in jax.tree.leaves(grads, is_leaf=is_task_rows)]
+    static = np.array([[t in leaf.tasks for t in range(leaf.num_tasks)] for leaf in leaves], bool)
+    if not any(dense):
+        return static
+    return jnp.stack(
+        [
+            jnp.any(leaf.rows.reshape(leaf.num_tasks, -1) != 0, axis=1) if is_dense else mask
+            for leaf, mask, is_dense in zip(leaves, static, dense, strict=True)
+        ]
+    )
+
+
+def _labels(scope: Any, grads: ArrayTree, params: ArrayTree | None) -> list[Hashable]:
+    if callable(scope):
+        if params is None:
+            raise ValueError(
+                "a scope that is a function of the parameters needs them: call"
+                " update(grads, state, params)."
+            )
+        scope = scope(params)
+    treedef = jax.tree.structure(grads, is_leaf=is_task_rows)
+    try:
+        return treedef.flatten_up_to(scope)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"the labels given as scope do not fit the structure of the parameters: {error}"
+        ) from None
+
+
+def _group_by_label(labels: Sequence[Hashable]) -> Groups:
+    ids = {label: index for index, label in enumerate(dict.fromkeys(labels))}
+    return Groups(
+        np.array([ids[label] for label in labels], int), np.zeros(len(labels), bool), len(ids)
+    )

@@ -1,0 +1,180 @@
+"""The gradients of several losses, each computed only where it is not zero by construction."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.extend as jex
+import jax.numpy as jnp
+
+from osgd_jax import _linear_program
+from osgd_jax._task_rows import TaskRows
+
+
+def value_and_task_grads(
+    fun: Callable, argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Callable:
+    """Make a function that computes K losses and the gradient of each.
+
+    The counterpart of `jax.value_and_grad` for several losses. The function is linearized once;
+    then each loss is pulled back through those operations only that lie between it and a
+    parameter, found by analysis of the jaxpr when the function is traced. Losses as a tuple or
+    list, or as an array put together from scalars by `jnp.stack` and the like, are told apart. An
+    array that comes out of one operation (`vmap`, a reduction) is not: each of its losses then
+    counts as reaching whatever the array depends on, which costs as much as `jax.jacrev`.
+
+    Args:
+      fun: returns K real scalar losses, as an array `[K]` or a tuple or list of K scalars; with
+        `has_aux`, a pair of these and any auxiliary data.
+      argnums: which positional argument or arguments to differentiate with respect to.
+      has_aux: whether `fun` returns a pair `(losses, aux)`.
+
+    Returns:
+      A function with the arguments of `fun` that returns `(losses, grads)`, or
+      `((losses, aux), grads)` with `has_aux`. `losses` are as `fun` returned them; `grads` has the
+      structure of the argument (a tuple of them for several `argnums`) with a `TaskRows` in place
+      of each array.
+
+    Raises:
+      ValueError: while tracing, if the losses are not K >= 1 real scalars, or if a parameter is
+        not of a real floating dtype.
+    """
+
+    @functools.wraps(fun)
+    def value_and_task_grads_fun(*args, **kwargs):
+        flat, treedef = jax.tree_util.tree_flatten_with_path(_select(args, argnums))
+        names = [jax.tree_util.keystr(path) for path, _ in flat]
+        leaves = [_check_parameter(name, leaf) for name, (_, leaf) in zip(names, flat, strict=True)]
+
+        def losses_of(*leaves):
+            parameters = treedef.unflatten(leaves)
+            result = fun(*_replace(args, argnums, parameters), **kwargs)
+            losses, aux = result if has_aux else (result, None)
+            return _check_losses(losses), (losses, aux)
+
+        _, linear, (losses, aux) = jax.linearize(losses_of, *leaves, has_aux=True)
+        program = _linear_program.trace_elements(linear, [jax.typeof(leaf) for leaf in leaves])
+        grads = treedef.unflatten(_pull_back(program, leaves))
+        return ((losses, aux) if has_aux else losses), grads
+
+    return value_and_task_grads_fun
+
+
+def task_grads(fun: Callable, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Callable:
+    """Make a function that computes the gradients of K losses.
+
+    As `value_and_task_grads`, which see, without the losses.
+
+    Args:
+      fun: returns K real scalar losses, with `has_aux` a pair of these and auxiliary data.
+      argnums: which positional argument or arguments to differentiate with respect to.
+      has_aux: whether `fun` returns a pair `(losses, aux)`.
+
+    Returns:
+      A function with the arguments of `fun` that returns `grads`, or `(grads, aux)` with `has_aux`.
+    """
+    value_and_grads = value_and_task_grads(fun, argnums, has_aux)
+
+    @functools.wraps(fun)
+    def task_grads_fun(*args, **kwargs):
+        value, grads = value_and_grads(*args, **kwargs)
+        return (grads, value[1]) if has_aux else grads
+
+    return task_grads_fun
+
+
+def reach(fun: Callable, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Callable:
+    """Make a function that tells which of K losses depend on each parameter array.
+
+    Nothing is computed: the function is traced with the shapes of its arguments.
+
+    Args:
+      fun: returns K real scalar losses, with `has_aux` a pair of these and auxiliary data.
+      argnums: which positional argument or arguments to look at.
+      has_aux: whether `fun` returns a pair `(losses, aux)`.
+
+    Returns:
+      A function with the arguments of `fun` that returns the tree of the selected argument with a
+      tuple of task indices, ascending, in place of each array.
+    """
+    grads_of = task_grads(fun, argnums, has_aux)
+
+    def reach_fun(*args, **kwargs):
+        grads = jax.eval_shape(grads_of, *args, **kwargs)
+        grads = grads[0] if has_aux else grads
+        return jax.tree.map(
+            lambda leaf: leaf.tasks, grads, is_leaf=lambda node: isinstance(node, TaskRows)
+        )
+
+    return reach_fun
+
+
+def _select(args: tuple, argnums: int | Sequence[int]) -> Any:
+    if isinstance(argnums, int):
+        return args[argnums]
+    return tuple(args[index] for index in argnums)
+
+
+def _replace(args: tuple, argnums: int | Sequence[int], values: Any) -> list:
+    replaced = list(args)
+    if isinstance(argnums, int):
+        replaced[argnums] = values
+    else:
+        for index, value in zip(argnums, values, strict=True):
+            replaced[index] = value
+    return replaced
+
+
+def _check_parameter(name: str, leaf: Any) -> jax.Array:
+    leaf = jnp.asarray(leaf)
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise ValueError(
+            f"parameter{name} has dtype {leaf.dtype}; task gradients are taken with respect to real"
+            " floating-point arrays only. Keep other arrays in an argument of their own."
+        )
+    return leaf
+
+
+def _check_losses(losses: Any) -> jax.Array | tuple[jax.Array, ...]:
+    wanted = "the losses must be an array [K] or a tuple or list of K real scalars, K >= 1"
+    as_sequence = isinstance(losses, tuple | list)
+    try:
+        arrays = [jnp.asarray(loss) for loss in (losses if as_sequence else [losses])]
+    except (TypeError, ValueError):
+        raise ValueError(f"{wanted}; got {losses!r}.") from None
+    shapes = [array.shape for array in arrays]
+    if as_sequence and (not shapes or any(shape != () for shape in shapes)):
+        raise ValueError(f"{wanted}; got a {type(losses).__name__} of shapes {shapes}.")
+    if not as_sequence and (len(shapes[0]) != 1 or shapes[0][0] == 0):
+        raise ValueError(f"{wanted}; got shape {shapes[0]}.")
+    for array in arrays:
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"{wanted}; got dtype {array.dtype}.")
+    return tuple(arrays) if as_sequence else arrays[0]
+
+
+def _pull_back(program: _linear_program.ClosedJaxpr, leaves: list[jax.Array]) -> list[TaskRows]:
+    """Transpose the linear program output by output; gather the rows that each leaf receives."""
+    num_tasks = len(program.out_avals)
+    rows: list[dict[int, jax.Array]] = [{} for _ in leaves]
+    for task, out_aval in enumerate(program.out_avals):
+        pruned, inputs = _linear_program.prune(program, task)
+        if not inputs:
+            continue
+        transposed = jax.linear_transpose(
+            jex.core.jaxpr_as_fun(pruned), *(jax.typeof(leaves[leaf]) for leaf in inputs)
+        )
+        cotangents = transposed([jnp.ones(out_aval.shape, out_aval.dtype)])
+        for leaf, cotangent in zip(inputs, cotangents, strict=True):
+            rows[leaf][task] = cotangent
+    return [
+        TaskRows(_stack(leaf_rows, leaf), tuple(leaf_rows), num_tasks)
+        for leaf_rows, leaf in zip(rows, leaves, strict=True)
+    ]
+
+
+def _stack(rows: dict[int, jax.Array], leaf: jax.Array) -> jax.Array:
+    if not rows:
+        return jnp.zeros((0, *leaf.shape), leaf.dtype)
+    return jnp.stack(list(rows.values()))

@@ -1,0 +1,86 @@
+"""Task gradients: one gradient for each loss, kept only where a loss reaches a parameter."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ArrayTree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TaskRows:
+    """The rows of the task Jacobian for one parameter array.
+
+    Only the rows of the losses that depend on this parameter are held. A pytree node, so that a
+    tree of task gradients has the structure of the parameters with a `TaskRows` for each array.
+
+    Attributes:
+      rows: the gradients, shape `[len(tasks), *parameter.shape]`.
+      tasks: indices of the losses that the rows belong to, ascending.
+      num_tasks: K, the number of losses.
+    """
+
+    rows: jax.Array
+    tasks: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    num_tasks: int = dataclasses.field(metadata={"static": True})
+
+
+def is_task_rows(node: Any) -> bool:
+    """Whether `node` is a `TaskRows`, for `is_leaf=`."""
+    return isinstance(node, TaskRows)
+
+
+def densify(grads: ArrayTree) -> ArrayTree:
+    """Give task gradients the form of `jax.jacrev`: leaves `[K, *parameter.shape]`.
+
+    Rows of losses that do not reach a parameter become zeros. Leaves that are dense already stay.
+
+    Args:
+      grads: a tree of `TaskRows`, as from `task_grads`.
+
+    Returns:
+      The tree with an array for each `TaskRows`.
+    """
+
+    def dense(leaf: TaskRows | jax.Array) -> jax.Array:
+        if not isinstance(leaf, TaskRows):
+            return leaf
+        if leaf.tasks == tuple(range(leaf.num_tasks)):
+            return leaf.rows
+        zeros = jnp.zeros((leaf.num_tasks, *leaf.rows.shape[1:]), leaf.rows.dtype)
+        return zeros.at[np.array(leaf.tasks, int)].set(leaf.rows)
+
+    return jax.tree.map(dense, grads, is_leaf=is_task_rows)
+
+
+def to_task_rows(dense: ArrayTree, reach: ArrayTree) -> ArrayTree:
+    """Keep of dense task gradients only the rows that the reach names.
+
+    Args:
+      dense: leaves `[K, *parameter.shape]`, as from `jax.jacrev` of stacked losses.
+      reach: the same tree with a tuple of task indices for each array, as from `osgd_jax.reach`.
+
+    Returns:
+      The tree with a `TaskRows` for each array.
+
+    Raises:
+      ValueError: a reach that is not a tuple of different indices in `0 .. K-1`, or a tree whose
+        structure is not that of `dense`.
+    """
+    flat, treedef = jax.tree_util.tree_flatten_with_path(dense)
+    reaches = treedef.flatten_up_to(reach)
+    leaves = []
+    for (path, leaf), tasks in zip(flat, reaches, strict=True):
+        num_tasks = leaf.shape[0]
+        if not isinstance(tasks, tuple) or not set(tasks) <= set(range(num_tasks)):
+            raise ValueError(
+                f"reach{jax.tree_util.keystr(path)}={tasks!r} is not a tuple of task indices in"
+                f" 0 .. {num_tasks - 1}."
+            )
+        tasks = tuple(sorted(set(tasks)))
+        leaves.append(TaskRows(leaf[np.array(tasks, int)], tasks, num_tasks))
+    return treedef.unflatten(leaves)

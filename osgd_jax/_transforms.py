@@ -1,0 +1,229 @@
+"""Optax transformations from task gradients to one update."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from osgd_jax import _gramian, _scopes, weightings
+from osgd_jax._scopes import Scope
+from osgd_jax._task_rows import ArrayTree, is_task_rows
+from osgd_jax.weightings import Weighting
+from osgd_jax.weightings._orthogonal import Order
+
+
+class AggregateState(NamedTuple):
+    """State of `aggregate`.
+
+    Attributes:
+      key: PRNG key for the next step, or None where none was given.
+      weighting: the weighting's state.
+    """
+
+    key: jax.Array | None
+    weighting: Any
+
+
+def aggregate(
+    weighting: Weighting, scope: Scope = "shared", key: jax.Array | int | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Combine the gradients of K tasks into one update, by weights from their Gramian.
+
+    .. warning:: Unlike other transformations, this one takes *task* gradients: leaves are
+      `osgd_jax.TaskRows`, or arrays with a leading task axis, `[K, *parameter.shape]`. Updates come
+      out with the shapes of the parameters. So it stands first in `optax.chain`, or after others
+      that work on task gradients, such as `clip_task_grads`.
+
+    What composes: anything after it in a chain; `optax.partition` with a tree of labels. What
+    cannot, since it would see the task axis: `optax.MultiSteps` (use `accumulate_task_grads`),
+    `optax.apply_if_finite` or `optax.masked` *around* it (put them inside the chain, after it), and
+    `optax.partition` with a function that makes the labels (call the function yourself).
+
+    Dense arrays do not tell which losses reach a parameter. With scopes `"shared"` and `"reach"`,
+    the rows that are not zero count as reached, array by array, at every step. While a loss is
+    masked out, so that its gradient is zero, the groups can differ from those of `TaskRows`.
+
+    Args:
+      weighting: one of `osgd_jax.weightings`.
+      scope: which parameters are balanced together, each group by weights of its own:
+
+        * `"shared"`: all parameters reached by two or more losses are one group; the others keep
+          their own gradient.
+        * `"all"`: all parameters are one group.
+        * `"leaf"`: each parameter array is a group.
+        * `"reach"`: parameters reached by the same losses are a group.
+        * a tree of labels with the structure of the parameters, or a function from the parameters
+          to such a tree: each label is a group.
+      key: PRNG key or seed for weightings that draw random numbers; kept in the state and split at
+        every step.
+
+    Returns:
+      A transformation. Its `update(grads, state, params=None, *, losses=None)` takes the K losses
+      for the weightings that need them. A NaN or infinity in a gradient makes every array of its
+      group NaN.
+
+    Raises:
+      ValueError: from here, for an unknown scope; from `update` while tracing, for leaves that
+        disagree on K or do not fit `params`, gradients of another than a real floating dtype,
+        labels that do not fit, or a weighting with a state per task used with a scope of several
+        groups.
+    """
+    _scopes.check_name(scope)
+
+    def init(params: ArrayTree) -> Any:
+        del params
+        random_key = jax.random.key(key) if isinstance(key, int) else key
+        return AggregateState(random_key, weighting.init())
+
+    def update(
+        updates: ArrayTree,
+        state: Any,
+        params: ArrayTree | None = None,
+        *,
+        losses: Any = None,
+        **extra_args: Any,
+    ) -> tuple[ArrayTree, Any]:
+        del extra_args
+        leaves = _gramian.leaves_of(updates, params)
+        if not leaves:
+            return updates, state
+        groups = _scopes.group(scope, leaves, updates, params)
+        next_key, step_key = (
+            (None, None) if state.key is None else tuple(jax.random.split(state.key))
+        )
+        weights, weighting_state = _weigh(
+            weighting, leaves, groups, state.weighting, losses, step_key
+        )
+        combined = [
+            _gramian.combine_leaf(leaf, leaf_weights)
+            for leaf, leaf_weights in zip(leaves, weights, strict=True)
+        ]
+        treedef = jax.tree.structure(updates, is_leaf=is_task_rows)
+        return treedef.unflatten(combined), AggregateState(next_key, weighting_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def orthogonalize(
+    order: Order = "first_to_last", scope: Scope = "shared", key: jax.Array | int | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Orthogonalize the task gradients in order of priority, and add them up.
+
+    To first order, the step taken for a later task then changes no earlier task's loss (over the
+    parameters of a group). `aggregate`, which see for what composes, with
+    `weightings.orthogonal`.
+
+    Source: Wan, Hoffmann, Lu and Maire, "Orthogonalized SGD and Nested Architectures for Anytime
+    Neural Networks", ICML 2020.
+
+    Args:
+      order: priority of the tasks, the most protected first: `"first_to_last"`,
+        `"last_to_first"`, `"random"` (a new permutation each step), or a permutation of
+        `0 .. K-1`.
+      scope: which parameters are orthogonalized together, as for `aggregate`.
+      key: PRNG key or seed, needed by `order="random"`.
+
+    Returns:
+      A transformation that takes task gradients and returns an update.
+
+    Raises:
+      ValueError: as `aggregate`; an order that is no permutation; `"random"` without a key.
+    """
+    if isinstance(order, str) and order == "random" and key is None:
+        raise ValueError(
+            "order='random' draws a permutation at each step and needs a PRNG key: pass key=."
+        )
+    return aggregate(weightings.orthogonal(order), scope, key)
+
+
+def osgd(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: float | None = None,
+    nesterov: bool = False,
+    accumulator_dtype: Any | None = None,
+    *,
+    order: Order = "first_to_last",
+    scope: Scope = "shared",
+    key: jax.Array | int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Orthogonalized SGD: `orthogonalize`, then `optax.sgd`.
+
+    Where the task gradients align, the step is shorter than that of SGD on the sum of the losses,
+    so the best learning rate is usually larger, up to K times.
+
+    Source: Wan, Hoffmann, Lu and Maire, ICML 2020.
+
+    Args:
+      learning_rate: a number or a schedule.
+      momentum: decay rate of the momentum; none is used if None.
+      nesterov: whether to use Nesterov momentum.
+      accumulator_dtype: dtype of the momentum; that of the parameters if None.
+      order: as for `orthogonalize`.
+      scope: as for `orthogonalize`.
+      key: as for `orthogonalize`.
+
+    Returns:
+      A transformation that takes task gradients and returns an update.
+
+    Raises:
+      ValueError: as `orthogonalize`.
+    """
+    return optax.chain(
+        orthogonalize(order, scope, key),
+        optax.sgd(learning_rate, momentum, nesterov, accumulator_dtype),
+    )
+
+
+def _weigh(weighting, leaves, groups, state, losses, key) -> tuple[list[jax.Array], Any]:
+    """Weights `[K]` for each leaf, and the weighting's next state."""
+    dtype = _gramian.accumulation_dtype(leaves)
+    own = jnp.ones(leaves[0].num_tasks, dtype)
+    if groups.num_groups == 0:
+        return [own] * len(leaves), state
+    if groups.num_groups > 1 and jax.tree.leaves(state):
+        raise ValueError(
+            "this weighting keeps a state per task, for one Gramian; with this scope there are"
+            f" {groups.num_groups} groups of parameters. Use scope='shared' or scope='all'."
+        )
+    largest = groups.max([_gramian.max_abs(leaf, dtype) for leaf in leaves])
+    scales = _scales(weighting.scaling, largest)
+    gramians = groups.sum(
+        [
+            _gramian.leaf_gramian(leaf, scales[group])
+            for leaf, group in zip(leaves, groups.ids, strict=True)
+        ]
+    )
+    if losses is not None:
+        losses = jnp.stack(losses) if isinstance(losses, tuple | list) else jnp.asarray(losses)
+        losses = losses.astype(dtype)
+
+    def weigh(gramian, scales, state):
+        kwargs = {"scales": scales} if weighting.scaling == "row" else {}
+        return weighting.weigh(gramian, state, losses=losses, key=key, **kwargs)
+
+    if groups.num_groups == 1:
+        weights, state = weigh(gramians[0], scales[0], state)
+        weights = weights[None]
+    else:
+        weights, _ = jax.vmap(weigh, in_axes=(0, 0, None))(gramians, scales, state)
+    # Not all weightings let a NaN through, and not all arrays of a group have the row with it.
+    finite = jnp.all(jnp.isfinite(largest), axis=1, keepdims=True)
+    weights = jnp.where(finite, weights, jnp.nan).astype(dtype)
+    return [
+        own if private is True else jnp.where(private, own, weights[group])
+        for private, group in zip(_python_bools(groups.private), groups.ids, strict=True)
+    ], state
+
+
+def _scales(scaling: str, largest: jax.Array) -> jax.Array:
+    if scaling == "row":
+        return _gramian.row_scales(largest)
+    if scaling == "common":
+        common = jnp.max(largest, axis=1, keepdims=True)
+        return jnp.broadcast_to(_gramian.row_scales(common), largest.shape)
+    return jnp.ones_like(largest)
+
+
+def _python_bools(flags):
+    return flags.tolist() if not isinstance(flags, jax.Array) else flags
