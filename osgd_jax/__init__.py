@@ -3,6 +3,7 @@
 from osgd_jax import weightings
 from osgd_jax._gramian import combine, gramian, task_cosines
 from osgd_jax._task_gradients import reach, task_grads, value_and_task_grads
+from osgd_jax._task_norms import clip_task_norms, normalize_task_norms, task_norms
 from osgd_jax._task_rows import TaskRows, densify, to_task_rows
 from osgd_jax._transforms import AggregateState, aggregate, orthogonalize, osgd
 
@@ -10,14 +11,17 @@ __all__ = [
     "AggregateState",
     "TaskRows",
     "aggregate",
+    "clip_task_norms",
     "combine",
     "densify",
     "gramian",
+    "normalize_task_norms",
     "orthogonalize",
     "osgd",
     "reach",
     "task_cosines",
     "task_grads",
+    "task_norms",
     "to_task_rows",
     "value_and_task_grads",
     "weightings",

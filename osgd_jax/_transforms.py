@@ -33,10 +33,11 @@ def aggregate(
     .. warning:: Unlike other transformations, this one takes *task* gradients: leaves are
       `osgd_jax.TaskRows`, or arrays with a leading task axis, `[K, *parameter.shape]`. Updates come
       out with the shapes of the parameters. So it stands first in `optax.chain`, or after others
-      that work on task gradients, such as `clip_task_grads`.
+      that work on task gradients, such as `clip_task_norms`.
 
     What composes: anything after it in a chain; `optax.partition` with a tree of labels. What
-    cannot, since it would see the task axis: `optax.MultiSteps` (use `accumulate_task_grads`),
+    cannot, since it would see the task axis: `optax.MultiSteps` (accumulate the task gradients by
+    `optax.microbatch` around the function that `task_grads` returns),
     `optax.apply_if_finite` or `optax.masked` *around* it (put them inside the chain, after it), and
     `optax.partition` with a function that makes the labels (call the function yourself).
 

@@ -1,0 +1,95 @@
+"""Transformations of the task gradients themselves, to stand before `aggregate` in a chain."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from osgd_jax import _gramian
+from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows
+
+
+def clip_task_norms(max_norm: float) -> optax.GradientTransformation:
+    """Scale down each task's gradient whose norm over all parameters is above a limit.
+
+    The counterpart of `optax.clip_by_global_norm`, task by task. Takes and returns task gradients:
+    it stands before `aggregate` or `orthogonalize` in `optax.chain`.
+
+    Args:
+      max_norm: the largest norm that passes unchanged, above zero.
+
+    Returns:
+      A transformation of task gradients.
+
+    Raises:
+      ValueError: `max_norm` is not above zero; from `update`, as `aggregate`.
+    """
+    if isinstance(max_norm, int | float) and not max_norm > 0:
+        raise ValueError(f"max_norm={max_norm} must be above zero.")
+    return _scale_tasks(lambda norms: jnp.where(norms > max_norm, max_norm / norms, 1))
+
+
+def normalize_task_norms() -> optax.GradientTransformation:
+    """Scale each task's gradient to norm one over all parameters; a zero gradient stays zero.
+
+    Takes and returns task gradients: it stands before `aggregate` or `orthogonalize` in
+    `optax.chain`.
+
+    Returns:
+      A transformation of task gradients.
+
+    Raises:
+      ValueError: from `update`, as `aggregate`.
+    """
+    return _scale_tasks(lambda norms: jnp.where(norms == 0, 0, 1 / jnp.where(norms == 0, 1, norms)))
+
+
+def task_norms(grads: ArrayTree) -> jax.Array:
+    """Norm of each task's gradient over all parameters.
+
+    Args:
+      grads: a tree of `TaskRows` or of arrays `[K, *parameter.shape]`.
+
+    Returns:
+      Array `[K]` in float32, or float64 where a gradient is float64.
+
+    Raises:
+      ValueError: leaves that disagree on K, or are not of a real floating dtype.
+    """
+    leaves = _gramian.leaves_of(grads)
+    dtype = _gramian.accumulation_dtype(leaves)
+    largest = functools.reduce(jnp.maximum, (_gramian.max_abs(leaf, dtype) for leaf in leaves))
+    scales = _gramian.row_scales(largest)
+    squares = jnp.zeros_like(scales)
+    for leaf in leaves:
+        for i, task in enumerate(leaf.tasks):
+            squares = squares.at[task].add(
+                jnp.sum(jnp.square(leaf.rows[i].astype(dtype) / scales[task]))
+            )
+    return scales * jnp.sqrt(squares)
+
+
+def _scale_tasks(factors: Callable[[jax.Array], jax.Array]) -> optax.GradientTransformation:
+    def update(updates: ArrayTree, state: Any, params: ArrayTree | None = None):
+        leaves = _gramian.leaves_of(updates, params)
+        if not leaves:
+            return updates, state
+        scales = factors(task_norms(updates))
+
+        def scale(leaf: TaskRows | jax.Array):
+            if isinstance(leaf, TaskRows):
+                rows = scale_rows(leaf.rows, scales[np.array(leaf.tasks, int)])
+                return TaskRows(rows, leaf.tasks, leaf.num_tasks)
+            return scale_rows(leaf, scales)
+
+        def scale_rows(rows: jax.Array, scales: jax.Array) -> jax.Array:
+            scales = scales.reshape(-1, *[1] * (rows.ndim - 1))
+            return (scales * rows.astype(scales.dtype)).astype(rows.dtype)
+
+        return jax.tree.map(scale, updates, is_leaf=is_task_rows), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
