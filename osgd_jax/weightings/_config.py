@@ -1,0 +1,58 @@
+"""ConFIG: the direction at equal angles to all gradients."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._tools import (
+    check_preference,
+    preference_like,
+    solve_least_norm,
+    unit_rows,
+)
+
+
+def config(preference: Sequence[float] | None = None) -> Weighting:
+    """Weigh the tasks so that the direction has the same cosine with all gradients.
+
+    Its length is the sum of the components of the gradients along it. With linearly dependent
+    gradients the cosines are as equal as they can be, in the least squares sense; where that is not
+    at all, as for opposite gradients, the direction is zero.
+
+    Source: Liu, Chu and Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed Neural
+    Networks", ICLR 2025, arXiv 2408.11104.
+
+    Args:
+      preference: ratios of the cosines; equal if None.
+
+    Returns:
+      A weighting.
+
+    Raises:
+      ValueError: a preference that is negative, or zero for all; while tracing, one that does not
+        have K numbers.
+    """
+    preference = check_preference(preference)
+
+    def weigh(
+        gramian: jax.Array,
+        *,
+        losses: jax.Array | None,
+        key: jax.Array | None,
+        scales: jax.Array | None = None,
+    ) -> jax.Array:
+        del losses, key
+        rows = unit_rows(gramian, scales)
+        wanted = jnp.where(rows.active, preference_like(preference, gramian, 1.0), 0)
+        solution = solve_least_norm(rows.cosines, wanted)
+        components = rows.cosines @ solution
+        squared_norm = solution @ components
+        rounding = 8 * len(gramian) * jnp.finfo(gramian.dtype).eps
+        has_direction = squared_norm > rounding * (wanted @ wanted)
+        length = jnp.sum(rows.norms * components, where=rows.active)
+        length = jnp.where(has_direction, length / jnp.where(has_direction, squared_norm, 1), 0)
+        return length * solution / rows.norms
+
+    return stateless(weigh, scaling="row")

@@ -1,0 +1,51 @@
+"""DualProj: the mean gradient projected onto the cone of directions without conflict."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._solvers import nonnegative_qp
+from osgd_jax.weightings._tools import check_preference, preference_like, unit_rows
+
+
+def dualproj(preference: Sequence[float] | None = None) -> Weighting:
+    """Project the mean gradient onto the dual cone of all gradients.
+
+    The result is the direction nearest to the mean gradient for which no loss increases, to first
+    order.
+
+    Source: Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017,
+    for the projection; Quinton and Rey, arXiv 2406.16232, for its use here.
+
+    Args:
+      preference: weights of the mean; 1/K each if None.
+
+    Returns:
+      A weighting.
+
+    Raises:
+      ValueError: a preference that is negative, or zero for all; while tracing, one that does not
+        have K numbers.
+    """
+    preference = check_preference(preference)
+
+    def weigh(
+        gramian: jax.Array,
+        *,
+        losses: jax.Array | None,
+        key: jax.Array | None,
+        scales: jax.Array | None = None,
+    ) -> jax.Array:
+        del losses, key
+        rows = unit_rows(gramian, scales)
+        shares = preference_like(preference, gramian, 1 / len(gramian))
+        mean = shares * rows.norms
+        # The problem is homogeneous; its solver wants numbers of the order of one.
+        largest = jnp.max(jnp.where(rows.active, mean, 0))
+        largest = jnp.where(largest > 0, largest, 1)
+        added = largest * nonnegative_qp(rows.cosines, rows.cosines @ (mean / largest))
+        return shares + added / rows.norms
+
+    return stateless(weigh, scaling="row")

@@ -1,0 +1,90 @@
+"""Dynamic weight average: more weight for losses that fall slowly."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._tools import check_losses, check_num_tasks, softmax_of_active
+
+
+class DWAState(NamedTuple):
+    """State of `dwa`.
+
+    Attributes:
+      step: steps in the current period.
+      periods: number of whole periods, up to two.
+      totals: sums of the losses in the current period, `[K]`.
+      counts: number of terms of each, `[K]`.
+      means: mean losses of the last period and the one before, `[2, K]`.
+    """
+
+    step: jax.Array
+    periods: jax.Array
+    totals: jax.Array
+    counts: jax.Array
+    means: jax.Array
+
+
+def dwa(num_tasks: int, temperature: float = 2.0, period: int = 100) -> Weighting:
+    """Weigh the tasks by the rate at which their mean losses changed over the last two periods.
+
+    The weights are K times the softmax of r_i / temperature, r_i being the mean loss of task i in
+    the last period over that in the one before; they are one during the first two periods. A period
+    is an epoch in the paper.
+
+    Source: Liu, Johns and Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019.
+
+    Args:
+      num_tasks: number of tasks K.
+      temperature: the larger, the more equal the weights.
+      period: number of steps whose losses are averaged.
+
+    Returns:
+      A weighting with state that needs the losses.
+
+    Raises:
+      ValueError: `period` below one or `temperature` not positive; while tracing, no losses, or
+        another number of tasks.
+    """
+    if period < 1 or temperature <= 0:
+        raise ValueError(
+            f"period={period!r} must be at least 1 and temperature={temperature!r} positive."
+        )
+
+    def init() -> DWAState:
+        zero, zeros = jnp.zeros((), jnp.int32), jnp.zeros(num_tasks)
+        return DWAState(zero, zero, zeros, zeros, jnp.ones((2, num_tasks)))
+
+    def weigh(
+        gramian: jax.Array,
+        state: DWAState,
+        *,
+        losses: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, DWAState]:
+        del key
+        check_num_tasks(num_tasks, gramian, "dwa")
+        losses = check_losses(losses, gramian, "dwa").astype(state.totals.dtype)
+        active = jnp.diagonal(gramian) > 0
+
+        last, before = state.means
+        rates = last / jnp.where(before != 0, before, 1)
+        rates = jnp.where(state.periods < 2, 1, rates)
+        weights = jnp.sum(active) * softmax_of_active(rates / temperature, active)
+
+        totals = state.totals + jnp.where(active, losses, 0)
+        counts = state.counts + active
+        means = jnp.where(counts > 0, totals / jnp.maximum(counts, 1), last)
+        ends = state.step + 1 == period
+        next_state = DWAState(
+            jnp.where(ends, 0, state.step + 1),
+            jnp.minimum(state.periods + ends, 2),
+            jnp.where(ends, 0, totals),
+            jnp.where(ends, 0, counts),
+            jnp.where(ends, jnp.stack([means, last]), state.means),
+        )
+        return weights.astype(gramian.dtype), next_state
+
+    return Weighting(init, weigh, scaling="common")

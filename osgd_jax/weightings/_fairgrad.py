@@ -1,0 +1,53 @@
+"""FairGrad: alpha-fair distribution of the decrease of the losses."""
+
+import jax
+import jax.numpy as jnp
+
+from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._solvers import balanced_point
+from osgd_jax.weightings._tools import unit_rows
+
+
+def fairgrad(alpha: float = 2.0) -> Weighting:
+    """Weigh the tasks so that the decreases of their losses are alpha-fair.
+
+    The direction maximises sum_i <g_i, d>^(1 - alpha) / (1 - alpha) over a ball, for which
+    (G w)_i = w_i^(-1/alpha). With alpha = 1 this is `nash_mtl`; the larger alpha, the nearer to
+    equal decreases. The weights, and so the length of the direction, are those of that equation. At
+    Pareto-stationary points, which have no solution, they are large but finite.
+
+    Source: Ban and Ji, "Fair Resource Allocation in Multi-Task Learning", ICML 2024.
+
+    Args:
+      alpha: kind of fairness, positive.
+
+    Returns:
+      A weighting; the weights are positive.
+
+    Raises:
+      ValueError: `alpha` is not positive.
+    """
+    if alpha <= 0:
+        raise ValueError(f"alpha={alpha!r} must be positive; alpha = 0 would be the mean.")
+
+    def weigh(
+        gramian: jax.Array,
+        *,
+        losses: jax.Array | None,
+        key: jax.Array | None,
+        scales: jax.Array | None = None,
+    ) -> jax.Array:
+        del losses, key
+        return fair_weights(gramian, scales, 1 / alpha)
+
+    return stateless(weigh, scaling="row")
+
+
+def fair_weights(gramian: jax.Array, scales: jax.Array | None, exponent: float) -> jax.Array:
+    """Solve (G w)_i = w_i^-p, for gradients that were divided by `scales`."""
+    rows = unit_rows(gramian, scales)
+    # With x_i = w_i |g_i| the equation is (C x)_i = |g_i|^(p-1) x_i^-p; a common factor m of the
+    # norms multiplies the weights by m^(-2 / (p + 1)).
+    x = balanced_point(rows.cosines, rows.norms ** (exponent - 1), exponent)
+    log_weights = jnp.log(x / rows.norms) - 2 / (exponent + 1) * rows.log_largest
+    return jnp.exp(jnp.minimum(log_weights, jnp.log(jnp.finfo(gramian.dtype).max) - 1))

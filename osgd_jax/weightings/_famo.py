@@ -1,0 +1,90 @@
+"""FAMO: all losses made to fall at the same relative rate, from the losses alone."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._learned import learn
+from osgd_jax.weightings._tools import check_losses, check_num_tasks, softmax_of_active
+
+
+class FAMOState(NamedTuple):
+    """State of `famo`.
+
+    Attributes:
+      logits: logits of the tasks' shares, `[K]`.
+      log_losses: logarithms of the losses of the step before, `[K]`.
+      seen: tasks whose `log_losses` is known, `[K]`.
+      optimizer: state of Adam.
+    """
+
+    logits: jax.Array
+    log_losses: jax.Array
+    seen: jax.Array
+    optimizer: Any
+
+
+def famo(num_tasks: int, learning_rate: float = 0.025, weight_decay: float = 1e-3) -> Weighting:
+    """Weigh each task by its share over its loss, with shares learned from how the losses change.
+
+    The shares z are a softmax. When the logarithm of a loss has fallen by less than the average,
+    weighted by z, its share grows: Adam with L2 regularisation, on the logits. The weights are the
+    z_i / L_i, divided by their sum.
+
+    The change of the losses is taken between consecutive steps, with their own batches, which saves
+    evaluating the losses a second time after each step.
+
+    Source: Liu, Feng, Stone and Liu, "FAMO: Fast Adaptive Multitask Optimization", NeurIPS 2023.
+
+    Args:
+      num_tasks: number of tasks K.
+      learning_rate: learning rate of the logits.
+      weight_decay: L2 regularisation of the logits.
+
+    Returns:
+      A weighting with state that needs the losses, which must be positive.
+
+    Raises:
+      ValueError: while tracing, without losses, or with another number of tasks.
+    """
+    optimizer = optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(learning_rate))
+
+    def init() -> FAMOState:
+        zeros = jnp.zeros(num_tasks)
+        return FAMOState(zeros, zeros, jnp.zeros(num_tasks, bool), optimizer.init(zeros))
+
+    def weigh(
+        gramian: jax.Array,
+        state: FAMOState,
+        *,
+        losses: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, FAMOState]:
+        del key
+        check_num_tasks(num_tasks, gramian, "famo")
+        losses = check_losses(losses, gramian, "famo").astype(state.logits.dtype)
+        active = jnp.diagonal(gramian) > 0
+        log_losses = jnp.log(jnp.maximum(losses, 1e-8))
+
+        comparable = active & state.seen
+        shares = softmax_of_active(state.logits, comparable)
+        decrease = jnp.where(comparable, state.log_losses - log_losses, 0)
+        gradient = shares * (decrease - shares @ decrease)
+        logits, optimizer_state = learn(
+            optimizer, gradient, state.optimizer, state.logits, comparable
+        )
+
+        # z_i / L_i over their sum.
+        weights = softmax_of_active(logits - log_losses, active)
+        next_state = FAMOState(
+            logits,
+            jnp.where(active, log_losses, state.log_losses),
+            state.seen | active,
+            optimizer_state,
+        )
+        return weights.astype(gramian.dtype), next_state
+
+    return Weighting(init, weigh, scaling="common")

@@ -1,0 +1,35 @@
+"""Geometric loss strategy: the geometric mean of the losses."""
+
+import jax
+import jax.numpy as jnp
+
+from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._tools import check_losses
+
+
+def gls() -> Weighting:
+    """Weigh the tasks so that the direction is the gradient of the geometric mean of the losses.
+
+    That is, by the geometric mean over K L_i. Tasks with a zero gradient have no part in the mean.
+
+    Source: Chennupati, Sistu, Yogamani and Rawashdeh, "MultiNet++: Multi-Stream Feature Aggregation
+    and Geometric Loss Strategy for Multi-Task Learning", CVPR Workshops 2019.
+
+    Returns:
+      A weighting that needs the losses, which must be positive.
+
+    Raises:
+      ValueError: while tracing, without losses.
+    """
+
+    def weigh(gramian: jax.Array, *, losses: jax.Array | None, key: jax.Array | None) -> jax.Array:
+        del key
+        losses = check_losses(losses, gramian, "gls")
+        active = jnp.diagonal(gramian) > 0
+        count = jnp.maximum(jnp.sum(active), 1)
+        log_losses = jnp.log(jnp.maximum(losses, jnp.finfo(losses.dtype).tiny))
+        log_mean = jnp.sum(log_losses, where=active) / count
+        log_weights = jnp.where(active, log_mean - log_losses, 0)
+        return jnp.where(active, jnp.exp(jnp.minimum(log_weights, 80)), 0) / count
+
+    return stateless(weigh, scaling="common")

@@ -1,0 +1,29 @@
+"""Gradient equilibrium: the mean over the outputs that a block serves."""
+
+import jax
+import jax.numpy as jnp
+
+from osgd_jax.weightings._base import Weighting, stateless
+
+
+def gradient_equilibrium() -> Weighting:
+    """Weigh each task by one over the number of tasks that reach the group of parameters.
+
+    The method scales gradients at the exits of a multi-exit network on their way back: with k
+    exits, behind block i, those of classifier i by 1 / (k - i + 1) and those from later blocks by
+    (k - i) / (k - i + 1). The factors on a path multiply to 1 / (k - i + 1) for every loss that
+    reaches block i, of which there are just as many. So it is this weighting with
+    `scope="reach"` (or `"leaf"`); with other scopes it is the mean over the whole group.
+
+    Source: Li, Zhang, Qi, Yang and Huang, "Improved Techniques for Training Adaptive Deep
+    Networks", ICCV 2019.
+
+    Returns:
+      A weighting.
+    """
+
+    def weigh(gramian: jax.Array, **_: jax.Array | None) -> jax.Array:
+        active = jnp.diagonal(gramian) > 0
+        return active / jnp.maximum(jnp.sum(active), 1).astype(gramian.dtype)
+
+    return stateless(weigh, scaling="common")

@@ -1,0 +1,88 @@
+"""GradNorm: weights learned so that the tasks' gradients have norms in step with their progress."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._learned import learn
+from osgd_jax.weightings._tools import check_losses, check_num_tasks
+
+
+class GradNormState(NamedTuple):
+    """State of `gradnorm`: arrays `[K]`, and that of Adam."""
+
+    weights: jax.Array
+    initial_losses: jax.Array
+    seen: jax.Array
+    optimizer: Any
+
+
+def gradnorm(num_tasks: int, alpha: float = 1.5, learning_rate: float = 0.025) -> Weighting:
+    """Learn weights that give tasks which train slowly a larger gradient.
+
+    With w the weights, r_i the loss of task i over its first loss, divided by the mean of these
+    ratios, and m the mean of the norms of w_i g_i, the weights descend the sum over the tasks of
+    | w_i |g_i| - m r_i^alpha |, m and r_i taken as constants, by Adam. They are then divided by
+    their mean. So that the learning rate does not depend on the scale of the gradients, the norms
+    are divided by m; so that no task is lost, no weight falls below a thousandth.
+
+    The first loss is that of the first step in which the task's gradient is not zero.
+
+    Source: Chen, Badrinarayanan, Lee and Rabinovich, "GradNorm: Gradient Normalization for Adaptive
+    Loss Balancing in Deep Multitask Networks", ICML 2018.
+
+    Args:
+      num_tasks: number of tasks K.
+      alpha: strength of the pull towards equal progress.
+      learning_rate: learning rate of the weights.
+
+    Returns:
+      A weighting with state that needs the losses, which must be positive.
+
+    Raises:
+      ValueError: while tracing, without losses, or with another number of tasks.
+    """
+    optimizer = optax.adam(learning_rate)
+
+    def init() -> GradNormState:
+        ones = jnp.ones(num_tasks)
+        return GradNormState(ones, ones, jnp.zeros(num_tasks, bool), optimizer.init(ones))
+
+    def weigh(
+        gramian: jax.Array,
+        state: GradNormState,
+        *,
+        losses: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, GradNormState]:
+        del key
+        check_num_tasks(num_tasks, gramian, "gradnorm")
+        losses = check_losses(losses, gramian, "gradnorm").astype(state.weights.dtype)
+        squares = jnp.diagonal(gramian).astype(state.weights.dtype)
+        active = squares > 0
+        count = jnp.maximum(jnp.sum(active), 1)
+        initial_losses = jnp.where(active & ~state.seen, losses, state.initial_losses)
+
+        norms = jnp.where(active, jnp.sqrt(squares), 0)
+        mean_norm = jnp.sum(state.weights * norms) / count
+        norms = norms / jnp.where(mean_norm > 0, mean_norm, 1)
+        ratios = jnp.where(active, losses / jnp.where(initial_losses > 0, initial_losses, 1), 0)
+        mean_ratio = jnp.sum(ratios) / count
+        rates = ratios / jnp.where(mean_ratio > 0, mean_ratio, 1)
+        distance = state.weights * norms - jnp.maximum(rates, 0) ** alpha
+
+        weights, optimizer_state = learn(
+            optimizer, jnp.sign(distance) * norms, state.optimizer, state.weights, active
+        )
+        weights = jnp.maximum(weights, 1e-3)
+        total_before = jnp.sum(state.weights, where=active)
+        total = jnp.sum(weights, where=active)
+        normalised = weights * total_before / jnp.where(total > 0, total, 1)
+        weights = jnp.where(active, normalised, state.weights)
+        next_state = GradNormState(weights, initial_losses, state.seen | active, optimizer_state)
+        return state.weights.astype(gramian.dtype), next_state
+
+    return Weighting(init, weigh, scaling="common")

@@ -1,0 +1,85 @@
+"""Gradient Vaccine: gradients are turned towards each other until their angle is the usual one."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._pcgrad import UNROLLED_TASKS, visiting_orders
+from osgd_jax.weightings._tools import check_num_tasks, unit_rows, weights_of_rows
+
+
+def gradvac(num_tasks: int, beta: float = 0.01) -> Weighting:
+    """Raise the cosine of each pair of gradients to its own running average where it is below.
+
+    As `pcgrad`, which is the case of targets that stay zero: each task goes through the others, and
+    adds so much of the other's gradient that the cosine reaches the target of the pair. Targets
+    start at zero and follow the cosines seen, with rate `beta`.
+
+    Without a key the order is fixed: the others from the first to the last.
+
+    Source: Wang, Tsvetkov, Firat and Cao, "Gradient Vaccine: Investigating and Improving Multi-task
+    Optimization in Massively Multilingual Models", ICLR 2021.
+
+    Args:
+      num_tasks: number of tasks K.
+      beta: rate of the running average of the cosines, in [0, 1].
+
+    Returns:
+      A weighting with state: the targets, `[K, K]`. It uses a key if there is one.
+
+    Raises:
+      ValueError: `beta` outside [0, 1], or, while tracing, another number of tasks.
+    """
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta={beta!r} must be in [0, 1].")
+
+    def init() -> jax.Array:
+        return jnp.zeros((num_tasks, num_tasks))
+
+    def weigh(
+        gramian: jax.Array,
+        state: jax.Array,
+        *,
+        losses: jax.Array | None = None,
+        key: jax.Array | None = None,
+        scales: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        del losses
+        check_num_tasks(num_tasks, gramian, "gradvac")
+        rows = unit_rows(gramian, scales)
+        identity = jnp.eye(num_tasks, dtype=gramian.dtype)
+        tasks = jnp.arange(num_tasks)
+        orders = visiting_orders(num_tasks, key)
+
+        def vaccinate(position, carry):
+            # inner[i, j] is the product of changed gradient i and original unit gradient j.
+            coefficients, inner, targets = carry
+            other = orders[:, position]
+            pair = (other != tasks) & rows.active & rows.active[other]
+            squared_norm = jnp.sum(coefficients * inner, axis=1)
+            norm = jnp.sqrt(jnp.where(squared_norm > 0, squared_norm, 1))
+            cosine = jnp.where(squared_norm > 0, inner[tasks, other] / norm, 0)
+            cosine = jnp.clip(cosine, -1, 1)
+            target = targets[tasks, other]
+            # A target of one could only be met by adding infinitely much.
+            target_sine = jnp.sqrt(jnp.maximum(1 - target**2, 1e-6))
+            amount = norm * (target * jnp.sqrt(1 - cosine**2) / target_sine - cosine)
+            amount = jnp.where(pair & (cosine < target), jnp.maximum(amount, 0), 0)[:, None]
+            rate = jnp.where(pair, beta, 0)[:, None] * identity[other]
+            return (
+                coefficients + amount * identity[other],
+                inner + amount * rows.cosines[other],
+                targets + rate * (cosine[:, None] - targets),
+            )
+
+        coefficients, _, targets = lax.fori_loop(
+            0,
+            num_tasks,
+            vaccinate,
+            (identity, rows.cosines, state.astype(gramian.dtype)),
+            unroll=num_tasks <= UNROLLED_TASKS,
+        )
+        return weights_of_rows(coefficients, rows.norms), targets.astype(state.dtype)
+
+    return Weighting(init, weigh, scaling="row")

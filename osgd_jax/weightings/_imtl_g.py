@@ -1,0 +1,43 @@
+"""IMTL-G: the direction that has the same component along every gradient."""
+
+import jax
+import jax.numpy as jnp
+
+from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._tools import solve_least_norm, unit_rows
+
+
+def imtl_g() -> Weighting:
+    """Weigh the tasks so that the direction has equal projections onto all unit gradients.
+
+    The weights sum to one and may be negative; where they would have to sum to zero, the direction
+    is zero. With linearly dependent gradients, the projections are as equal as they can be, in the
+    least squares sense. Where the gradients' norms are very different, the sum of the unnormalised
+    weights can be negative, and then the direction is uphill for all losses: a property of the
+    published method.
+
+    Source: Liu, Li, Kuang, Xue, Chen, Yang, Liao and Zhang, "Towards Impartial Multi-task
+    Learning", ICLR 2021.
+
+    Returns:
+      A weighting.
+    """
+
+    def weigh(
+        gramian: jax.Array,
+        *,
+        losses: jax.Array | None,
+        key: jax.Array | None,
+        scales: jax.Array | None = None,
+    ) -> jax.Array:
+        del losses, key
+        rows = unit_rows(gramian, scales)
+        weights = solve_least_norm(rows.cosines, rows.active.astype(gramian.dtype)) / rows.norms
+        # By the largest first: norms far apart give weights far apart.
+        weights = weights / jnp.maximum(jnp.max(jnp.abs(weights)), 1)
+        total = jnp.sum(weights)
+        rounding = len(gramian) * jnp.finfo(gramian.dtype).eps * jnp.sum(jnp.abs(weights))
+        has_sum = jnp.abs(total) > rounding
+        return jnp.where(has_sum, weights / jnp.where(has_sum, total, 1), 0)
+
+    return stateless(weigh, scaling="row")

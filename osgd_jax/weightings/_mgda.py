@@ -1,0 +1,42 @@
+"""MGDA: the shortest vector in the convex hull of the gradients."""
+
+import jax
+import jax.numpy as jnp
+
+from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._solvers import nonnegative_qp
+from osgd_jax.weightings._tools import unit_rows
+
+
+def mgda() -> Weighting:
+    """Weigh the tasks so that the direction is the shortest convex combination of the gradients.
+
+    It descends every loss, and is zero where, and only where, the parameters are Pareto-stationary.
+    Tasks with a zero gradient are left out of the convex hull.
+
+    Source: Désidéri, "Multiple-gradient descent algorithm (MGDA) for multiobjective optimization",
+    Comptes Rendus Mathématique 2012; for networks, Sener and Koltun, "Multi-Task Learning as
+    Multi-Objective Optimization", NeurIPS 2018.
+
+    Returns:
+      A weighting; the weights are non-negative and sum to one.
+    """
+
+    def weigh(
+        gramian: jax.Array,
+        *,
+        losses: jax.Array | None,
+        key: jax.Array | None,
+        scales: jax.Array | None = None,
+    ) -> jax.Array:
+        del losses, key
+        rows = unit_rows(gramian, scales)
+        # With x the weights of the unit gradients, up to a factor, the constraint is a'x = 1. The
+        # term (a'x)^2 changes nothing on it, and makes the minimum over all x >= 0 lie on its ray.
+        shortest = jnp.min(rows.norms, where=rows.active, initial=1)
+        a = jnp.where(rows.active, shortest / rows.norms, 0)
+        weights = a * nonnegative_qp(rows.cosines + jnp.outer(a, a), -a)
+        total = jnp.sum(weights)
+        return weights / jnp.where(total > 0, total, 1)
+
+    return stateless(weigh, scaling="row")

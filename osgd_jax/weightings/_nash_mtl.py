@@ -1,0 +1,37 @@
+"""Nash-MTL: the step as the solution of a bargaining game between the tasks."""
+
+import jax
+
+from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._fairgrad import fair_weights
+
+
+def nash_mtl() -> Weighting:
+    """Weigh the tasks by the Nash bargaining solution: G w = 1 / w.
+
+    The direction maximises the product of the decreases of the losses over a ball, and does not
+    change when a gradient is multiplied by a positive number. Its norm is the square root of K
+    whatever the gradients, so the learning rate alone sets the length of the step. At
+    Pareto-stationary points, which have no solution, the weights are large but finite.
+
+    The equation is solved exactly, as the minimum of w' G w / 2 - sum_i log w_i, in place of the
+    sequence of approximations of the paper; so there is no state.
+
+    Source: Navon, Shamsian, Achituve, Maron, Kawaguchi, Chechik and Fetaya, "Multi-Task Learning as
+    a Bargaining Game", ICML 2022.
+
+    Returns:
+      A weighting; the weights are positive.
+    """
+
+    def weigh(
+        gramian: jax.Array,
+        *,
+        losses: jax.Array | None,
+        key: jax.Array | None,
+        scales: jax.Array | None = None,
+    ) -> jax.Array:
+        del losses, key
+        return fair_weights(gramian, scales, 1.0)
+
+    return stateless(weigh, scaling="row")

@@ -1,0 +1,47 @@
+"""Smooth Tchebycheff scalarization: a smooth maximum of the losses."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._tools import (
+    check_losses,
+    check_preference,
+    preference_like,
+    softmax_of_active,
+)
+
+
+def stch(mu: float = 1.0, preference: Sequence[float] | None = None) -> Weighting:
+    """Weigh the tasks so that the direction is the gradient of a smooth maximum of the losses.
+
+    The smooth maximum is mu log sum_i exp(p_i L_i / mu), with the preferences p and the ideal point
+    at zero, so the weights are p_i softmax(p L / mu)_i.
+
+    Source: Lin, Zhang, Yang, Liu, Wang and Zhang, "Smooth Tchebycheff Scalarization for
+    Multi-Objective Optimization", ICML 2024.
+
+    Args:
+      mu: smoothness; near zero only the largest of the p_i L_i counts.
+      preference: the p_i; 1/K each if None.
+
+    Returns:
+      A weighting that needs the losses.
+
+    Raises:
+      ValueError: `mu` not positive, or a preference that is negative, or zero for all; while
+        tracing, one that does not have K numbers, or no losses.
+    """
+    if mu <= 0:
+        raise ValueError(f"mu={mu!r} must be positive.")
+    preference = check_preference(preference)
+
+    def weigh(gramian: jax.Array, *, losses: jax.Array | None, key: jax.Array | None) -> jax.Array:
+        del key
+        losses = check_losses(losses, gramian, "stch")
+        shares = preference_like(preference, gramian, 1 / len(gramian))
+        return shares * softmax_of_active(shares * losses / mu, jnp.diagonal(gramian) > 0)
+
+    return stateless(weigh, scaling="common")

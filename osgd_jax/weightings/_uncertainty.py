@@ -1,0 +1,68 @@
+"""Uncertainty weighting: each loss over twice a variance that is learned with it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._learned import learn
+from osgd_jax.weightings._tools import check_losses, check_num_tasks
+
+
+class UncertaintyState(NamedTuple):
+    """State of `uncertainty`: the logarithms of the variances, `[K]`, and that of Adam."""
+
+    log_variances: jax.Array
+    optimizer: Any
+
+
+def uncertainty(num_tasks: int, learning_rate: float = 0.025) -> Weighting:
+    """Weigh each task by 1 / (2 s_i^2), where the s_i are learned.
+
+    They descend the sum of L_i / (2 s_i^2) + log s_i, by Adam on the logarithms of the s_i^2, which
+    start at zero.
+
+    Source: Kendall, Gal and Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses for
+    Scene Geometry and Semantics", CVPR 2018.
+
+    Args:
+      num_tasks: number of tasks K.
+      learning_rate: learning rate of the logarithms.
+
+    Returns:
+      A weighting with state that needs the losses.
+
+    Raises:
+      ValueError: while tracing, without losses, or with another number of tasks.
+    """
+    optimizer = optax.adam(learning_rate)
+
+    def init() -> UncertaintyState:
+        zeros = jnp.zeros(num_tasks)
+        return UncertaintyState(zeros, optimizer.init(zeros))
+
+    def weigh(
+        gramian: jax.Array,
+        state: UncertaintyState,
+        *,
+        losses: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, UncertaintyState]:
+        del key
+        check_num_tasks(num_tasks, gramian, "uncertainty")
+        losses = check_losses(losses, gramian, "uncertainty").astype(state.log_variances.dtype)
+        weights = jnp.exp(-state.log_variances) / 2
+        log_variances, optimizer_state = learn(
+            optimizer,
+            0.5 - losses * weights,
+            state.optimizer,
+            state.log_variances,
+            jnp.diagonal(gramian) > 0,
+        )
+        # A loss of zero would let the variance shrink for ever.
+        log_variances = jnp.clip(log_variances, -40, 40)
+        return weights.astype(gramian.dtype), UncertaintyState(log_variances, optimizer_state)
+
+    return Weighting(init, weigh, scaling="common")
