@@ -1,0 +1,34 @@
+"""Anytime networks as Flax NNX modules, and the layers that they are made of.
+
+Every net takes [batch, *spatial, channels] with one or two spatial axes and has the same interface:
+`net(x)`, `net.start(x)`, `net.advance(k, carry)`, `net.subnetwork(k)`; see `AnytimeNet`.
+"""
+
+from osgd_jax.nets._base import AnytimeNet
+from osgd_jax.nets._blocks import Head, PreactConv, ResidualBlock, Stem
+from osgd_jax.nets._depth import DepthNestedResNet
+from osgd_jax.nets._layers import Conv, Layers, Linear
+from osgd_jax.nets._norm import BatchNorm, GroupNorm
+from osgd_jax.nets._streams import Stream, Transition
+from osgd_jax.nets._stripes import StripeConv, geometric_fractions, stripe_sizes
+from osgd_jax.nets._width import WidthNestedResNet
+
+__all__ = [
+    "AnytimeNet",
+    "BatchNorm",
+    "Conv",
+    "DepthNestedResNet",
+    "GroupNorm",
+    "Head",
+    "Layers",
+    "Linear",
+    "PreactConv",
+    "ResidualBlock",
+    "Stem",
+    "Stream",
+    "StripeConv",
+    "Transition",
+    "WidthNestedResNet",
+    "geometric_fractions",
+    "stripe_sizes",
+]

@@ -1,0 +1,101 @@
+"""What all anytime nets have in common."""
+
+from typing import Any, Self
+
+import jax
+from flax import nnx
+
+from osgd_jax.nets._checks import check_input
+
+
+class AnytimeNet(nnx.Module):
+    """A net with several outputs, one after the other, each a little later and better than the one
+    before.
+
+    A net is a list of stages. Stage k holds exactly the parameters that output k adds to those of
+    the earlier outputs and maps the *carry*, a pytree of what the earlier stages have computed, to
+    the logits of output k and the next carry. A subclass makes the stages and hands them to
+    `__init__`; a stage is a module whose `__call__(carry)` gives `(logits, carry)`. The carry that
+    the first stage gets is the input.
+
+    Args:
+        stages: one module for each output.
+        num_classes: logits of each output.
+        in_channels: channels of the input.
+        spatial_dims: 1 or 2, the axes of the input between batch and channels.
+    """
+
+    def __init__(self, stages: list[Any], *, num_classes: int, in_channels: int, spatial_dims: int):
+        self.stages = nnx.List(stages)
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.spatial_dims = spatial_dims
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of outputs."""
+        return len(self.stages)
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """Computes all outputs.
+
+        Args:
+            x: [batch, *spatial, in_channels].
+
+        Returns:
+            The logits of each output in order, [batch, num_classes] each.
+
+        Raises:
+            ValueError: `x` has another shape.
+        """
+        carry = self.start(x)
+        outputs = []
+        for k in range(self.num_outputs):
+            logits, carry = self.advance(k, carry)
+            outputs.append(logits)
+        return tuple(outputs)
+
+    def start(self, x: jax.Array) -> Any:
+        """The carry that `advance(0, carry)` takes; no work is done yet.
+
+        Raises:
+            ValueError: `x` is not [batch, *spatial, in_channels].
+        """
+        check_input(x.shape, self.spatial_dims, self.in_channels)
+        return x
+
+    def advance(self, k: int, carry: Any) -> tuple[jax.Array, Any]:
+        """Computes output k from the carry of output k − 1.
+
+        Args:
+            k: index of the output.
+            carry: from `start(x)` for k = 0, else from `advance(k - 1, …)`.
+
+        Returns:
+            Logits [batch, num_classes], and the carry for `advance(k + 1, …)`.
+
+        Raises:
+            ValueError: there is no output k.
+        """
+        self._check_output(k)
+        return self.stages[k](carry)
+
+    def subnetwork(self, k: int) -> Self:
+        """The net of the outputs 0 … k alone; it shares its Variables with this one.
+
+        Raises:
+            ValueError: there is no output k.
+        """
+        self._check_output(k)
+        net = nnx.merge(*nnx.split(self))
+        net.stages = nnx.List(net.stages[: k + 1])
+        return net
+
+    def set_view(
+        self, deterministic: bool | None = None, use_running_average: bool | None = None
+    ) -> None:
+        """Lets `nnx.view` take its usual keywords for a net without batch normalisation too."""
+
+    def _check_output(self, k: int) -> None:
+        if not 0 <= k < self.num_outputs:
+            raise ValueError(f"k must be an output from 0 to {self.num_outputs - 1}, got {k}.")

@@ -1,0 +1,45 @@
+"""Checks of arguments that several nets share; each raises a ValueError that names the argument."""
+
+from collections.abc import Sequence
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raises a ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        known = " or ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name} must be {known}, got {value!r}.")
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raises a ValueError unless `value` is an integer of at least one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+
+
+def check_interface(num_classes: int, num_outputs: int, in_channels: int) -> None:
+    """Raises a ValueError unless the numbers that every net takes are positive integers."""
+    check_positive("num_classes", num_classes)
+    check_positive("num_outputs", num_outputs)
+    check_positive("in_channels", in_channels)
+
+
+def check_levels(widths: Sequence[int], blocks: Sequence[int]) -> None:
+    """Raises a ValueError unless both have one positive integer for each level."""
+    if not widths or len(widths) != len(blocks):
+        raise ValueError(
+            "widths and blocks must have one entry for each level of resolution, "
+            f"got widths={tuple(widths)} and blocks={tuple(blocks)}."
+        )
+    for name, values in (("widths", widths), ("blocks", blocks)):
+        for level, value in enumerate(values):
+            check_positive(f"{name}[{level}]", value)
+
+
+def check_input(shape: tuple[int, ...], spatial_dims: int, in_channels: int) -> None:
+    """Raises a ValueError unless `shape` is [batch, *spatial, in_channels]."""
+    if len(shape) != spatial_dims + 2 or shape[-1] != in_channels:
+        spatial = ", length" if spatial_dims == 1 else ", height, width"
+        raise ValueError(
+            f"x must have the shape [batch{spatial}, {in_channels}] (spatial_dims={spatial_dims}, "
+            f"in_channels={in_channels}, channels last), got {shape}."
+        )

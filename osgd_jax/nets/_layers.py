@@ -1,0 +1,157 @@
+"""Convolution and linear layers, initialised without a compilation for each shape."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jax.core import Tracer
+from jax.typing import DTypeLike
+
+from osgd_jax.nets._checks import check_choice
+from osgd_jax.nets._norm import BatchNorm, GroupNorm
+
+_DIMENSION_NUMBERS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}
+
+
+def draw_normal(
+    rngs: nnx.Rngs, shape: tuple[int, ...], scale: float, dtype: DTypeLike
+) -> jax.Array:
+    """Normal draws of standard deviation `scale`.
+
+    NumPy draws them, seeded by the next key of `rngs`, since `jax.random` compiles once for each
+    new shape. Under a transformation (`nnx.eval_shape`, `nnx.jit`) the key has no value and
+    `jax.random` draws: other numbers of the same distribution.
+    """
+    key = rngs.params()
+    if isinstance(key, Tracer):
+        return scale * jax.random.normal(key, shape, dtype)
+    seed = np.asarray(jax.random.key_data(key))
+    draws = np.random.default_rng(seed).standard_normal(shape, np.float32)
+    return jnp.asarray(np.float32(scale) * draws, dtype)
+
+
+class Conv(nnx.Module):
+    """Convolution without bias, "SAME" padding, channels last, He-initialised (He et al. 2015,
+    arXiv 1502.01852).
+
+    Args:
+        in_features: channels of the input.
+        out_features: channels of the output.
+        size: taps along each spatial axis.
+        stride: step along each spatial axis.
+        spatial_dims: 1 or 2.
+        dtype: of the computation; None takes that of input and kernel together.
+        param_dtype: of the kernel.
+        rngs: source of the initial kernel.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        size: int = 3,
+        stride: int = 1,
+        spatial_dims: int = 2,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = float,
+        rngs: nnx.Rngs,
+    ):
+        shape = (size,) * spatial_dims + (in_features, out_features)
+        scale = math.sqrt(2 / math.prod(shape[:-1]))
+        self.kernel = nnx.Param(draw_normal(rngs, shape, scale, param_dtype))
+        self.strides = (stride,) * spatial_dims
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, *spatial, in_features] → [batch, *spatial / stride, out_features]."""
+        kernel = self.kernel[...]
+        dtype = self.dtype or jnp.result_type(x, kernel)
+        return lax.conv_general_dilated(
+            x.astype(dtype),
+            kernel.astype(dtype),
+            self.strides,
+            "SAME",
+            dimension_numbers=_DIMENSION_NUMBERS[len(self.strides)],
+        )
+
+
+class Linear(nnx.Module):
+    """Affine map, computed in the dtype of its parameters so that logits keep their precision.
+
+    Args:
+        in_features: size of the last axis of the input.
+        out_features: size of the last axis of the output.
+        param_dtype: of kernel and bias.
+        rngs: source of the initial kernel.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        param_dtype: DTypeLike = float,
+        rngs: nnx.Rngs,
+    ):
+        scale = 1 / math.sqrt(in_features)
+        self.kernel = nnx.Param(draw_normal(rngs, (in_features, out_features), scale, param_dtype))
+        self.bias = nnx.Param(jnp.asarray(np.zeros(out_features), param_dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, in_features] → [batch, out_features]."""
+        kernel = self.kernel[...]
+        return x.astype(jnp.result_type(x, kernel)) @ kernel + self.bias[...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """Makes the layers of one net: what they have in common is said once.
+
+    Attributes:
+        rngs: source of the initial parameters.
+        spatial_dims: 1 or 2.
+        norm: "batch" or "group".
+        dtype: of the computation; None takes that of input and parameters together.
+        param_dtype: of the parameters; `float` is float32, or float64 under `jax.enable_x64`.
+        remat: compute the inside of each residual block again in the backward pass instead of
+            keeping it.
+    """
+
+    rngs: nnx.Rngs
+    spatial_dims: int = 2
+    norm: str = "batch"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = float
+    remat: bool = False
+
+    def __post_init__(self):
+        check_choice("norm", self.norm, ("batch", "group"))
+        if self.spatial_dims not in _DIMENSION_NUMBERS:
+            raise ValueError(f"spatial_dims must be 1 or 2, got {self.spatial_dims!r}.")
+
+    def conv(self, in_features: int, out_features: int, *, size: int = 3, stride: int = 1) -> Conv:
+        """A `Conv` of these dimensions and dtypes."""
+        return Conv(
+            in_features,
+            out_features,
+            size=size,
+            stride=stride,
+            spatial_dims=self.spatial_dims,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=self.rngs,
+        )
+
+    def normalization(self, features: int) -> BatchNorm | GroupNorm:
+        """A normalisation of the chosen kind."""
+        kind = BatchNorm if self.norm == "batch" else GroupNorm
+        return kind(features, param_dtype=self.param_dtype)
+
+    def linear(self, in_features: int, out_features: int) -> Linear:
+        """A `Linear` of these dtypes."""
+        return Linear(in_features, out_features, param_dtype=self.param_dtype, rngs=self.rngs)

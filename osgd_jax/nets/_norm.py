@@ -1,0 +1,109 @@
+"""Batch and group normalisation, written as one multiply-add for each element.
+
+Both reduce to scale and shift for each channel before they touch the large array again, so that the
+compiler fuses the whole layer with its neighbours, and neither reshapes the large array into
+groups.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+
+_EPSILON = 1e-5
+_MOMENTUM = 0.9
+_MOST_GROUPS = 32
+_LEAST_GROUP_SIZE = 4
+
+
+def _wide(dtype: DTypeLike) -> jnp.dtype:
+    """Statistics of half-precision values need float32."""
+    return jnp.promote_types(jax.dtypes.canonicalize_dtype(dtype), jnp.float32)
+
+
+def _scale_and_shift(
+    x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array
+) -> jax.Array:
+    factor = scale * lax.rsqrt(var + _EPSILON)
+    offset = bias - mean * factor
+    # Statistics of single examples, [batch, features], get the spatial axes of x between their two.
+    spatial = tuple(range(1, 1 + x.ndim - 2)) if mean.ndim == 2 else ()
+    wide = x.astype(mean.dtype)
+    y = wide * jnp.expand_dims(factor, spatial) + jnp.expand_dims(offset, spatial)
+    return y.astype(x.dtype)
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation (Ioffe and Szegedy 2015, arXiv 1502.03167) over all axes but the last.
+
+    `train()`, `eval()` and `nnx.view(..., use_running_average=...)` work as for `nnx.BatchNorm`,
+    which would keep its statistics in float32 whatever the parameters' dtype. The running averages
+    forget with factor 0.9 a step.
+
+    Args:
+        features: channels of the input.
+        param_dtype: of scale and bias; the statistics are at least float32.
+    """
+
+    def __init__(self, features: int, *, param_dtype: DTypeLike = float):
+        zeros, ones = np.zeros(features), np.ones(features)
+        self.scale = nnx.Param(jnp.asarray(ones, param_dtype))
+        self.bias = nnx.Param(jnp.asarray(zeros, param_dtype))
+        self.mean = nnx.BatchStat(jnp.asarray(zeros, _wide(param_dtype)))
+        self.var = nnx.BatchStat(jnp.asarray(ones, _wide(param_dtype)))
+        self.use_running_average = False
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, *spatial, features] → the same shape and dtype."""
+        mean, var = self.mean[...], self.var[...]
+        if not self.use_running_average:
+            axes = tuple(range(x.ndim - 1))
+            wide = x.astype(mean.dtype)
+            batch_mean = wide.mean(axes)
+            batch_var = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(batch_mean), 0)
+            for running, batch in ((self.mean, batch_mean), (self.var, batch_var)):
+                kept = _MOMENTUM * running[...]
+                running[...] = kept + (1 - _MOMENTUM) * lax.stop_gradient(batch)
+            mean, var = batch_mean, batch_var
+        return _scale_and_shift(x, mean, var, self.scale[...], self.bias[...])
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Called by `nnx.view`."""
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation (Wu and He 2018, arXiv 1803.08494).
+
+    The number of groups is the largest divisor of `features` that makes at most 32 groups of at
+    least 4 channels.
+
+    Args:
+        features: channels of the input.
+        param_dtype: of scale and bias.
+    """
+
+    def __init__(self, features: int, *, param_dtype: DTypeLike = float):
+        self.scale = nnx.Param(jnp.asarray(np.ones(features), param_dtype))
+        self.bias = nnx.Param(jnp.asarray(np.zeros(features), param_dtype))
+        most = min(_MOST_GROUPS, max(1, features // _LEAST_GROUP_SIZE))
+        self.groups = max(n for n in range(1, most + 1) if features % n == 0)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, *spatial, features] → the same shape and dtype."""
+        scale, bias = self.scale[...], self.bias[...]
+        wide = x.astype(_wide(jnp.result_type(x, scale)))
+        spatial = tuple(range(1, x.ndim - 1))
+        mean = self._over_groups(wide.mean(spatial))
+        square = self._over_groups(jnp.square(wide).mean(spatial))
+        var = jnp.maximum(square - jnp.square(mean), 0)
+        return _scale_and_shift(x, mean, var, scale, bias)
+
+    def _over_groups(self, moment: jax.Array) -> jax.Array:
+        """[batch, features] → the mean of each group in the place of its members."""
+        batch, features = moment.shape
+        grouped = moment.reshape(batch, self.groups, -1).mean(-1)
+        return jnp.repeat(grouped, features // self.groups, axis=1)

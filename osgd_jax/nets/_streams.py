@@ -1,0 +1,75 @@
+"""Streams of residual blocks that share increments: the layers of nets that are nested in depth.
+
+A stream is a state to which blocks add their increments one after the other. The next stream of the
+same resolution puts a new block after each block of this one: it adds, in order, each increment
+that is already computed and then the increment of its own new block at the state so reached. It has
+twice the depth, and half of its increments come for free.
+"""
+
+from collections.abc import Sequence
+
+import jax
+from flax import nnx
+
+from osgd_jax.nets._blocks import ResidualBlock
+from osgd_jax.nets._layers import Layers
+
+
+class Transition(nnx.Module):
+    """Takes a stream to another resolution or number of channels: normalisation and a convolution
+    without overlap.
+
+    Args:
+        layers: makes the layers.
+        features: channels of the input.
+        out_features: channels of the output.
+        stride: taps of the convolution and step along each spatial axis.
+    """
+
+    def __init__(self, layers: Layers, features: int, out_features: int, *, stride: int):
+        self.norm = layers.normalization(features)
+        self.conv = layers.conv(features, out_features, size=stride, stride=stride)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, *spatial, features] → [batch, *spatial / stride, out_features]."""
+        return self.conv(self.norm(x))
+
+
+class Stream(nnx.Module):
+    """The new blocks of one stream at one resolution.
+
+    Args:
+        transition: brings the stream here from the resolution before, None where it comes as it
+            should be.
+        blocks: the new blocks, each with increments of the shape of the stream.
+    """
+
+    def __init__(self, transition: Transition | None, blocks: Sequence[ResidualBlock]):
+        self.transition = transition
+        self.blocks = nnx.List(blocks)
+
+    def __call__(
+        self, x: jax.Array, inherited: Sequence[jax.Array] | None = None
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """Runs the stream.
+
+        Args:
+            x: the stream's state, [batch, *spatial, features].
+            inherited: the increments of the stream before, as many as there are new blocks; None
+                for the first stream.
+
+        Returns:
+            The state after the last block, and all increments in the order in which they were
+            added.
+        """
+        if self.transition is not None:
+            x = self.transition(x)
+        increments = []
+        for position, block in enumerate(self.blocks):
+            if inherited is not None:
+                x = x + inherited[position]
+                increments.append(inherited[position])
+            increment, _ = block(x)
+            x = x + increment
+            increments.append(increment)
+        return x, tuple(increments)

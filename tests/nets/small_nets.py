@@ -1,0 +1,86 @@
+"""One small net of every family, for the tests that all families share."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from osgd_jax import nets
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A family of nets at small sizes.
+
+    Attributes:
+        make: the constructor.
+        sizes: `sizes(k, num_outputs)` are the arguments of the net that has only the outputs 0 … k
+            of the net of `num_outputs`.
+    """
+
+    make: Callable[..., Any]
+    sizes: Callable[[int, int], dict[str, Any]]
+
+
+def _width_sizes(k: int, num_outputs: int) -> dict[str, Any]:
+    width = 2**k
+    fractions = tuple(2.0 ** (j - k) for j in range(k + 1))
+    return {"widths": (width, 2 * width), "blocks": (1, 1), "fractions": fractions}
+
+
+FAMILIES = {
+    "width-nested": Family(nets.WidthNestedResNet, _width_sizes),
+    "depth-nested": Family(
+        nets.DepthNestedResNet, lambda k, num_outputs: {"widths": (4, 8), "blocks": (1, 1)}
+    ),
+}
+
+
+def build(family: str, k: int, num_outputs: int, seed: int = 0, **kwargs: Any) -> Any:
+    """The small net of `family` with the outputs 0 … k of the net with `num_outputs`."""
+    chosen = FAMILIES[family]
+    sizes = chosen.sizes(k, num_outputs)
+    return chosen.make(
+        num_classes=3,
+        num_outputs=k + 1,
+        **{"in_channels": 2, "rngs": nnx.Rngs(seed), **sizes, **kwargs},
+    )
+
+
+def randomise(net: Any, seed: int = 0) -> Any:
+    """Shakes all Variables, so that nothing is equal because of zeros and ones."""
+    rng = np.random.default_rng(seed)
+    state = nnx.state(net)
+    shaken = jax.tree.map(
+        lambda v: v + jnp.asarray(rng.uniform(0.05, 0.3, v.shape), v.dtype), state
+    )
+    nnx.update(net, shaken)
+    return net
+
+
+def example(spatial_dims: int, batch: int = 2, channels: int = 2) -> jax.Array:
+    """A small input of the default float dtype."""
+    shape = (batch, *(7, 6)[:spatial_dims], channels)
+    return jnp.asarray(np.random.default_rng(1).normal(size=shape), float)
+
+
+def train_call(net: Any) -> Callable[..., Any]:
+    """A compiled `(state, x) → (logits, new batch statistics)` of a net in training mode."""
+    graphdef, _ = nnx.split(net)
+
+    @jax.jit
+    def call(state, x):
+        merged = nnx.merge(graphdef, state, copy=True)
+        return merged(x), nnx.state(merged, nnx.BatchStat)
+
+    return call
+
+
+def advance_call(net: Any, k: int) -> Callable[..., Any]:
+    """A compiled `(state, carry) → (logits, carry)` of stage k."""
+    graphdef, _ = nnx.split(net)
+    return jax.jit(lambda state, carry: nnx.merge(graphdef, state, copy=True).advance(k, carry))

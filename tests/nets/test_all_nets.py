@@ -1,0 +1,183 @@
+"""What must hold for every family of nets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from small_nets import FAMILIES, advance_call, build, example, randomise, train_call
+
+import osgd_jax
+
+families = pytest.mark.parametrize("family", FAMILIES)
+norms = pytest.mark.parametrize("norm", ["batch", "group"])
+dims = pytest.mark.parametrize("spatial_dims", [1, 2])
+
+
+def assert_close(actual, expected, tolerance=1e-12):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+@families
+@norms
+@dims
+def test_outputs_equal_those_of_the_standalone_net(family, norm, spatial_dims):
+    kwargs = {"norm": norm, "spatial_dims": spatial_dims}
+    with jax.enable_x64(True):
+        net = randomise(build(family, 3, 4, **kwargs))
+        x = example(spatial_dims)
+        outputs, statistics = train_call(net)(nnx.state(net), x)
+        assert len(outputs) == net.num_outputs == 4
+        for k in range(3):
+            standalone = build(family, k, 4, seed=9, **kwargs)
+            nnx.update(standalone, nnx.state(net.subnetwork(k)))
+            assert nnx.graphdef(standalone) == nnx.graphdef(net.subnetwork(k))
+            inner, inner_statistics = train_call(standalone)(nnx.state(standalone), x)
+            computed = jax.tree.leaves((inner, inner_statistics))
+            assert all(leaf.dtype == jnp.float64 for leaf in computed)
+            assert_close(inner, outputs[: k + 1])
+            if norm == "batch":
+                outer = {j: statistics["stages"][j] for j in range(k + 1)}
+                assert_close(dict(inner_statistics["stages"]), outer)
+
+
+@families
+@norms
+@dims
+def test_stages_compute_what_one_call_computes(family, norm, spatial_dims):
+    net = randomise(build(family, 3, 4, norm=norm, spatial_dims=spatial_dims))
+    net.eval()
+    inner = net.subnetwork(2)
+    x = example(spatial_dims)
+    carry = inner_carry = net.start(x)
+    for k, expected in enumerate(train_call(net)(nnx.state(net), x)[0]):
+        logits, carry = advance_call(net, k)(nnx.state(net), carry)
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+        if k <= 2 and spatial_dims == 2:
+            inner_logits, inner_carry = advance_call(inner, k)(nnx.state(inner), inner_carry)
+            np.testing.assert_array_equal(inner_logits, logits)
+
+
+@families
+@norms
+@dims
+def test_a_loss_reaches_its_own_and_earlier_stages_only(family, norm, spatial_dims):
+    net = build(family, 3, 4, norm=norm, spatial_dims=spatial_dims)
+    graphdef, params, rest = nnx.split(net, nnx.Param, ...)
+    x = example(spatial_dims)
+
+    def losses(params):
+        logits = nnx.merge(graphdef, params, rest, copy=True)(x)
+        return [jnp.square(y).mean() for y in logits]
+
+    reached = osgd_jax.reach(losses)(params)
+    is_tasks = lambda node: isinstance(node, tuple)  # noqa: E731
+    for path, tasks in jax.tree_util.tree_leaves_with_path(reached, is_leaf=is_tasks):
+        names = [getattr(key, "key", None) for key in path]
+        stage = names[1]
+        if "head" not in names:
+            assert tasks == tuple(range(stage, 4)), path
+        elif "linear" in names:
+            assert tasks == (stage,), path
+        else:
+            # Later stripes read what this head has normalised, later streams do not.
+            assert min(tasks) == stage, path
+
+
+@families
+@norms
+def test_functional_training_step(family, norm):
+    net = build(family, 1, 2, norm=norm)
+    graphdef, params, rest = nnx.split(net, nnx.Param, ...)
+
+    def loss(params, rest, x):
+        merged = nnx.merge(graphdef, params, rest, copy=True)
+        logits = merged(x)
+        return sum(jax.nn.logsumexp(y, -1).mean() for y in logits), nnx.state(merged, nnx.BatchStat)
+
+    x = example(2)
+    grads, statistics = jax.jit(jax.grad(loss, has_aux=True))(params, rest, x)
+    assert jax.tree.structure(grads) == jax.tree.structure(params)
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
+    assert jax.tree.structure(statistics) == jax.tree.structure(nnx.state(net, nnx.BatchStat))
+    before = jax.tree.leaves(nnx.state(net, nnx.BatchStat))
+    changed = [np.any(a != b) for a, b in zip(before, jax.tree.leaves(statistics), strict=True)]
+    assert all(changed)
+    assert bool(changed) == (norm == "batch")
+
+
+@families
+@norms
+def test_evaluation_uses_running_averages_and_keeps_them(family, norm):
+    net = randomise(build(family, 1, 2, norm=norm))
+    view = nnx.view(net, deterministic=True, use_running_average=True)
+    x = example(2, batch=3)
+    before = jax.tree.map(jnp.copy, nnx.state(net, nnx.BatchStat))
+    together = view(x)
+    alone = [view(x[i : i + 1]) for i in range(3)]
+    for k, logits in enumerate(together):
+        rows = np.concatenate([outputs[k] for outputs in alone])
+        np.testing.assert_allclose(rows, logits, rtol=1e-4, atol=1e-5)
+    assert_close(nnx.state(net, nnx.BatchStat), before, 0)
+
+
+@families
+def test_subnetwork_shares_variables(family):
+    net = build(family, 2, 3)
+    inner = net.subnetwork(1)
+    assert net.num_outputs == 3
+    assert inner.num_outputs == 2
+    variables = {path: v for path, v in nnx.iter_graph(net) if isinstance(v, nnx.Variable)}
+    shared = {path: v for path, v in nnx.iter_graph(inner) if isinstance(v, nnx.Variable)}
+    assert set(shared) == {path for path in variables if path[1] < 2}
+    assert all(v is variables[path] for path, v in shared.items())
+
+
+@families
+def test_construction_is_abstract_when_asked(family):
+    made = build(family, 2, 3)
+    abstract = nnx.eval_shape(lambda: build(family, 2, 3))
+    shapes = jax.tree.map(lambda v: (v.shape, v.dtype), nnx.state(abstract))
+    assert shapes == jax.tree.map(lambda v: (v.shape, v.dtype), nnx.state(made))
+
+
+@families
+def test_seed_determines_the_parameters(family):
+    first, again, other = (nnx.state(build(family, 1, 2, seed=s), nnx.Param) for s in (3, 3, 4))
+    assert_close(first, again, 0)
+    kernels = [
+        (a, b)
+        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True)
+        if a.ndim > 1
+    ]
+    assert all(np.all(a != b) for a, b in kernels)
+
+
+@families
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"norm": "layer"}, "norm must be 'batch' or 'group', got 'layer'"),
+        ({"num_outputs": 0}, "num_outputs must be an integer of at least 1, got 0"),
+        ({"num_classes": 0}, "num_classes must be an integer of at least 1, got 0"),
+        ({"in_channels": -1}, "in_channels must be an integer of at least 1, got -1"),
+        ({"spatial_dims": 3}, "spatial_dims must be 1 or 2, got 3"),
+    ],
+)
+def test_wrong_arguments_are_named(family, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        FAMILIES[family].make(**{"num_classes": 3, "rngs": nnx.Rngs(0), **kwargs})
+
+
+@families
+def test_wrong_inputs_are_named(family):
+    net = build(family, 1, 2)
+    for shape in [(2, 8, 2), (2, 8, 8, 3), (8, 8, 2)]:
+        with pytest.raises(ValueError, match=r"x must have the shape \[batch, height, width, 2\]"):
+            net(jnp.zeros(shape))
+    for call in (lambda k: net.advance(k, None), net.subnetwork):
+        for k in (-1, 2):
+            with pytest.raises(ValueError, match=f"k must be an output from 0 to 1, got {k}"):
+                call(k)
