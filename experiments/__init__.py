@@ -1,0 +1,1 @@
+"""The training application of osgd_jax: data sets, training, comparison, results."""
