@@ -27,10 +27,11 @@ def gramian(grads: ArrayTree) -> jax.Array:
       Array `[K, K]` in float32, or float64 where a gradient is float64.
 
     Raises:
-      ValueError: leaves that disagree on K, or are not of a real floating dtype.
+      ValueError: a tree without leaves, leaves that disagree on K, or are not of a real floating
+        dtype.
     """
     leaves = leaves_of(grads)
-    scales = row_scales(functools.reduce(jnp.maximum, map(max_abs, leaves)))
+    scales = scales_of(leaves)
     scaled = sum(leaf_gramian(leaf, scales) for leaf in leaves)
     return scales[:, None] * scaled * scales
 
@@ -124,36 +125,45 @@ def accumulation_dtype(leaves: Sequence[TaskRows]) -> jnp.dtype:
     return jnp.result_type(jnp.float32, *(leaf.rows.dtype for leaf in leaves))
 
 
-def max_abs(leaf: TaskRows, dtype: Any = None) -> jax.Array:
+def max_abs(leaf: TaskRows, dtype: Any) -> jax.Array:
     """Largest magnitude in the gradient of each task, `[K]`; zero for tasks without a row."""
-    dtype = dtype or accumulation_dtype([leaf])
     parameter_axes = tuple(range(1, leaf.rows.ndim))
     largest = jnp.max(jnp.abs(leaf.rows), axis=parameter_axes, initial=0).astype(dtype)
     return jnp.zeros(leaf.num_tasks, dtype).at[np.array(leaf.tasks, int)].set(largest)
 
 
+def scales_of(leaves: Sequence[TaskRows]) -> jax.Array:
+    """The `row_scales` of the tasks' gradients over all leaves."""
+    if not leaves:
+        raise ValueError("there is no gradient in the tree, so the number of tasks is unknown.")
+    dtype = accumulation_dtype(leaves)
+    return row_scales(functools.reduce(jnp.maximum, (max_abs(leaf, dtype) for leaf in leaves)))
+
+
 def row_scales(largest: jax.Array) -> jax.Array:
     """The powers of two that bring gradients of these largest magnitudes to the order of one."""
-    scalable = jnp.isfinite(largest) & (largest > 0)
+    # Subnormal numbers count as zero: processors differ in whether they compute with them.
+    scalable = jnp.isfinite(largest) & (largest >= jnp.finfo(largest.dtype).tiny)
     _, exponents = jnp.frexp(jnp.where(scalable, largest, 1))
-    # One below the exponent, since 2^128 is not a float32.
-    return jnp.ldexp(jnp.ones_like(largest), exponents - 1)
+    # At most 2^126 in float32, whose reciprocal is no subnormal: compilers divide by multiplying.
+    exponents = jnp.minimum(exponents - 1, jnp.finfo(largest.dtype).maxexp - 2)
+    return jnp.ldexp(jnp.ones_like(largest), exponents)
 
 
 def leaf_gramian(leaf: TaskRows, scales: jax.Array) -> jax.Array:
     """Gramian `[K, K]` of one leaf's rows, each divided by its scale; zero where there is none."""
     dtype, count = scales.dtype, len(leaf.tasks)
     tasks = np.array(leaf.tasks, int)
-    rows = [
-        leaf.rows[i].astype(dtype).reshape(-1) / scales[task] for i, task in enumerate(leaf.tasks)
-    ]
+    rows = [leaf.rows[i].astype(dtype) / scales[task] for i, task in enumerate(leaf.tasks)]
     if count <= _PAIRWISE_ROWS:
         products = {(i, j): jnp.sum(rows[i] * rows[j]) for i in range(count) for j in range(i + 1)}
         entries = [products[max(i, j), min(i, j)] for i in range(count) for j in range(count)]
         small = jnp.stack(entries).reshape(count, count) if entries else jnp.zeros((0, 0), dtype)
     else:
         matrix = jnp.stack(rows)
-        small = jnp.matmul(matrix, matrix.T, precision=lax.Precision.HIGHEST)
+        # Contracted as they are: flattening would gather a parameter that is sharded over devices.
+        axes = tuple(range(1, matrix.ndim))
+        small = jnp.tensordot(matrix, matrix, (axes, axes), precision=lax.Precision.HIGHEST)
     if count == leaf.num_tasks:
         return small
     return jnp.zeros((leaf.num_tasks, leaf.num_tasks), dtype).at[np.ix_(tasks, tasks)].set(small)

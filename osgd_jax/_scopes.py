@@ -41,16 +41,23 @@ class Groups(NamedTuple):
 
     def max(self, values: Sequence[jax.Array]) -> jax.Array:
         """Elementwise maximum of one non-negative array for each parameter by group."""
-        return self._reduce(values, jnp.max, jax.ops.segment_max)
+        # A group that no array belongs to has -inf from `segment_max`.
+        return jnp.maximum(self._reduce(values, jnp.max, jax.ops.segment_max), 0)
 
     def _reduce(self, values: Sequence[jax.Array], reduce: Callable, by_segment: Callable):
-        stacked = jnp.stack(values)
         if self.is_static:
             members = [
                 np.flatnonzero((self.ids == group) & ~self.private)
                 for group in range(self.num_groups)
             ]
-            return jnp.stack([reduce(stacked[index], axis=0) for index in members])
+            # Each group stacked by itself, so that nothing is computed for private arrays.
+            return jnp.stack(
+                [
+                    reduce(jnp.stack([values[i] for i in index.tolist()]), axis=0)
+                    for index in members
+                ]
+            )
+        stacked = jnp.stack(values)
         private = jnp.asarray(self.private).reshape(-1, *[1] * (stacked.ndim - 1))
         return by_segment(jnp.where(private, 0, stacked), self.ids, num_segments=self.num_groups)
 
@@ -101,7 +108,7 @@ def _reach_masks(leaves: list[TaskRows], grads: ArrayTree) -> np.ndarray | jax.A
         return static
     return jnp.stack(
         [
-            jnp.any(leaf.rows.reshape(leaf.num_tasks, -1) != 0, axis=1) if is_dense else mask
+            jnp.any(leaf.rows != 0, axis=tuple(range(1, leaf.rows.ndim))) if is_dense else mask
             for leaf, mask, is_dense in zip(leaves, static, dense, strict=True)
         ]
     )

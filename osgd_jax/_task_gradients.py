@@ -53,9 +53,9 @@ def value_and_task_grads(
             losses, aux = result if has_aux else (result, None)
             return _check_losses(losses), (losses, aux)
 
-        _, linear, (losses, aux) = jax.linearize(losses_of, *leaves, has_aux=True)
+        values, linear, (losses, aux) = jax.linearize(losses_of, *leaves, has_aux=True)
         program = _linear_program.trace_elements(linear, [jax.typeof(leaf) for leaf in leaves])
-        grads = treedef.unflatten(_pull_back(program, leaves))
+        grads = treedef.unflatten(_pull_back(program, leaves, values))
         return ((losses, aux) if has_aux else losses), grads
 
     return value_and_task_grads_fun
@@ -154,18 +154,23 @@ def _check_losses(losses: Any) -> jax.Array | tuple[jax.Array, ...]:
     return tuple(arrays) if as_sequence else arrays[0]
 
 
-def _pull_back(program: _linear_program.ClosedJaxpr, leaves: list[jax.Array]) -> list[TaskRows]:
+def _pull_back(
+    program: _linear_program.ClosedJaxpr,
+    leaves: list[jax.Array],
+    losses: jax.Array | Sequence[jax.Array],
+) -> list[TaskRows]:
     """Transpose the linear program output by output; gather the rows that each leaf receives."""
-    num_tasks = len(program.out_avals)
+    num_tasks = len(losses)
     rows: list[dict[int, jax.Array]] = [{} for _ in leaves]
-    for task, out_aval in enumerate(program.out_avals):
+    for task in range(num_tasks):
         pruned, inputs = _linear_program.prune(program, task)
         if not inputs:
             continue
         transposed = jax.linear_transpose(
             jex.core.jaxpr_as_fun(pruned), *(jax.typeof(leaves[leaf]) for leaf in inputs)
         )
-        cotangents = transposed([jnp.ones(out_aval.shape, out_aval.dtype)])
+        # Like the loss, whose type inside `jax.shard_map` names the mesh axes that it varies over.
+        cotangents = transposed([jnp.ones_like(losses[task])])
         for leaf, cotangent in zip(inputs, cotangents, strict=True):
             rows[leaf][task] = cotangent
     return [

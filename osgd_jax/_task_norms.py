@@ -1,6 +1,5 @@
 """Transformations of the task gradients themselves, to stand before `aggregate` in a chain."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -58,17 +57,16 @@ def task_norms(grads: ArrayTree) -> jax.Array:
       Array `[K]` in float32, or float64 where a gradient is float64.
 
     Raises:
-      ValueError: leaves that disagree on K, or are not of a real floating dtype.
+      ValueError: a tree without leaves, leaves that disagree on K, or are not of a real floating
+        dtype.
     """
     leaves = _gramian.leaves_of(grads)
-    dtype = _gramian.accumulation_dtype(leaves)
-    largest = functools.reduce(jnp.maximum, (_gramian.max_abs(leaf, dtype) for leaf in leaves))
-    scales = _gramian.row_scales(largest)
+    scales = _gramian.scales_of(leaves)
     squares = jnp.zeros_like(scales)
     for leaf in leaves:
         for i, task in enumerate(leaf.tasks):
             squares = squares.at[task].add(
-                jnp.sum(jnp.square(leaf.rows[i].astype(dtype) / scales[task]))
+                jnp.sum(jnp.square(leaf.rows[i].astype(scales.dtype) / scales[task]))
             )
     return scales * jnp.sqrt(squares)
 

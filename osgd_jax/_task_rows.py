@@ -75,8 +75,11 @@ def to_task_rows(dense: ArrayTree, reach: ArrayTree) -> ArrayTree:
     reaches = treedef.flatten_up_to(reach)
     leaves = []
     for (path, leaf), tasks in zip(flat, reaches, strict=True):
-        num_tasks = leaf.shape[0]
-        if not isinstance(tasks, tuple) or not set(tasks) <= set(range(num_tasks)):
+        leaf = jnp.asarray(leaf)
+        num_tasks = leaf.shape[0] if leaf.ndim else 0
+        if not isinstance(tasks, tuple) or sorted(set(tasks) & set(range(num_tasks))) != sorted(
+            tasks
+        ):
             raise ValueError(
                 f"reach{jax.tree_util.keystr(path)}={tasks!r} is not a tuple of task indices in"
                 f" 0 .. {num_tasks - 1}."

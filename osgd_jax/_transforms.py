@@ -74,8 +74,7 @@ def aggregate(
 
     def init(params: ArrayTree) -> Any:
         del params
-        random_key = jax.random.key(key) if isinstance(key, int) else key
-        return AggregateState(random_key, weighting.init())
+        return AggregateState(_random_key(key), weighting.init())
 
     def update(
         updates: ArrayTree,
@@ -210,11 +209,28 @@ def _weigh(weighting, leaves, groups, state, losses, key) -> tuple[list[jax.Arra
         weights, _ = jax.vmap(weigh, in_axes=(0, 0, None))(gramians, scales, state)
     # Not all weightings let a NaN through, and not all arrays of a group have the row with it.
     finite = jnp.all(jnp.isfinite(largest), axis=1, keepdims=True)
-    weights = jnp.where(finite, weights, jnp.nan).astype(dtype)
+    weights = jnp.where(finite, _saturate(weights, largest), jnp.nan).astype(dtype)
     return [
         own if private is True else jnp.where(private, own, weights[group])
         for private, group in zip(_python_bools(groups.private), groups.ids, strict=True)
     ], state
+
+
+def _random_key(key: jax.Array | int | None) -> jax.Array | None:
+    # A seed may come as an array, from `optax.inject_hyperparams`.
+    if isinstance(key, int) or (
+        key is not None and jnp.issubdtype(key.dtype, jnp.integer) and key.ndim == 0
+    ):
+        return jax.random.key(key)
+    return key
+
+
+def _saturate(weights: jax.Array, largest: jax.Array) -> jax.Array:
+    """Keep the weighted sum of finite gradients finite, where it would leave the dtype's range."""
+    scales = jnp.maximum(_gramian.row_scales(largest), 1)
+    share = jnp.finfo(largest.dtype).max / largest.shape[-1]
+    limit = share / scales / jnp.maximum(largest / scales, 1)
+    return jnp.clip(weights, -limit, limit)
 
 
 def _scales(scaling: str, largest: jax.Array) -> jax.Array:

@@ -61,6 +61,7 @@ def orthogonal(order: Order = "first_to_last") -> Weighting:
         coefficients = _gram_schmidt(gramian[permutation][:, permutation])
         # Relative scales, so that the sum below stays in range wherever the gradients are.
         ordered_scales = ordered_scales / ordered_scales.max()
+        ordered_scales = jnp.maximum(ordered_scales, jnp.finfo(ordered_scales.dtype).tiny)
         weights = jnp.sum(ordered_scales[:, None] * coefficients, axis=0) / ordered_scales
         return jnp.zeros_like(weights).at[permutation].set(weights)
 
