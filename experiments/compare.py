@@ -52,7 +52,7 @@ class Config:
     train_size: int | None = None
     epochs: int = 30
     batch_size: int = 100
-    learning_rates: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.6)
+    learning_rates: tuple[float, ...] = (0.2, 0.4, 0.8, 1.6, 3.2)
     momentum: float = 0.9
     scope: Literal["shared", "all", "leaf", "reach"] = "shared"
     seeds: int = 5
@@ -173,11 +173,11 @@ def main() -> None:
         sys.exit(f"error: {error}")
     console.print(comparison_report.table(results))
     for note in comparison_report.notes(results):
-        console.print(note)
+        console.print(note, soft_wrap=True)
     results_file, plot_file = config.output / "results.json", config.output / "comparison.png"
     results_file.write_text(json.dumps(results, indent=1) + "\n")
     comparison_report.plot(results, plot_file)
-    console.print(f"Wrote {results_file} and {plot_file}.", highlight=False)
+    console.print(f"Wrote {results_file} and {plot_file}.", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

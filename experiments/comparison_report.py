@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-_ALONE = "each output alone"
+_ALONE = "each alone"
 
 
 def series(results: dict[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -37,7 +37,7 @@ def table(results: dict[str, Any]) -> Table:
         f"{config['net']} net, {config['data']}"
     )
     shown.add_column("method")
-    shown.add_column("learning rate", justify="right")
+    shown.add_column("rate", justify="right")
     for k in range(config["outputs"]):
         shown.add_column(f"output {k + 1}", justify="right")
     shown.add_column("mean", justify="right")
@@ -48,7 +48,7 @@ def table(results: dict[str, Any]) -> Table:
             if (_ALONE if method["output"] is not None else method["method"]) == name
         ]
         cells = [f"{mean:.1f} ± {error:.1f}" for mean, error in zip(means, errors, strict=True)]
-        shown.add_row(name, " / ".join(rates), *cells, f"{means.mean():.1f}")
+        shown.add_row(name, "/".join(rates), *cells, f"{means.mean():.1f}")
     shown.add_section()
     for label, field in (("parameters", "parameters"), ("multiply-adds", "multiply_adds")):
         shown.add_row(label, "", *[f"{output[field]:,}" for output in results["outputs"]], "")
@@ -78,6 +78,7 @@ def notes(results: dict[str, Any]) -> list[str]:
 def plot(results: dict[str, Any], path: Path) -> None:
     """Draw accuracy against multiply-adds, one line a method, and save it as a picture."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     config = results["config"]
     costs = [output["multiply_adds"] for output in results["outputs"]]
@@ -88,7 +89,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
         style = {"marker": "o", "capsize": 3} | styles.get(name, {})
         axes.errorbar(costs, means, np.nan_to_num(errors), label=name, **style)
     axes.set_xscale("log")
-    axes.set_xticks(costs, [f"{cost / 1e6:.3g}M" for cost in costs])
+    axes.set_xticks(costs)
+    axes.xaxis.set_major_formatter(EngFormatter(places=0, sep=" "))
     axes.minorticks_off()
     axes.set_xlabel("multiply-adds per example, up to each output")
     axes.set_ylabel("test accuracy, %")

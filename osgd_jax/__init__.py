@@ -1,6 +1,7 @@
 """osgd_jax: Orthogonalized SGD, task-gradient balancing and nested anytime networks."""
 
-from osgd_jax import weightings
+from osgd_jax import nets, weightings
+from osgd_jax._cost import OutputCost, cost
 from osgd_jax._gramian import combine, gramian, task_cosines
 from osgd_jax._task_gradients import reach, task_grads, value_and_task_grads
 from osgd_jax._task_norms import clip_task_norms, normalize_task_norms, task_norms
@@ -9,12 +10,15 @@ from osgd_jax._transforms import AggregateState, aggregate, orthogonalize, osgd
 
 __all__ = [
     "AggregateState",
+    "OutputCost",
     "TaskRows",
     "aggregate",
     "clip_task_norms",
     "combine",
+    "cost",
     "densify",
     "gramian",
+    "nets",
     "normalize_task_norms",
     "orthogonalize",
     "osgd",

@@ -1,0 +1,84 @@
+"""The main job, run as a user runs it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import comparison_report
+
+_SMALL = ["--epochs", "1", "--widths", "8", "--train-size", "200", "--seeds", "2"]
+
+
+def _compare(*arguments):
+    command = [sys.executable, "-m", "experiments.compare", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("data", "net"), [("digits", "width-nested"), ("mnist1d", "depth-nested")])
+def test_compares_methods_from_one_grid_and_writes_table_plot_and_results(tmp_path, data, net):
+    ran = _compare(
+        *["--data", data, "--net", net, "--output", str(tmp_path), *_SMALL],
+        *["--learning-rates", "0.1", "0.4", "--tuning-seeds", "1"],
+    )
+    assert ran.returncode == 0, ran.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    names = [method["method"] for method in results["methods"]]
+    assert names == ["sgd", "osgd", "output 1 alone", "output 2 alone", "output 3 alone"]
+    for method in results["methods"]:
+        by_rate = {
+            each["learning_rate"]: np.mean(each["seeds"])
+            for each in method["validation_accuracy_by_rate"]
+        }
+        assert list(by_rate) == [0.1, 0.4]
+        assert by_rate[method["learning_rate"]] == max(by_rate.values())
+        trained_outputs = 3 if method["output"] is None else 1
+        assert np.shape(method["test_accuracy"]) == (2, trained_outputs)
+        assert np.all(np.array(method["test_accuracy"]) <= 1)
+    costs = [output["multiply_adds"] for output in results["outputs"]]
+    assert costs == sorted(costs)
+    assert (tmp_path / "comparison.png").stat().st_size > 10_000
+    for shown in ("osgd", "each alone", "multiply-adds", "±"):
+        assert shown in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--epochs", "0"], "epochs=0 must be at least 1"),
+        (["--learning-rates", "-1"], "learning_rates=(-1.0,)"),
+        (["--train-size", "9999"], "train_size=9999 must be between 1 and 1000"),
+        (["--batch-size", "500", "--train-size", "100"], "batch_size=500 exceeds the 100"),
+        (["--seeds", "1", "--tuning-seeds", "2"], "tuning_seeds=2 must not exceed seeds=1"),
+        (["--widths", "2"], "widths"),
+    ],
+)
+def test_a_wrong_value_gets_one_sentence(tmp_path, arguments, words):
+    ran = _compare("--output", str(tmp_path), *arguments)
+    assert ran.returncode != 0
+    shown = " ".join(ran.stderr.replace("│", " ").split())
+    assert "error" in shown.lower()
+    assert words in shown
+    assert "Traceback" not in shown
+
+
+def test_an_unknown_choice_is_refused_with_the_choices():
+    ran = _compare("--data", "cifar11")
+    assert ran.returncode != 0
+    assert "digits" in ran.stdout + ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_series_gathers_single_outputs_and_takes_the_standard_error_over_seeds():
+    results = {
+        "methods": [
+            {"method": "sgd", "output": None, "test_accuracy": [[0.5, 0.6], [0.7, 0.6]]},
+            {"method": "output 1 alone", "output": 0, "test_accuracy": [[0.8], [0.9]]},
+            {"method": "output 2 alone", "output": 1, "test_accuracy": [[0.9], [1.0]]},
+        ]
+    }
+    series = comparison_report.series(results)
+    np.testing.assert_allclose(series["sgd"], [[60, 60], [10, 0]], atol=1e-12)
+    np.testing.assert_allclose(series["each alone"], [[85, 95], [5, 5]])
