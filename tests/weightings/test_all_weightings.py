@@ -1,0 +1,299 @@
+"""What holds for every weighting, and the properties that the catalogue claims."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import matrices
+import numpy as np
+import pytest
+
+import osgd_jax
+from osgd_jax import weightings
+from osgd_jax.weightings._catalogue import CATALOGUE, PROPERTIES
+
+NAMES = sorted(CATALOGUE)
+KEY = jax.random.key(7)
+
+every_weighting = pytest.mark.parametrize("name", NAMES)
+
+
+def claiming(name: str):
+    """Parametrise over the weightings that claim a property."""
+    return pytest.mark.parametrize("name", [n for n in NAMES if name in CATALOGUE[n].properties])
+
+
+@functools.cache
+def made(name: str, num_tasks: int) -> weightings.Weighting:
+    return CATALOGUE[name].make(num_tasks)
+
+
+def inputs(name: str, num_tasks: int):
+    """The losses and the key that the catalogue says this weighting takes."""
+    entry = CATALOGUE[name]
+    losses = matrices.losses(num_tasks) if entry.losses else None
+    return losses, None if entry.key == "no" else KEY
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
+
+
+def directions(weights: np.ndarray, stack: np.ndarray) -> np.ndarray:
+    return np.einsum("nk,nkp->np", weights, stack.astype(np.float64))
+
+
+def test_the_catalogue_is_complete():
+    assert set(NAMES) == set(weightings.__all__) - {"Weighting"}
+    assert all(entry.properties <= set(PROPERTIES) for entry in CATALOGUE.values())
+
+
+@every_weighting
+@pytest.mark.parametrize("num_tasks", [1, 2, 5])
+def test_finite_over_the_zoo(name, num_tasks):
+    weighting = made(name, num_tasks)
+    stack = matrices.stacked(matrices.zoo(num_tasks))
+    weights = matrices.weights_of(weighting, stack, *inputs(name, num_tasks))
+    assert weights.shape == stack.shape[:2]
+    assert np.isfinite(weights).all()
+
+
+@every_weighting
+def test_finite_for_64_tasks(name):
+    zoo = matrices.zoo(64)
+    stack = np.stack([zoo[kind] for kind in ("typical", "conflicting", "duplicates", "zero row")])
+    weights = matrices.weights_of(made(name, 64), stack, *inputs(name, 64))
+    assert np.isfinite(weights).all()
+
+
+@every_weighting
+def test_deterministic_for_a_key_and_the_same_without_jit(name):
+    weighting, (losses, key) = made(name, 3), inputs(name, 3)
+    gramian, scales = matrices.scaled_gramian(weighting, matrices.zoo(3)["conflicting"])
+
+    def weigh(gramian):
+        return matrices.call(weighting, gramian, scales, weighting.init(), losses, key)
+
+    eager, compiled, again = weigh(gramian), jax.jit(weigh)(gramian), jax.jit(weigh)(gramian)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, compiled, again))
+    np.testing.assert_allclose(eager[0], compiled[0], rtol=2e-5, atol=1e-6)
+
+
+@every_weighting
+def test_state_keeps_its_structure_and_the_weights_their_dtype(name):
+    weighting, (losses, key) = made(name, 3), inputs(name, 3)
+    gramian, scales = matrices.scaled_gramian(weighting, matrices.zoo(3)["typical"])
+
+    def step(state, _):
+        weights, state = matrices.call(weighting, gramian, scales, state, losses, key)
+        return state, weights
+
+    _, weights = jax.lax.scan(step, weighting.init(), length=5)
+    assert weights.shape == (5, 3)
+    assert weights.dtype == gramian.dtype
+    assert jnp.isfinite(weights).all()
+
+
+@every_weighting
+def test_float64(name):
+    with jax.enable_x64(True):
+        weighting, (losses, key) = CATALOGUE[name].make(3), inputs(name, 3)
+        rows = jnp.asarray(matrices.zoo(3)["conflicting"], jnp.float64)
+        state = weighting.init()
+        weigh = jax.jit(lambda gramian: weighting.weigh(gramian, state, losses=losses, key=key))
+        weights, next_state = weigh(rows @ rows.T)
+        assert weights.dtype == jnp.float64
+        assert jnp.isfinite(weights).all()
+        assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, next_state)
+
+
+# Weights of these depend on K by more than a factor, or on a draw for each task.
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("constant", "random", "stch")])
+def test_a_task_with_a_zero_gradient_takes_no_part(name):
+    rows = matrices.stacked(matrices.well_conditioned(2))
+    with_zeros = np.zeros((len(rows), 5, matrices.COLUMNS), np.float32)
+    with_zeros[:, 1::2] = rows
+    losses = matrices.losses(2) if CATALOGUE[name].losses else None
+    losses_with_zeros = None if losses is None else jnp.zeros(5).at[1::2].set(losses)
+    without = directions(matrices.weights_of(made(name, 2), rows, losses), rows)
+    found = directions(
+        matrices.weights_of(made(name, 5), with_zeros, losses_with_zeros), with_zeros
+    )
+    for a, b in zip(found, without, strict=True):
+        np.testing.assert_allclose(unit(a), unit(b), atol=5e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if CATALOGUE[n].losses])
+def test_losses_are_asked_for(name):
+    weighting = made(name, 2)
+    with pytest.raises(ValueError, match=rf"{name} .*losses=losses"):
+        weighting.weigh(jnp.eye(2), weighting.init(), losses=None)
+    with pytest.raises(ValueError, match="one loss for each of the 2 tasks"):
+        weighting.weigh(jnp.eye(2), weighting.init(), losses=jnp.ones(3))
+
+
+@pytest.mark.parametrize("name", ["gradvac", "gradnorm", "dwa", "uncertainty", "famo"])
+def test_another_number_of_tasks_is_an_error(name):
+    weighting = made(name, 2)
+    with pytest.raises(ValueError, match=rf"{name}\(num_tasks=2\) .* 3 tasks"):
+        weighting.weigh(jnp.eye(3), weighting.init(), losses=jnp.ones(3))
+
+
+def test_random_asks_for_a_key():
+    with pytest.raises(ValueError, match="key="):
+        weightings.random().weigh(jnp.eye(2), ())
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if CATALOGUE[n].key == "optional"])
+def test_without_a_key_the_order_is_fixed(name):
+    stack = matrices.stacked(matrices.zoo(5))
+    first, again = (matrices.weights_of(made(name, 5), stack) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    drawn = [matrices.weights_of(made(name, 5), stack, key=jax.random.key(i)) for i in range(2)]
+    assert not np.allclose(drawn[0], first)
+    assert not np.allclose(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize("name", ["aligned_mtl", "config", "dualproj", "stch", "upgrad"])
+def test_preferences(name):
+    make = getattr(weightings, name)
+    rows = matrices.zoo(3)["typical"]
+    losses = matrices.losses(3)
+    ones = matrices.direction_of(make(preference=[1 / 3] * 3), rows, losses)
+    np.testing.assert_allclose(ones, matrices.direction_of(make(), rows, losses), rtol=1e-4)
+    first = matrices.direction_of(make(preference=(5, 1, 1)), rows, losses)
+    assert not np.allclose(unit(first), unit(ones), atol=1e-3)
+    with pytest.raises(ValueError, match="non-negative"):
+        make(preference=(1, -1))
+    with pytest.raises(ValueError, match="preference has 2 numbers; there are 3 tasks"):
+        matrices.direction_of(make(preference=(1, 2)), rows, losses)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("cagrad", {"c": -1}),
+        ("fairgrad", {"alpha": 0}),
+        ("gradvac", {"num_tasks": 2, "beta": 2}),
+        ("dwa", {"num_tasks": 2, "period": 0}),
+        ("stch", {"mu": 0}),
+    ],
+)
+def test_arguments_out_of_range(name, arguments):
+    with pytest.raises(ValueError, match="must"):
+        getattr(weightings, name)(**arguments)
+
+
+def test_constant_needs_a_weight_for_each_task():
+    with pytest.raises(ValueError, match="2 weights; there are 3 tasks"):
+        weightings.constant((1, 2)).weigh(jnp.eye(3), ())
+
+
+# The properties that the catalogue claims.
+
+
+@claiming("non-conflicting")
+def test_non_conflicting(name):
+    stack = matrices.stacked(matrices.zoo(5)).astype(np.float64)
+    weights = matrices.weights_of(made(name, 5), stack, *inputs(name, 5))
+    norms = np.linalg.norm(stack, axis=2)
+    products = np.einsum("nkp,np->nk", stack, directions(weights, stack))
+    rounding = 1e-5 * norms * np.sum(np.abs(weights) * norms, axis=1, keepdims=True)
+    assert (products >= -rounding).all()
+
+
+@claiming("order")
+def test_permuting_the_tasks_permutes_the_weights(name):
+    losses, key = inputs(name, 5)
+    stack = matrices.stacked(matrices.well_conditioned(5) | {"d": matrices.zoo(5)["duplicates"]})
+    permutation = np.array([3, 0, 4, 1, 2])
+    before = directions(matrices.weights_of(made(name, 5), stack, losses, key), stack)
+    losses = None if losses is None else losses[permutation]
+    stack = stack[:, permutation]
+    after = directions(matrices.weights_of(made(name, 5), stack, losses, key), stack)
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * np.linalg.norm(a))
+
+
+@claiming("row scale")
+def test_the_scale_of_a_gradient_does_not_turn_the_direction(name):
+    stack = matrices.stacked(matrices.well_conditioned(5))
+    scales = np.array([1, 1000, 1, 0.03, 1], np.float32)[:, None]
+    before = directions(matrices.weights_of(made(name, 5), stack), stack)
+    after = directions(matrices.weights_of(made(name, 5), stack * scales), stack * scales)
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_allclose(unit(a), unit(b), atol=1e-4)
+
+
+@claiming("stops")
+def test_zero_at_pareto_stationary_points(name):
+    rng = np.random.default_rng(0)
+    stack = rng.normal(size=(8, 5, matrices.COLUMNS))
+    stack[:, -1] = -np.einsum("nk,nkp->np", rng.uniform(0.3, 2, (8, 4)), stack[:, :-1])
+    weights = matrices.weights_of(made(name, 5), stack.astype(np.float32))
+    lengths = np.linalg.norm(directions(weights, stack), axis=1)
+    # Products of norms are known to 1e-7, so norms near zero to the root of that.
+    assert (lengths < 1e-3 * np.linalg.norm(stack, axis=2).max(axis=1)).all()
+
+
+@claiming("Pareto")
+def test_no_weight_is_negative(name):
+    stack = matrices.stacked(matrices.zoo(5))
+    weights = matrices.weights_of(made(name, 5), stack, *inputs(name, 5))
+    assert (weights >= 0).all()
+    assert (weights.max(axis=1) > 0)[stack.any(axis=(1, 2))].all()
+
+
+# Through `aggregate`.
+
+
+def loss_fn(params, batch):
+    hidden = jnp.tanh(batch @ params["shared"])
+    second = jnp.tanh(hidden @ params["deep"])
+    return (
+        jnp.mean((hidden @ params["heads"][0] - 1) ** 2),
+        jnp.mean((second @ params["heads"][1] + 1) ** 2),
+        jnp.mean((second @ params["heads"][2]) ** 2) + 0.1,
+    )
+
+
+@functools.cache
+def small_problem():
+    rng = np.random.default_rng(3)
+    params = {
+        "shared": rng.normal(size=(4, 3)),
+        "deep": rng.normal(size=(3, 3)),
+        "heads": [rng.normal(size=(3,)) for _ in range(3)],
+    }
+    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
+    batch = jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)
+    return params, osgd_jax.task_grads(loss_fn)(params, batch), jnp.stack(loss_fn(params, batch))
+
+
+@every_weighting
+@pytest.mark.parametrize("scope", ["shared", "all", "leaf", "reach"])
+def test_every_scope_with_dense_and_ragged_gradients(name, scope):
+    weighting = made(name, 3)
+    if jax.tree.leaves(weighting.init()) and scope in ("leaf", "reach"):
+        pytest.skip("a state per task is for one group")
+    params, grads, losses = small_problem()
+    tx = osgd_jax.aggregate(weighting, scope=scope, key=KEY)
+    update = jax.jit(lambda grads: tx.update(grads, tx.init(params), params, losses=losses)[0])
+    ragged, dense = update(grads), update(osgd_jax.densify(grads))
+    jax.tree.map(lambda p, u: np.testing.assert_equal(u.shape, p.shape), params, ragged)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(ragged))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), ragged, dense)
+
+
+@every_weighting
+def test_nothing_leaves_the_device(name):
+    params, grads, losses = small_problem()
+    tx = osgd_jax.aggregate(made(name, 3), key=KEY)
+
+    def update(grads, state, losses):
+        return tx.update(grads, state, params, losses=losses)
+
+    lowered = jax.jit(update).lower(grads, tx.init(params), losses)
+    text = lowered.as_text() + (lowered.compile().as_text() or "")
+    for word in ("callback", "infeed", "outfeed", "send", "recv", "host_compute", "MoveToHost"):
+        assert word not in text
