@@ -1,0 +1,297 @@
+"""Weights against closed forms, definitions, and independent solutions in float64."""
+
+import jax
+import jax.numpy as jnp
+import matrices
+import numpy as np
+import pytest
+from scipy import optimize
+
+from osgd_jax import weightings
+from osgd_jax.weightings import _solvers
+
+
+def unit(vector):
+    return vector / np.linalg.norm(vector)
+
+
+# Closed forms for two tasks.
+
+PAIRS = {
+    "obtuse": [[3.0, 0.0], [-1.0, 2.0]],
+    "acute": [[3.0, 0.0], [1.0, 2.0]],
+    "one much longer": [[1.0, 0.2], [5.0, 2.0]],
+    "nearly opposite": [[1.0, 0.1], [-2.0, 0.1]],
+    "orthogonal": [[2.0, 0.0], [0.0, 0.5]],
+}
+pairs = pytest.mark.parametrize(
+    "rows", [np.array(rows, np.float32) for rows in PAIRS.values()], ids=list(PAIRS)
+)
+
+
+@pairs
+def test_mgda_of_two(rows):
+    g, h = rows.astype(float)
+    share = np.clip((h - g) @ h / ((h - g) @ (h - g)), 0, 1)
+    weights = matrices.weights_of(weightings.mgda(), [rows])[0]
+    np.testing.assert_allclose(weights, [share, 1 - share], atol=2e-6)
+
+
+@pairs
+def test_pcgrad_of_two_is_twice_upgrad(rows):
+    g, h = rows.astype(float)
+    conflict = min(g @ h, 0)
+    expected = (g - conflict * h / (h @ h)) + (h - conflict * g / (g @ g))
+    direction = matrices.direction_of(weightings.pcgrad(), rows)
+    np.testing.assert_allclose(direction, expected, atol=2e-6)
+    np.testing.assert_allclose(
+        2 * matrices.direction_of(weightings.upgrad(), rows), expected, atol=2e-5
+    )
+
+
+@pairs
+def test_imtl_g_of_two(rows):
+    g, h = rows.astype(float)
+    difference = unit(g) - unit(h)
+    first = (h @ difference) / ((h - g) @ difference)
+    weights = matrices.weights_of(weightings.imtl_g(), [rows])[0]
+    np.testing.assert_allclose(weights, [first, 1 - first], atol=1e-5 * max(1, abs(first)))
+
+
+@pairs
+def test_config_of_two_bisects_the_angle(rows):
+    g, h = rows.astype(float)
+    bisector = unit(unit(g) + unit(h))
+    direction = matrices.direction_of(weightings.config(), rows)
+    np.testing.assert_allclose(direction, bisector * ((g + h) @ bisector), rtol=1e-4, atol=1e-5)
+
+
+@pairs
+def test_nash_mtl_of_two_bisects_the_angle_too(rows):
+    g, h = rows.astype(float)
+    direction = matrices.direction_of(weightings.nash_mtl(), rows)
+    np.testing.assert_allclose(direction, np.sqrt(2) * unit(unit(g) + unit(h)), atol=1e-4)
+
+
+@pairs
+def test_aligned_mtl_of_two(rows):
+    left, singular_values, right = np.linalg.svd(rows.astype(float), full_matrices=False)
+    expected = singular_values.min() * right.T @ left.T @ [0.5, 0.5]
+    direction = matrices.direction_of(weightings.aligned_mtl(), rows)
+    np.testing.assert_allclose(direction, expected, atol=1e-5)
+
+
+@pairs
+def test_cagrad_of_two(rows):
+    g, h = rows.astype(float)
+    mean, c = (g + h) / 2, 0.4
+    radius = c * np.linalg.norm(mean)
+
+    def dual(share):
+        mixed = share * g + (1 - share) * h
+        return mixed @ mean + radius * np.linalg.norm(mixed)
+
+    share = optimize.minimize_scalar(dual, bounds=(0, 1), options={"xatol": 1e-12}).x
+    mixed = share * g + (1 - share) * h
+    direction = matrices.direction_of(weightings.cagrad(c), rows)
+    expected = mean + radius * unit(mixed)
+    np.testing.assert_allclose(direction, expected, atol=1e-4 * np.linalg.norm(expected))
+
+
+# Convex problems against SciPy, on the float64 gradients.
+
+sizes = pytest.mark.parametrize("num_tasks", [3, 16])
+CONVEX = ("typical", "aligned", "rows of two scales", "duplicates", "orthogonal", "low rank")
+
+
+def convex_zoo(num_tasks):
+    return [matrices.zoo(num_tasks)[kind] for kind in CONVEX]
+
+
+def shortest_in_hull(rows):
+    """By non-negative least squares: the constraint as one more equation."""
+    with_ones = np.vstack([rows.T, np.ones(len(rows))])
+    x, _ = optimize.nnls(with_ones, np.append(np.zeros(rows.shape[1]), 1.0), maxiter=1000)
+    return rows.T @ x / x.sum()
+
+
+def project_onto_dual_cone(rows, vector):
+    x, _ = optimize.nnls(rows.T, -vector, maxiter=1000)
+    return vector + rows.T @ x
+
+
+def assert_near(direction, expected, rows, relative=1e-4):
+    # Where the solution is near zero, relative to what it is made of.
+    size = max(np.linalg.norm(expected), 0.01 * np.linalg.norm(rows, axis=1).max())
+    assert np.linalg.norm(direction - expected) <= relative * size
+
+
+@sizes
+def test_mgda_against_nnls(num_tasks):
+    stack = convex_zoo(num_tasks)
+    weights = matrices.weights_of(weightings.mgda(), stack)
+    for rows, w in zip(np.float64(stack), weights, strict=True):
+        assert_near(rows.T @ w, shortest_in_hull(rows), rows)
+        np.testing.assert_allclose(w.sum(), 1, rtol=1e-6)
+
+
+@sizes
+def test_upgrad_and_dualproj_against_nnls(num_tasks):
+    stack = convex_zoo(num_tasks)
+    upgrad = matrices.weights_of(weightings.upgrad(), stack)
+    dualproj = matrices.weights_of(weightings.dualproj(), stack)
+    for rows, w_up, w_dual in zip(np.float64(stack), upgrad, dualproj, strict=True):
+        projections = [project_onto_dual_cone(rows, row) for row in rows]
+        assert_near(rows.T @ w_up, np.mean(projections, axis=0), rows)
+        assert_near(rows.T @ w_dual, project_onto_dual_cone(rows, rows.mean(axis=0)), rows)
+
+
+@sizes
+@pytest.mark.parametrize("c", [0.2, 0.8])
+def test_cagrad_closes_the_duality_gap(num_tasks, c):
+    stack = convex_zoo(num_tasks)
+    weights = matrices.weights_of(weightings.cagrad(c), stack)
+    for rows, w in zip(np.float64(stack), weights, strict=True):
+        direction, mean = rows.T @ w, rows.mean(axis=0)
+        radius = c * np.linalg.norm(mean)
+        np.testing.assert_allclose(np.linalg.norm(direction - mean), radius, rtol=1e-5)
+        # The weights of the simplex: those beyond the mean. Any such are an upper bound.
+        mixed = rows.T @ ((w - 1 / num_tasks) / (w - 1 / num_tasks).sum())
+        upper = mixed @ mean + radius * np.linalg.norm(mixed)
+        worst_case = (rows @ direction).min()
+        longest = np.linalg.norm(rows, axis=1).max()
+        assert upper - worst_case <= 1e-5 * longest * np.linalg.norm(direction)
+
+
+@sizes
+@pytest.mark.parametrize("alpha", [0.5, 1, 2, 5])
+def test_fairgrad_solves_its_equation(num_tasks, alpha):
+    stack = np.float64(list(matrices.well_conditioned(num_tasks).values()))
+    weighting = weightings.nash_mtl() if alpha == 1 else weightings.fairgrad(alpha)
+    weights = matrices.weights_of(weighting, stack)
+    decreases = np.einsum("nkp,nlp,nl->nk", stack, stack, weights)
+    np.testing.assert_allclose(decreases, weights ** (-1 / alpha), rtol=2e-4)
+
+
+def test_the_length_of_fairgrad_follows_the_scale_of_the_gradients():
+    rows = matrices.zoo(5)["typical"]
+    near, far = matrices.weights_of(weightings.fairgrad(2.0), [rows, rows * 1e12])
+    np.testing.assert_allclose(far, near * (1e-24) ** (2 / 3), rtol=1e-4)
+
+
+@pytest.mark.parametrize("num_tasks", [3, 16, 64])
+def test_solver_is_exact_to_the_rounding_in_float64(num_tasks):
+    with jax.enable_x64(True):
+        solve = jax.jit(_solvers.nonnegative_qp)
+        for rows in matrices.zoo(num_tasks).values():
+            lengths = np.linalg.norm(np.float64(rows), axis=1, keepdims=True)
+            if not lengths.all():
+                continue
+            rows = np.float64(rows) / lengths
+            x = np.asarray(solve(jnp.asarray(rows @ rows.T), jnp.asarray(rows @ rows[0])))
+            expected = project_onto_dual_cone(rows, rows[0])
+            np.testing.assert_allclose(rows[0] + rows.T @ x, expected, atol=1e-6)
+
+
+# Definitions.
+
+
+def test_gradvac_reaches_the_target_cosine():
+    weighting = weightings.gradvac(2, beta=0.5)
+    rows = np.array([[3.0, 0.0], [-1.0, 2.0]], np.float32)
+    gramian = jnp.asarray(rows @ rows.T)
+    targets = jnp.array([[0.0, 0.6], [0.6, 0.0]])
+    weights, next_targets = weighting.weigh(gramian, targets)
+    cosine = gramian[0, 1] / jnp.sqrt(gramian[0, 0] * gramian[1, 1])
+    np.testing.assert_allclose(next_targets[0, 1], (0.6 + cosine) / 2, rtol=1e-6)
+    # The changed gradients, from the definition: g + a h with a cosine of 0.6 with h.
+    expected = np.zeros(2)
+    for g, h in (rows, rows[::-1]):
+        wanted = optimize.brentq(lambda a, g=g, h=h: unit(g + a * h) @ unit(h) - 0.6, 0, 50)
+        expected += g + wanted * h
+    np.testing.assert_allclose(rows.T @ weights, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("weighting", "scalarization"),
+    [
+        (weightings.gls(), lambda losses: jnp.prod(losses) ** (1 / len(losses))),
+        (
+            weightings.stch(0.3),
+            lambda losses: 0.3 * jax.nn.logsumexp(losses / len(losses) / 0.3),
+        ),
+    ],
+    ids=["gls", "stch"],
+)
+def test_scalarizations_are_gradients(weighting, scalarization):
+    losses = matrices.losses(4)
+    weights, _ = weighting.weigh(jnp.eye(4), (), losses=losses, key=None)
+    np.testing.assert_allclose(weights, jax.grad(scalarization)(losses), rtol=1e-5)
+
+
+def run(weighting, losses, gramian=None):
+    """Weights of each step for a sequence of losses, `[steps, K]`."""
+    losses = jnp.asarray(losses)
+    gramian = jnp.eye(losses.shape[1]) if gramian is None else gramian
+
+    def step(state, losses):
+        weights, state = weighting.weigh(gramian, state, losses=losses)
+        return state, weights
+
+    return np.asarray(jax.lax.scan(step, weighting.init(), losses)[1])
+
+
+def test_dwa_follows_the_rates_of_the_mean_losses():
+    losses = np.array([[4.0, 1.0], [2.0, 3.0], [1.0, 1.0], [2.0, 1.0], [7.0, 7.0]])
+    weights = run(weightings.dwa(2, temperature=2.0, period=2), losses)
+    np.testing.assert_allclose(weights[:4], 1)
+    rates = np.array([1.5 / 3, 1 / 2])
+    np.testing.assert_allclose(weights[4], 2 * np.exp(rates / 2) / np.exp(rates / 2).sum())
+
+
+def test_uncertainty_learns_the_losses_as_variances():
+    losses = np.tile([0.5, 2.0], (1000, 1))
+    weights = run(weightings.uncertainty(2), losses)
+    np.testing.assert_allclose(weights[0], 0.5)
+    np.testing.assert_allclose(weights[-1], 0.5 / losses[0], rtol=0.02)
+
+
+def test_gradnorm_equalises_the_norms_of_tasks_in_step():
+    gramian = jnp.diag(jnp.array([1.0, 16.0]))
+    weights = run(weightings.gradnorm(2), np.ones((400, 2)), gramian)
+    np.testing.assert_allclose(weights[0], 1)
+    np.testing.assert_allclose(weights[-1] * [1, 4], weights[-1, 0], rtol=0.1)
+    np.testing.assert_allclose(weights.sum(axis=1), 2, rtol=1e-5)
+
+
+def test_gradnorm_favours_the_task_that_trains_slowly():
+    losses = np.stack([np.linspace(1, 0.2, 50), np.ones(50)], axis=1)
+    weights = run(weightings.gradnorm(2), losses)
+    assert weights[-1, 1] > 1.2 > 0.9 > weights[-1, 0]
+
+
+def test_famo_favours_the_loss_that_falls_slowly():
+    losses = np.stack([np.geomspace(1, 0.1, 100), np.ones(100)], axis=1)
+    weights = run(weightings.famo(2), losses)
+    np.testing.assert_allclose(weights[0], 0.5)
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
+    share = weights * losses / (weights * losses).sum(axis=1, keepdims=True)
+    assert share[-1, 1] > 0.8
+
+
+def test_random_weights_are_a_softmax_of_normal_numbers():
+    keys = jax.random.split(jax.random.key(0), 2000)
+    weigh = jax.vmap(lambda key: weightings.random().weigh(jnp.eye(3), (), key=key)[0])
+    weights = np.asarray(weigh(keys), np.float64)
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
+    ratios = np.log(weights[:, 0] / weights[:, 1])
+    np.testing.assert_allclose([ratios.mean(), ratios.std()], [0, np.sqrt(2)], atol=0.1)
+
+
+def test_gradient_equilibrium_is_the_mean_over_the_tasks_present():
+    weights = matrices.weights_of(weightings.gradient_equilibrium(), [np.eye(3, 4)[[0, 1, 2, 0]]])
+    np.testing.assert_allclose(weights[0], 0.25)
+    rows = np.array([[0, 0], [1, 2], [2, -1.0]], np.float32)
+    np.testing.assert_allclose(
+        matrices.direction_of(weightings.gradient_equilibrium(), rows), [1.5, 0.5], rtol=1e-6
+    )
