@@ -1,0 +1,152 @@
+"""A net cut into stages, pure functions of weights and arrays that are compiled one by one."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.interpreters.partial_eval import dce_jaxpr
+
+from osgd_jax._cost import cost
+
+Arrays = list[jax.Array]
+
+# Any number above one will do: it tells the batch axis of a carry from an axis of length one.
+_TRACED_BATCH = 2
+
+
+class Stage(NamedTuple):
+    """What it takes to get from one output to the next.
+
+    Attributes:
+        call: pure `(weights, carry) -> (logits, fresh)`; the carry of stage 0 is `[x]`.
+        weights: the arrays of the net that this stage reads, and no others.
+        passes: for each array of the next carry, the index in this carry of the array that it is,
+            or None for the next of `fresh`. A compiled program would copy what it only hands on.
+    """
+
+    call: Callable[[Arrays, Arrays], tuple[jax.Array, Arrays]]
+    weights: Arrays
+    passes: tuple[int | None, ...]
+
+    def next_carry(self, carry: Sequence[Any], fresh: Sequence[Any]) -> list[Any]:
+        """The carry of the next stage."""
+        made = iter(fresh)
+        return [next(made) if index is None else carry[index] for index in self.passes]
+
+
+class Model(Protocol):
+    """What a predictor runs: a net, or the file that one was exported to.
+
+    Attributes:
+        num_outputs: K.
+        input_shape: of one example, None for an axis of any length.
+        input_dtype: the only floating dtype that it takes, None for any.
+    """
+
+    num_outputs: int
+    input_shape: tuple[int | None, ...]
+    input_dtype: Any
+
+    def stages(self, input_shape: tuple[int, ...], dtype: Any) -> list[Stage]:
+        """The stages for examples of this shape."""
+        ...
+
+    def multiply_adds(self, input_shape: tuple[int, ...]) -> list[int]:
+        """Cumulative multiply-adds of each output for one example."""
+        ...
+
+
+class NetModel:
+    """A net in evaluation mode with the weights that it had when this was made.
+
+    Args:
+        net: an `AnytimeNet`, or another `nnx.Module` with its `num_outputs`, `in_channels`,
+            `spatial_dims`, `start` and `advance`.
+
+    Raises:
+        ValueError: the net lacks one of these.
+    """
+
+    input_dtype = None
+
+    def __init__(self, net: Any):
+        for name in ("num_outputs", "in_channels", "spatial_dims", "start", "advance"):
+            if not hasattr(net, name):
+                raise ValueError(
+                    "net must have num_outputs, in_channels, spatial_dims, start and advance, "
+                    f"as an AnytimeNet has; got {type(net).__name__} without {name}."
+                )
+        self.num_outputs = net.num_outputs
+        self.input_shape = (None,) * net.spatial_dims + (net.in_channels,)
+        evaluated = nnx.view(
+            net, raise_if_not_found=False, deterministic=True, use_running_average=True
+        )
+        self._graphdef, state = nnx.split(evaluated)
+        leaves, self._treedef = jax.tree.flatten(state)
+        # Copies, since a training step that donates its buffers would delete the net's own.
+        self._leaves = [jnp.array(leaf, copy=True) for leaf in leaves]
+
+    def stages(self, input_shape: tuple[int, ...], dtype: Any) -> list[Stage]:
+        """Traces the net.
+
+        Raises:
+            ValueError: the net refuses the shape, or carries an array without a batch axis.
+        """
+        example = jax.ShapeDtypeStruct((_TRACED_BATCH, *input_shape), dtype)
+        carry, treedef = jax.tree.flatten(example)
+        stages = []
+        for k in range(self.num_outputs):
+            advance = functools.partial(self._advance, k, treedef)
+            closed, (logits, following) = jax.make_jaxpr(advance, return_shape=True)(
+                self._leaves, carry
+            )
+            inputs = closed.jaxpr.invars[len(self._leaves) :]
+            made = closed.jaxpr.outvars[len(jax.tree.leaves(logits)) :]
+            passes = tuple(
+                next((i for i, variable in enumerate(inputs) if variable is out), None)
+                for out in made
+            )
+            _, read = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+            indices = [i for i in range(len(self._leaves)) if read[i]]
+            call = functools.partial(self._call, advance, indices, passes)
+            stages.append(Stage(call, [self._leaves[i] for i in indices], passes))
+            carry, treedef = jax.tree.flatten(following)
+            for leaf in carry:
+                if leaf.shape[:1] != (_TRACED_BATCH,):
+                    raise ValueError(
+                        "net.advance must return a carry of arrays whose first axis is the batch; "
+                        f"output {k} has one without it, of shape {leaf.shape}."
+                    )
+        return stages
+
+    def multiply_adds(self, input_shape: tuple[int, ...]) -> list[int]:
+        """As `osgd_jax.cost`."""
+        return [each.multiply_adds for each in cost(self._merge(self._leaves), input_shape)]
+
+    def _merge(self, leaves: Arrays) -> Any:
+        return nnx.merge(self._graphdef, jax.tree.unflatten(self._treedef, leaves), copy=True)
+
+    def _advance(self, k: int, treedef: Any, leaves: Arrays, carry: Arrays) -> tuple[Any, Any]:
+        net = self._merge(leaves)
+        state = jax.tree.unflatten(treedef, carry)
+        logits, following = net.advance(k, net.start(state) if k == 0 else state)
+        # Nothing reads the last carry: the compiler shall not make it.
+        return logits, following if k + 1 < self.num_outputs else None
+
+    def _call(
+        self,
+        advance: Callable[[Arrays, Arrays], tuple[Any, Any]],
+        indices: list[int],
+        passes: tuple[int | None, ...],
+        weights: Arrays,
+        carry: Arrays,
+    ) -> tuple[jax.Array, Arrays]:
+        leaves = list(self._leaves)
+        for index, weight in zip(indices, weights, strict=True):
+            leaves[index] = weight
+        logits, following = advance(leaves, carry)
+        made = zip(jax.tree.leaves(following), passes, strict=True)
+        return logits, [leaf for leaf, index in made if index is None]
