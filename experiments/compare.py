@@ -50,7 +50,7 @@ class Config:
     outputs: int = 3
     widths: tuple[int, ...] = (16, 32)
     train_size: int | None = None
-    epochs: int = 30
+    epochs: int = 25
     batch_size: int = 100
     learning_rates: tuple[float, ...] = (0.2, 0.4, 0.8, 1.6, 3.2)
     momentum: float = 0.9
