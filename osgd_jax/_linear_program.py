@@ -107,7 +107,7 @@ def _split_operands(equation: jex.core.JaxprEqn) -> list[bool] | None:
     if name in _CALLS:
         return _cut(params["jaxpr"].jaxpr, split=[True])[2]
     if name in _ELEMENTWISE:
-        return [operand == shape for operand in shapes]
+        return [len(operand) == len(shape) and operand[0] == shape[0] for operand in shapes]
     if name == "stack" and params["axis"] == 0:
         return [False] * len(shapes)
     if name == "concatenate" and params["dimension"] == 0:
@@ -140,6 +140,11 @@ def _evaluate_by_slice(equation: jex.core.JaxprEqn, operands: list) -> list:
         evaluate = functools.partial(jnp.sum, axis=axes)
     else:
         evaluate = functools.partial(equation.primitive.bind, **params)
+        # What is not split is a scalar, or the same for all slices.
+        operands = [
+            operand if isinstance(operand, list) or jnp.ndim(operand) == 0 else operand[0]
+            for operand in operands
+        ]
     columns = [operand if isinstance(operand, list) else [operand] * size for operand in operands]
     return [evaluate(*slices) for slices in zip(*columns, strict=True)]
 

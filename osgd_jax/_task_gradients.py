@@ -50,7 +50,7 @@ def value_and_task_grads(
         def losses_of(*leaves):
             parameters = treedef.unflatten(leaves)
             result = fun(*_replace(args, argnums, parameters), **kwargs)
-            losses, aux = result if has_aux else (result, None)
+            losses, aux = _split_aux(result) if has_aux else (result, None)
             return _check_losses(losses), (losses, aux)
 
         values, linear, (losses, aux) = jax.linearize(losses_of, *leaves, has_aux=True)
@@ -136,13 +136,21 @@ def _check_parameter(name: str, leaf: Any) -> jax.Array:
     return leaf
 
 
+def _split_aux(result: Any) -> tuple[Any, Any]:
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        raise ValueError(
+            f"with has_aux=True the function must return a pair (losses, aux); got {result!r}."
+        )
+    return result[0], result[1]
+
+
 def _check_losses(losses: Any) -> jax.Array | tuple[jax.Array, ...]:
     wanted = "the losses must be an array [K] or a tuple or list of K real scalars, K >= 1"
     as_sequence = isinstance(losses, tuple | list)
     try:
         arrays = [jnp.asarray(loss) for loss in (losses if as_sequence else [losses])]
     except (TypeError, ValueError):
-        raise ValueError(f"{wanted}; got {losses!r}.") from None
+        raise ValueError(f"{wanted}; got {losses!r}. Is has_aux=True missing?") from None
     shapes = [array.shape for array in arrays]
     if as_sequence and (not shapes or any(shape != () for shape in shapes)):
         raise ValueError(f"{wanted}; got a {type(losses).__name__} of shapes {shapes}.")

@@ -72,18 +72,21 @@ def to_task_rows(dense: ArrayTree, reach: ArrayTree) -> ArrayTree:
         structure is not that of `dense`.
     """
     flat, treedef = jax.tree_util.tree_flatten_with_path(dense)
-    reaches = treedef.flatten_up_to(reach)
+    try:
+        reaches = treedef.flatten_up_to(reach)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"reach does not have the structure of dense: {error}") from None
     leaves = []
     for (path, leaf), tasks in zip(flat, reaches, strict=True):
         leaf = jnp.asarray(leaf)
         num_tasks = leaf.shape[0] if leaf.ndim else 0
-        if not isinstance(tasks, tuple) or sorted(set(tasks) & set(range(num_tasks))) != sorted(
-            tasks
-        ):
+        known = set(tasks) & set(range(num_tasks)) if isinstance(tasks, tuple) else None
+        if known is None or len(known) < len(tasks):
             raise ValueError(
-                f"reach{jax.tree_util.keystr(path)}={tasks!r} is not a tuple of task indices in"
-                f" 0 .. {num_tasks - 1}."
+                f"reach{jax.tree_util.keystr(path)}={tasks!r} is not a tuple of different task"
+                f" indices in 0 .. {num_tasks - 1}; the gradient has shape {leaf.shape}, with the"
+                " task axis in front."
             )
-        tasks = tuple(sorted(set(tasks)))
+        tasks = tuple(sorted(known))
         leaves.append(TaskRows(leaf[np.array(tasks, int)], tasks, num_tasks))
     return treedef.unflatten(leaves)

@@ -1,5 +1,6 @@
 """Orthogonalized SGD: Gram-Schmidt over the task gradients, done on their Gramian."""
 
+import operator
 from collections.abc import Sequence
 from typing import Literal
 
@@ -38,14 +39,14 @@ def orthogonal(order: Order = "first_to_last") -> Weighting:
       ValueError: `order` is none of these (from here, or while tracing, where K becomes known), or
         it is `"random"` and there is no key.
     """
-    if isinstance(order, str):
-        if order not in ("first_to_last", "last_to_first", "random"):
+    if not (isinstance(order, str) and order in ("first_to_last", "last_to_first", "random")):
+        try:
+            order = tuple(operator.index(task) for task in order)
+        except TypeError:
             raise ValueError(
                 f"order={order!r} is unknown; use 'first_to_last', 'last_to_first', 'random' or a"
                 " permutation of the task indices."
-            )
-    else:
-        order = tuple(int(task) for task in order)
+            ) from None
 
     def weigh(
         gramian: jax.Array,

@@ -1,0 +1,176 @@
+"""Every mistake gets a ValueError, at trace time, in the words that a user needs."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import osgd_jax
+from osgd_jax import TaskRows
+from osgd_jax.weightings import Weighting
+
+TWO = {"a": jnp.ones((2, 3)), "b": jnp.ones((2,))}
+PARAMS = {"a": jnp.ones(3), "b": jnp.ones(())}
+
+
+def update(grads, params=None, **kwargs):
+    tx = osgd_jax.orthogonalize(**kwargs)
+    return jax.eval_shape(lambda grads: tx.update(grads, tx.init(params), params)[0], grads)
+
+
+def with_state():
+    return Weighting(lambda: jnp.zeros(2), lambda gramian, state, **_: (jnp.ones(2), state))
+
+
+CASES = {
+    # The gradients.
+    "different numbers of tasks": (
+        lambda: update({"a": jnp.ones((2, 3)), "b": jnp.ones((3, 3))}),
+        r"\['b'\] has 3 tasks \(leading axis\), others have 2",
+    ),
+    "different numbers of tasks, ragged": (
+        lambda: update({"a": TaskRows(jnp.ones((1, 3)), (0,), 2), "b": jnp.ones((3, 3))}),
+        r"\['b'\] has 3 tasks",
+    ),
+    "no tasks": (lambda: update({"a": jnp.ones((0, 3))}), r"shape \(0, 3\).*K >= 1 tasks"),
+    "no tasks, ragged": (
+        lambda: update({"a": TaskRows(jnp.ones((0, 3)), (), 0)}),
+        r"\['a'\].*K >= 1",
+    ),
+    "no leading axis": (lambda: update(jnp.ones(())), r"the root has shape \(\).*leading axis"),
+    "integer gradients": (
+        lambda: update({"a": jnp.ones((2, 3), int)}),
+        r"\['a'\] has dtype int32.*real floating",
+    ),
+    "complex gradients": (lambda: update(jnp.ones((2, 3), jnp.complex64)), "complex64.*real"),
+    "as many rows as tasks": (
+        lambda: update({"a": TaskRows(jnp.ones((3, 3)), (0, 1), 2)}),
+        r"\['a'\] has 3 rows for the tasks \(0, 1\)",
+    ),
+    "gradients without the task axis": (
+        lambda: update({"a": jnp.ones(3), "b": jnp.ones(3)}, PARAMS),
+        r"\['a'\] has shape \(3,\) with the task axis in front; the parameter has shape \(3,\)",
+    ),
+    "another structure than params": (
+        lambda: update({"a": jnp.ones((2, 3))}, PARAMS),
+        "the task gradients have the structure .*; params have",
+    ),
+    "nothing to tell K by": (lambda: osgd_jax.gramian({}), "number of tasks is unknown"),
+    "norms of nothing": (lambda: osgd_jax.task_norms({}), "number of tasks is unknown"),
+    "weights": (
+        lambda: osgd_jax.combine(TWO, jnp.ones(3)),
+        r"weights has shape \(3,\); the gradients are of 2 tasks and need shape \(2,\)",
+    ),
+    "weights, a matrix": (lambda: osgd_jax.combine(TWO, jnp.ones((2, 2))), r"need shape \(2,\)"),
+    # The options.
+    "unknown order": (
+        lambda: osgd_jax.orthogonalize("firstToLast"),
+        "order='firstToLast' is unknown; use 'first_to_last', 'last_to_first', 'random' or a perm",
+    ),
+    "order for another K": (
+        lambda: update(TWO, order=(0, 1, 2)),
+        r"order=\(0, 1, 2\) is not a permutation of the 2 tasks",
+    ),
+    "order with a repetition": (
+        lambda: update(TWO, order=[0, 0]),
+        r"each of 0 .. 1 must appear once",
+    ),
+    "order of another type": (lambda: osgd_jax.orthogonalize(order=None), "order=None is unknown"),
+    "random without a key": (
+        lambda: osgd_jax.orthogonalize("random"),
+        "order='random' .* needs a PRNG key: pass key=",
+    ),
+    "random without a key, as a weighting": (
+        lambda: osgd_jax.weightings.orthogonal("random").weigh(jnp.eye(2), ()),
+        "needs a PRNG key",
+    ),
+    "unknown scope": (
+        lambda: osgd_jax.osgd(0.1, scope="layer"),
+        "scope='layer' is unknown; use one of 'shared', 'all', 'leaf', 'reach', a tree of labels",
+    ),
+    "labels of another structure": (
+        lambda: update(TWO, scope={"a": 0, "c": 1}),
+        "the labels given as scope do not fit the structure of the parameters",
+    ),
+    "a callable scope without params": (
+        lambda: update(TWO, scope=lambda params: params),
+        r"needs them: call update\(grads, state, params\)",
+    ),
+    "a state per task and several groups": (
+        lambda: (tx := osgd_jax.aggregate(with_state(), "leaf")).update(TWO, tx.init(None)),
+        "keeps a state per task.*there are 2 groups.*Use scope='shared' or scope='all'",
+    ),
+    "max_norm": (lambda: osgd_jax.clip_task_norms(0.0), r"max_norm=0.0 must be above zero"),
+    # The loss function.
+    "a scalar loss": (
+        lambda: osgd_jax.task_grads(lambda p: p**2)(1.0),
+        r"an array \[K\] or a tuple or list of K real scalars, K >= 1; got shape \(\)",
+    ),
+    "a matrix of losses": (
+        lambda: osgd_jax.task_grads(lambda p: p * jnp.ones((2, 2)))(1.0),
+        r"got shape \(2, 2\)",
+    ),
+    "losses that are arrays": (
+        lambda: osgd_jax.task_grads(lambda p: (p, p * jnp.ones(2)))(1.0),
+        r"got a tuple of shapes \[\(\), \(2,\)\]",
+    ),
+    "no losses": (lambda: osgd_jax.task_grads(lambda p: ())(1.0), r"K >= 1; got a tuple of shapes"),
+    "no losses in the array": (
+        lambda: osgd_jax.task_grads(lambda p: p * jnp.ones(0))(1.0),
+        r"got shape \(0,\)",
+    ),
+    "integer losses": (lambda: osgd_jax.task_grads(lambda p: (1, p))(1.0), "got dtype int32"),
+    "complex losses": (lambda: osgd_jax.task_grads(lambda p: (1j * p,))(1.0), "got dtype complex"),
+    "a dict of losses": (
+        lambda: osgd_jax.task_grads(lambda p: {"a": p})(1.0),
+        r"array \[K\] or a tuple or list",
+    ),
+    "forgotten has_aux": (
+        lambda: osgd_jax.task_grads(lambda p: ((p, p), {"aux": p}))(1.0),
+        r"array \[K\] or a tuple or list.*has_aux",
+    ),
+    "aux missing": (
+        lambda: osgd_jax.task_grads(lambda p: jnp.stack([p, p, p]), has_aux=True)(1.0),
+        r"has_aux=True.*pair",
+    ),
+    "integer parameters": (
+        lambda: osgd_jax.task_grads(lambda p: (p["w"] * 1.0,))({"w": 3}),
+        r"\['w'\] has dtype int32; .*Keep other arrays in an argument of their own",
+    ),
+    "a PRNG key among the parameters": (
+        lambda: osgd_jax.task_grads(lambda p: (p["w"],))({"w": 1.0, "key": jax.random.key(0)}),
+        r"\['key'\] has dtype key",
+    ),
+    # The reach.
+    "a reach beyond K": (
+        lambda: osgd_jax.to_task_rows({"w": jnp.ones((2, 3))}, {"w": (0, 2)}),
+        r"reach\['w'\]=\(0, 2\) is not a tuple of different task indices in 0 .. 1",
+    ),
+    "a reach with a repetition": (
+        lambda: osgd_jax.to_task_rows({"w": jnp.ones((2, 3))}, {"w": (1, 1)}),
+        r"different task indices",
+    ),
+    "a reach that is no tuple": (
+        lambda: osgd_jax.to_task_rows({"w": jnp.ones((2, 3))}, {"w": 1}),
+        "is not a tuple",
+    ),
+    "a reach of another structure": (
+        lambda: osgd_jax.to_task_rows({"w": jnp.ones((2, 3))}, {"v": (0,)}),
+        "reach does not have the structure of dense",
+    ),
+    "a reach for a scalar": (
+        lambda: osgd_jax.to_task_rows({"w": jnp.ones(())}, {"w": (0,)}),
+        r"shape \(\), with the task axis in front",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_words(case):
+    function, words = CASES[case]
+    with pytest.raises(ValueError, match=words):
+        function()
+
+
+def test_losses_in_half_precision_are_taken():
+    grads = osgd_jax.task_grads(lambda p: (p**2, p))(jnp.float16(1))
+    assert grads.rows.dtype == jnp.float16
