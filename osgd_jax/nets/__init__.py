@@ -5,29 +5,37 @@ Every net takes [batch, *spatial, channels] with one or two spatial axes and has
 """
 
 from osgd_jax.nets._base import AnytimeNet
-from osgd_jax.nets._blocks import Head, PreactConv, ResidualBlock, Stem
+from osgd_jax.nets._blocks import Head, PreactConv, ResidualBlock, SkipBlock, Stem
+from osgd_jax.nets._branched import BranchedResNet
 from osgd_jax.nets._depth import DepthNestedResNet
 from osgd_jax.nets._layers import Conv, Layers, Linear
+from osgd_jax.nets._msdnet import MSDNet
+from osgd_jax.nets._nested import NestedResNet
 from osgd_jax.nets._norm import BatchNorm, GroupNorm
-from osgd_jax.nets._streams import Stream, Transition
+from osgd_jax.nets._streams import Stream, Transition, WideningStream
 from osgd_jax.nets._stripes import StripeConv, geometric_fractions, stripe_sizes
 from osgd_jax.nets._width import WidthNestedResNet
 
 __all__ = [
     "AnytimeNet",
     "BatchNorm",
+    "BranchedResNet",
     "Conv",
     "DepthNestedResNet",
     "GroupNorm",
     "Head",
     "Layers",
     "Linear",
+    "MSDNet",
+    "NestedResNet",
     "PreactConv",
     "ResidualBlock",
+    "SkipBlock",
     "Stem",
     "Stream",
     "StripeConv",
     "Transition",
+    "WideningStream",
     "WidthNestedResNet",
     "geometric_fractions",
     "stripe_sizes",

@@ -4,6 +4,7 @@ The blocks are pre-activated (He et al. 2016, arXiv 1603.05027): what a block ad
 its *increment*, passes no later nonlinearity, so that another stream can add the same increment.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,6 +25,13 @@ def expansion(block: str) -> int:
     return 4 if block == "bottleneck" else 1
 
 
+def max_pool(x: jax.Array) -> jax.Array:
+    """The maximum over three taps, every second position along each spatial axis."""
+    spatial = x.ndim - 2
+    window, strides = (1, *(3,) * spatial, 1), (1, *(2,) * spatial, 1)
+    return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, "SAME")
+
+
 class Stem(nnx.Module):
     """The first layer: a 3×3 convolution ("cifar"), or 7×7 and max pooling ("imagenet")."""
 
@@ -35,11 +43,7 @@ class Stem(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[batch, *spatial, in_channels] → [batch, *spatial / (1 or 4), out_features]."""
         x = self.conv(x)
-        if self.pool:
-            spatial = x.ndim - 2
-            window, strides = (1, *(3,) * spatial, 1), (1, *(2,) * spatial, 1)
-            x = lax.reduce_window(x, -jnp.inf, lax.max, window, strides, "SAME")
-        return x
+        return max_pool(x) if self.pool else x
 
 
 class PreactConv(nnx.Module):
@@ -109,7 +113,7 @@ class ResidualBlock(nnx.Module):
         self.remat = layers.remat
 
     def __call__(
-        self, x: jax.Array, memories: Memories | None = None
+        self, x: jax.Array, memories: Sequence[jax.Array | None] | None = None
     ) -> tuple[jax.Array, Memories]:
         """Computes the block's increment.
 
@@ -125,12 +129,53 @@ class ResidualBlock(nnx.Module):
         run: Any = nnx.remat(ResidualBlock._run) if self.remat else ResidualBlock._run
         return run(self, x, memories)
 
-    def _run(self, x: jax.Array, memories: Memories | None) -> tuple[jax.Array, Memories]:
+    def _run(
+        self, x: jax.Array, memories: Sequence[jax.Array | None] | None
+    ) -> tuple[jax.Array, Memories]:
         kept = []
         for conv, memory in zip(self.convs, memories or (None,) * len(self.convs), strict=True):
             x, memory = conv(x, memory)
             kept.append(memory)
         return x, tuple(kept)
+
+
+class SkipBlock(nnx.Module):
+    """A `ResidualBlock`, whose arguments it takes, with the skip connection around it."""
+
+    def __init__(
+        self,
+        layers: Layers,
+        kind: str,
+        features: int,
+        width: int,
+        *,
+        inherited: int = 0,
+        inherited_width: int = 0,
+        stride: int = 1,
+    ):
+        self.block = ResidualBlock(
+            layers,
+            kind,
+            features,
+            width,
+            inherited=inherited,
+            inherited_width=inherited_width,
+            stride=stride,
+        )
+        out = expansion(kind) * width
+        same = stride == 1 and out == features
+        self.shortcut = (
+            None if same else layers.conv(inherited + features, out, size=1, stride=stride)
+        )
+
+    def __call__(
+        self, x: jax.Array, memories: Sequence[jax.Array | None] | None = None
+    ) -> tuple[jax.Array, Memories]:
+        """As `ResidualBlock`, but gives the sum of the skip connection and the increment."""
+        increment, kept = self.block(x, memories)
+        # As in He et al. 2016 a projection takes the normalised input, the first of the memories.
+        skip = x if self.shortcut is None else self.shortcut(kept[0])
+        return skip + increment, kept
 
 
 class Head(nnx.Module):

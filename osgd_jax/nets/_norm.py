@@ -65,7 +65,9 @@ class BatchNorm(nnx.Module):
             batch_var = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(batch_mean), 0)
             for running, batch in ((self.mean, batch_mean), (self.var, batch_var)):
                 kept = _MOMENTUM * running[...]
-                running[...] = kept + (1 - _MOMENTUM) * lax.stop_gradient(batch)
+                # Not `running[...] = …`, which looks for the sharding of the new value: under a
+                # trace that takes a time that grows with all that is traced before.
+                running.set_value(kept + (1 - _MOMENTUM) * lax.stop_gradient(batch))
             mean, var = batch_mean, batch_var
         return _scale_and_shift(x, mean, var, self.scale[...], self.bias[...])
 

@@ -7,12 +7,14 @@ twice the depth, and half of its increments come for free.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from flax import nnx
 
-from osgd_jax.nets._blocks import ResidualBlock
+from osgd_jax.nets._blocks import Memories, ResidualBlock
 from osgd_jax.nets._layers import Layers
+from osgd_jax.nets._stripes import extend
 
 
 class Transition(nnx.Module):
@@ -73,3 +75,58 @@ class Stream(nnx.Module):
             x = x + increment
             increments.append(increment)
         return x, tuple(increments)
+
+
+class WideningStream(nnx.Module):
+    """A stream that also widens the blocks of the stream before, for nets nested in width and
+    depth.
+
+    Each old block gets one more stripe of channels, which reads the whole state of this stream and
+    what the earlier stripes of the block have computed inside. Its part of the increment is
+    appended to the old increment; nothing of the old block is computed again. Then comes the new
+    block, over all channels.
+
+    Args:
+        transition: brings the stream here from the resolution before, None where it comes as it
+            should be.
+        stripes: one more stripe for each block of the stream before; none for the first stream.
+        blocks: the new blocks.
+    """
+
+    def __init__(
+        self,
+        transition: Transition | None,
+        stripes: Sequence[ResidualBlock],
+        blocks: Sequence[ResidualBlock],
+    ):
+        self.transition = transition
+        self.stripes = nnx.List(stripes)
+        self.blocks = nnx.List(blocks)
+
+    def __call__(self, x: jax.Array, inherited: Sequence[Any]) -> tuple[jax.Array, list[Any]]:
+        """Runs the stream.
+
+        Args:
+            x: the stream's state, [batch, *spatial, features].
+            inherited: for each block of the stream before, in order, its increment and memories.
+
+        Returns:
+            The state after the last block, and increment and memories of all blocks in order.
+        """
+        if self.transition is not None:
+            x = self.transition(x)
+        kept = []
+        for position, block in enumerate(self.blocks):
+            if self.stripes:
+                old, memories = inherited[position]
+                new, memories = self.stripes[position](x, (None, *memories))
+                x, kept = self._add(x, extend(old, new), memories, kept)
+            x, kept = self._add(x, *block(x), kept)
+        return x, kept
+
+    @staticmethod
+    def _add(
+        x: jax.Array, increment: jax.Array, memories: Memories, kept: list[Any]
+    ) -> tuple[jax.Array, list[Any]]:
+        # The first memory is the normalised state, which the next stream has at its own state.
+        return x + increment, [*kept, (increment, memories[1:])]

@@ -8,31 +8,16 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from osgd_jax.nets._base import AnytimeNet
-from osgd_jax.nets._blocks import BLOCKS, STEMS, Head, ResidualBlock, Stem, expansion
+from osgd_jax.nets._blocks import BLOCKS, STEMS, Head, SkipBlock, Stem, expansion
 from osgd_jax.nets._checks import check_choice, check_interface, check_levels
-from osgd_jax.nets._layers import Conv, Layers
+from osgd_jax.nets._layers import Layers
 from osgd_jax.nets._stripes import check_fractions, geometric_fractions, stripe_sizes
-
-
-class _StripeBlock(nnx.Module):
-    """One stripe of a residual block with its skip connection."""
-
-    def __init__(self, block: ResidualBlock, shortcut: Conv | None):
-        self.block = block
-        self.shortcut = shortcut
-
-    def __call__(self, x: jax.Array, memories: Any) -> tuple[jax.Array, Any]:
-        increment, memories = self.block(x, memories)
-        # As in He et al. 2016 a projection starts from the normalised input, which the first memory
-        # holds.
-        skip = x if self.shortcut is None else self.shortcut(memories[0])
-        return skip + increment, memories
 
 
 class _Stage(nnx.Module):
     """One stripe of the whole net."""
 
-    def __init__(self, stem: Stem, blocks: list[_StripeBlock], head: Head):
+    def __init__(self, stem: Stem, blocks: list[SkipBlock], head: Head):
         self.stem = stem
         self.blocks = nnx.List(blocks)
         self.head = head
@@ -111,7 +96,7 @@ class WidthNestedResNet(AnytimeNet):
                 width, inherited_width = sizes[level][k], sum(sizes[level][:k])
                 for position in range(depth):
                     stride = 2 if level > 0 and position == 0 else 1
-                    made = ResidualBlock(
+                    stripe = SkipBlock(
                         layers,
                         block,
                         features,
@@ -120,12 +105,8 @@ class WidthNestedResNet(AnytimeNet):
                         inherited_width=inherited_width,
                         stride=stride,
                     )
-                    out = expansion(block) * width
-                    shortcut = None
-                    if stride != 1 or out != features:
-                        shortcut = layers.conv(inherited + features, out, size=1, stride=stride)
-                    stripes.append(_StripeBlock(made, shortcut))
-                    inherited, features = expansion(block) * inherited_width, out
+                    stripes.append(stripe)
+                    inherited, features = (expansion(block) * n for n in (inherited_width, width))
             head = Head(layers, features, num_classes, inherited=inherited)
             return _Stage(Stem(layers, stem, in_channels, stem_width), stripes, head)
 

@@ -18,37 +18,63 @@ class Family:
 
     Attributes:
         make: the constructor.
-        sizes: `sizes(k, num_outputs)` are the arguments of the net that has only the outputs 0 … k
-            of the net of `num_outputs`.
+        sizes: `sizes(k)` are the arguments of the net that has only the outputs 0 … k of the net of
+            four. None where the sizes do not depend on k.
+        fixed: further arguments.
     """
 
     make: Callable[..., Any]
-    sizes: Callable[[int, int], dict[str, Any]]
+    sizes: Callable[[int], dict[str, Any]] | None = None
+    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _width_sizes(k: int, num_outputs: int) -> dict[str, Any]:
+def _width_sizes(k: int) -> dict[str, Any]:
     width = 2**k
     fractions = tuple(2.0 ** (j - k) for j in range(k + 1))
     return {"widths": (width, 2 * width), "blocks": (1, 1), "fractions": fractions}
 
 
+def _branched_sizes(k: int) -> dict[str, Any]:
+    blocks = ((1,), (2,), (2, 1), (2, 2))[k]
+    return {"widths": (4, 8)[: len(blocks)], "blocks": blocks}
+
+
+def _nested_sizes(k: int) -> dict[str, Any]:
+    width = 2 * (k + 1)
+    fractions = tuple((j + 1) / (k + 1) for j in range(k + 1))
+    return {"widths": (width, 2 * width), "blocks": (1, 1), "fractions": fractions}
+
+
 FAMILIES = {
-    "width-nested": Family(nets.WidthNestedResNet, _width_sizes),
-    "depth-nested": Family(
-        nets.DepthNestedResNet, lambda k, num_outputs: {"widths": (4, 8), "blocks": (1, 1)}
+    "branched": Family(nets.BranchedResNet, _branched_sizes),
+    "msdnet": Family(
+        nets.MSDNet,
+        fixed={
+            "channels": 4,
+            "growth_rate": 2,
+            "growth_factors": (1, 2),
+            "bottleneck_factors": (1, 2),
+            "base": 1,
+            "step": 1,
+        },
     ),
+    "width-nested": Family(nets.WidthNestedResNet, _width_sizes),
+    "depth-nested": Family(nets.DepthNestedResNet, fixed={"widths": (4, 8), "blocks": (1, 1)}),
+    "nested": Family(nets.NestedResNet, _nested_sizes),
 }
 
 
-def build(family: str, k: int, num_outputs: int, seed: int = 0, **kwargs: Any) -> Any:
-    """The small net of `family` with the outputs 0 … k of the net with `num_outputs`."""
+def build(family: str, k: int, seed: int = 0, **kwargs: Any) -> Any:
+    """The small net of `family` with the outputs 0 … k of the net with four outputs."""
     chosen = FAMILIES[family]
-    sizes = chosen.sizes(k, num_outputs)
-    return chosen.make(
+    sizes = chosen.sizes(k) if chosen.sizes else {}
+    truncated = family == "msdnet"
+    net = chosen.make(
         num_classes=3,
-        num_outputs=k + 1,
-        **{"in_channels": 2, "rngs": nnx.Rngs(seed), **sizes, **kwargs},
+        num_outputs=4 if truncated else k + 1,
+        **{"in_channels": 2, "rngs": nnx.Rngs(seed), **chosen.fixed, **sizes, **kwargs},
     )
+    return net.subnetwork(k) if truncated else net
 
 
 def randomise(net: Any, seed: int = 0) -> Any:

@@ -26,15 +26,18 @@ def assert_close(actual, expected, tolerance=1e-12):
 def test_outputs_equal_those_of_the_standalone_net(family, norm, spatial_dims):
     kwargs = {"norm": norm, "spatial_dims": spatial_dims}
     with jax.enable_x64(True):
-        net = randomise(build(family, 3, 4, **kwargs))
+        net = randomise(build(family, 3, **kwargs))
         x = example(spatial_dims)
-        outputs, statistics = train_call(net)(nnx.state(net), x)
+        before = jax.tree.map(jnp.copy, nnx.state(net))
+        outputs = net(x)
+        statistics = nnx.state(net, nnx.BatchStat)
         assert len(outputs) == net.num_outputs == 4
         for k in range(3):
-            standalone = build(family, k, 4, seed=9, **kwargs)
-            nnx.update(standalone, nnx.state(net.subnetwork(k)))
+            standalone = build(family, k, seed=9, **kwargs)
             assert nnx.graphdef(standalone) == nnx.graphdef(net.subnetwork(k))
-            inner, inner_statistics = train_call(standalone)(nnx.state(standalone), x)
+            nnx.update(standalone, {"stages": {j: before["stages"][j] for j in range(k + 1)}})
+            inner = standalone(x)
+            inner_statistics = nnx.state(standalone, nnx.BatchStat)
             computed = jax.tree.leaves((inner, inner_statistics))
             assert all(leaf.dtype == jnp.float64 for leaf in computed)
             assert_close(inner, outputs[: k + 1])
@@ -47,15 +50,15 @@ def test_outputs_equal_those_of_the_standalone_net(family, norm, spatial_dims):
 @norms
 @dims
 def test_stages_compute_what_one_call_computes(family, norm, spatial_dims):
-    net = randomise(build(family, 3, 4, norm=norm, spatial_dims=spatial_dims))
+    net = randomise(build(family, 2, norm=norm, spatial_dims=spatial_dims))
     net.eval()
-    inner = net.subnetwork(2)
+    inner = net.subnetwork(1)
     x = example(spatial_dims)
     carry = inner_carry = net.start(x)
     for k, expected in enumerate(train_call(net)(nnx.state(net), x)[0]):
         logits, carry = advance_call(net, k)(nnx.state(net), carry)
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
-        if k <= 2 and spatial_dims == 2:
+        if k <= 1 and spatial_dims == 2:
             inner_logits, inner_carry = advance_call(inner, k)(nnx.state(inner), inner_carry)
             np.testing.assert_array_equal(inner_logits, logits)
 
@@ -64,7 +67,7 @@ def test_stages_compute_what_one_call_computes(family, norm, spatial_dims):
 @norms
 @dims
 def test_a_loss_reaches_its_own_and_earlier_stages_only(family, norm, spatial_dims):
-    net = build(family, 3, 4, norm=norm, spatial_dims=spatial_dims)
+    net = build(family, 3, norm=norm, spatial_dims=spatial_dims)
     graphdef, params, rest = nnx.split(net, nnx.Param, ...)
     x = example(spatial_dims)
 
@@ -89,7 +92,7 @@ def test_a_loss_reaches_its_own_and_earlier_stages_only(family, norm, spatial_di
 @families
 @norms
 def test_functional_training_step(family, norm):
-    net = build(family, 1, 2, norm=norm)
+    net = build(family, 1, norm=norm)
     graphdef, params, rest = nnx.split(net, nnx.Param, ...)
 
     def loss(params, rest, x):
@@ -111,7 +114,7 @@ def test_functional_training_step(family, norm):
 @families
 @norms
 def test_evaluation_uses_running_averages_and_keeps_them(family, norm):
-    net = randomise(build(family, 1, 2, norm=norm))
+    net = randomise(build(family, 1, norm=norm))
     view = nnx.view(net, deterministic=True, use_running_average=True)
     x = example(2, batch=3)
     before = jax.tree.map(jnp.copy, nnx.state(net, nnx.BatchStat))
@@ -125,7 +128,7 @@ def test_evaluation_uses_running_averages_and_keeps_them(family, norm):
 
 @families
 def test_subnetwork_shares_variables(family):
-    net = build(family, 2, 3)
+    net = build(family, 2)
     inner = net.subnetwork(1)
     assert net.num_outputs == 3
     assert inner.num_outputs == 2
@@ -137,15 +140,15 @@ def test_subnetwork_shares_variables(family):
 
 @families
 def test_construction_is_abstract_when_asked(family):
-    made = build(family, 2, 3)
-    abstract = nnx.eval_shape(lambda: build(family, 2, 3))
+    made = build(family, 2)
+    abstract = nnx.eval_shape(lambda: build(family, 2))
     shapes = jax.tree.map(lambda v: (v.shape, v.dtype), nnx.state(abstract))
     assert shapes == jax.tree.map(lambda v: (v.shape, v.dtype), nnx.state(made))
 
 
 @families
 def test_seed_determines_the_parameters(family):
-    first, again, other = (nnx.state(build(family, 1, 2, seed=s), nnx.Param) for s in (3, 3, 4))
+    first, again, other = (nnx.state(build(family, 1, seed=s), nnx.Param) for s in (3, 3, 4))
     assert_close(first, again, 0)
     kernels = [
         (a, b)
@@ -173,7 +176,7 @@ def test_wrong_arguments_are_named(family, kwargs, message):
 
 @families
 def test_wrong_inputs_are_named(family):
-    net = build(family, 1, 2)
+    net = build(family, 1)
     for shape in [(2, 8, 2), (2, 8, 8, 3), (8, 8, 2)]:
         with pytest.raises(ValueError, match=r"x must have the shape \[batch, height, width, 2\]"):
             net(jnp.zeros(shape))
