@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows
 
@@ -169,7 +170,14 @@ def leaf_gramian(leaf: TaskRows, scales: jax.Array) -> jax.Array:
         matrix = jnp.stack(rows)
         # Contracted as they are: flattening would gather a parameter that is sharded over devices.
         axes = tuple(range(1, matrix.ndim))
-        small = jnp.tensordot(matrix, matrix, (axes, axes), precision=lax.Precision.HIGHEST)
+        replicated = NamedSharding(jax.typeof(matrix).sharding.mesh, PartitionSpec())
+        small = jnp.tensordot(
+            matrix,
+            matrix,
+            (axes, axes),
+            precision=lax.Precision.HIGHEST,
+            out_sharding=replicated,
+        )
     if count == leaf.num_tasks:
         return small
     return jnp.zeros((leaf.num_tasks, leaf.num_tasks), dtype).at[np.ix_(tasks, tasks)].set(small)

@@ -222,7 +222,8 @@ def _random_key(key: jax.Array | int | None) -> jax.Array | None:
         key is not None and jnp.issubdtype(key.dtype, jnp.integer) and key.ndim == 0
     ):
         return jax.random.key(key)
-    return key
+    # Copied, so that donating the state leaves the caller's key alone.
+    return None if key is None else jnp.copy(key)
 
 
 def _saturate(weights: jax.Array, largest: jax.Array) -> jax.Array:

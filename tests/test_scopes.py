@@ -1,0 +1,116 @@
+"""Scopes: which groups are formed, and that the groups do not interfere."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import osgd_jax
+
+
+def rows(seed: int, num_tasks: int = 3, size: int = 8) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(num_tasks, size)), jnp.float32)
+
+
+def masked(seed: int, tasks) -> jax.Array:
+    mask = np.zeros((3, 1), np.float32)
+    mask[list(tasks)] = 1
+    return rows(seed) * mask
+
+
+REACH = {"a": (0, 1, 2), "b": (0, 1, 2), "c": (1, 2), "d": (1, 2), "e": (1,), "f": (2,), "g": ()}
+DENSE = {name: masked(i, tasks) for i, (name, tasks) in enumerate(REACH.items())}
+PARAMS = {name: jnp.zeros(8) for name in REACH}
+
+GROUPS = {
+    "shared": ["abcd"],
+    "all": ["abcdefg"],
+    "leaf": list("abcdefg"),
+    "reach": ["ab", "cd", "e", "f", "g"],
+}
+
+
+def orthogonalized(grads, scope, params=None):
+    tx = osgd_jax.orthogonalize(scope=scope)
+    return jax.jit(tx.update)(grads, tx.init(params), params)[0]
+
+
+@pytest.mark.parametrize("form", ["dense", "ragged"])
+@pytest.mark.parametrize("scope", GROUPS)
+def test_a_group_is_as_if_it_were_alone(scope, form):
+    grads = DENSE if form == "dense" else osgd_jax.to_task_rows(DENSE, REACH)
+    updates = orthogonalized(grads, scope)
+    for group in GROUPS[scope]:
+        alone = orthogonalized({name: DENSE[name] for name in group}, "all")
+        for name in group:
+            np.testing.assert_allclose(updates[name], alone[name], atol=1e-5)
+    for name in set(REACH) - set("".join(GROUPS[scope])):
+        np.testing.assert_array_equal(updates[name], DENSE[name].sum(axis=0))
+
+
+@pytest.mark.parametrize("scope", GROUPS)
+def test_named_scopes_are_label_trees(scope):
+    groups = GROUPS[scope] + [c for c in REACH if c not in "".join(GROUPS[scope])]
+    labels = {name: next(g for g in groups if name in g) for name in REACH}
+    expected = orthogonalized(DENSE, scope)
+    for argument in (labels, lambda params: {name: labels[name] for name in params}):
+        updates = orthogonalized(DENSE, argument, PARAMS)
+        jax.tree.map(lambda u, e: np.testing.assert_allclose(u, e, atol=1e-5), updates, expected)
+
+
+def test_labels_of_any_hashable_kind():
+    labels = {"a": 0, "b": "zero", "c": (1, 2), "d": None, "e": 0, "f": 0, "g": 0}
+    # A tuple is a label here, since the gradients have an array in its place; None is a label too.
+    updates = orthogonalized(DENSE, labels)
+    np.testing.assert_allclose(updates["c"], orthogonalized(DENSE, "leaf")["c"], atol=1e-5)
+
+
+def test_order_of_the_arrays_does_not_matter():
+    names = list(REACH)
+    by_list = orthogonalized([DENSE[name] for name in names[::-1]], "reach")[::-1]
+    expected = orthogonalized(DENSE, "reach")
+    for name, update in zip(names, by_list, strict=True):
+        np.testing.assert_allclose(update, expected[name], atol=1e-5)
+
+
+def test_first_task_is_never_changed_within_a_group():
+    # <update, g_1> = <g_1, g_1> over each group, private arrays apart.
+    for scope, groups in GROUPS.items():
+        updates = orthogonalized(DENSE, scope)
+        for group in groups:
+            first = jnp.concatenate([DENSE[name][0] for name in group])
+            update = jnp.concatenate([updates[name] for name in group])
+            np.testing.assert_allclose(update @ first, first @ first, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scope", ["shared", "reach"])
+def test_with_debug_nans(scope):
+    # Groups that no array belongs to must not make a NaN that nobody reads.
+    with jax.debug_nans(True), jax.debug_infs(True):
+        updates = orthogonalized(DENSE, scope)
+    assert all(np.all(np.isfinite(update)) for update in updates.values())
+
+
+def test_mean_over_all_is_the_gradient_of_the_mean_loss():
+    tx = osgd_jax.aggregate(osgd_jax.weightings.mean(), scope="all")
+    updates, _ = tx.update(DENSE, tx.init(PARAMS), PARAMS)
+    jax.tree.map(
+        lambda u, g: np.testing.assert_allclose(u, g.mean(axis=0), atol=1e-6), updates, DENSE
+    )
+
+
+@pytest.mark.parametrize("scope", [*GROUPS, dict.fromkeys(REACH, 0)])
+def test_sum_is_the_gradient_of_the_sum_in_every_scope(scope):
+    tx = osgd_jax.aggregate(osgd_jax.weightings.sum(), scope=scope)
+    for grads in (DENSE, osgd_jax.to_task_rows(DENSE, REACH)):
+        updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+        jax.tree.map(
+            lambda u, g: np.testing.assert_allclose(u, g.sum(axis=0), atol=1e-6), updates, DENSE
+        )
+
+
+def test_private_parameters_have_weight_one_under_every_weighting():
+    tx = osgd_jax.aggregate(osgd_jax.weightings.mean(), scope="shared")
+    updates, _ = tx.update(DENSE, tx.init(PARAMS), PARAMS)
+    np.testing.assert_array_equal(updates["e"], DENSE["e"][1])
+    np.testing.assert_allclose(updates["a"], DENSE["a"].mean(axis=0), atol=1e-6)
