@@ -191,8 +191,9 @@ class AnytimePredictor:
         """Writes all stages with their weights to one file, which `load` runs without the net.
 
         The stages are lowered by `jax.export` for CPU, CUDA and TPU, with a batch of any size;
-        the machine that writes needs none of the latter two. JAX keeps such files readable for six
-        months of releases. An existing file is replaced at once or not at all.
+        the machine that writes needs none of the latter two. A net of your own must therefore leave
+        the batch open: `x.shape[0]` and not `len(x)`. JAX promises to run such files for six months
+        of releases. An existing file is replaced whole or not at all.
 
         Args:
             path: of the file; its folder must exist.
