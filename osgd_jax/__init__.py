@@ -1,6 +1,7 @@
 """osgd_jax: Orthogonalized SGD, task-gradient balancing and nested anytime networks."""
 
 from osgd_jax import nets, weightings
+from osgd_jax._anytime import AnytimeOutput, AnytimePredictor, Prediction
 from osgd_jax._cost import OutputCost, cost
 from osgd_jax._gramian import combine, gramian, task_cosines
 from osgd_jax._task_gradients import reach, task_grads, value_and_task_grads
@@ -10,7 +11,10 @@ from osgd_jax._transforms import AggregateState, aggregate, orthogonalize, osgd
 
 __all__ = [
     "AggregateState",
+    "AnytimeOutput",
+    "AnytimePredictor",
     "OutputCost",
+    "Prediction",
     "TaskRows",
     "aggregate",
     "clip_task_norms",
