@@ -1,6 +1,5 @@
-"""Training an anytime net: the step, the loop over the batches, the accuracy of each output."""
+"""Training an anytime net many times over, from seeds and learning rates, compiled once."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,28 +9,11 @@ import numpy as np
 import optax
 from flax import nnx
 
-import osgd_jax
 from experiments.data import Dataset, Split, epoch_batches
+from experiments.methods import Method
+from experiments.step import Batch, Objective, State, evaluated_logits, initial_state, update
 
 MakeNet = Callable[[nnx.Rngs], Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A way to train an anytime net.
-
-    Attributes:
-      name: as shown in tables.
-      optimizer: from a learning-rate schedule to a transformation, of task gradients where
-        `balances_tasks`, else of the gradient of the sum of the losses.
-      balances_tasks: whether the optimizer takes task gradients.
-      output: train this output alone, in the subnetwork that ends with it; all if None.
-    """
-
-    name: str
-    optimizer: Callable[[optax.ScalarOrSchedule], optax.GradientTransformationExtraArgs]
-    balances_tasks: bool = False
-    output: int | None = None
 
 
 class Runs(NamedTuple):
@@ -54,12 +36,6 @@ class Trained(NamedTuple):
     final_losses: list[float]
 
 
-class _State(NamedTuple):
-    params: Any
-    rest: Any
-    optimizer: Any
-
-
 def compile_runs(
     make_net: MakeNet, dataset: Dataset, method: Method, *, epochs: int, batch_size: int
 ) -> Runs:
@@ -70,7 +46,7 @@ def compile_runs(
 
     Args:
       make_net: from random streams to a net.
-      dataset: its training split is trained on.
+      dataset: its training split is trained on; in memory and standardised, as the built-in ones.
       method: how to train.
       epochs: passes over the training examples.
       batch_size: examples in a step.
@@ -78,7 +54,8 @@ def compile_runs(
     Returns:
       The functions that train and test.
     """
-    num_steps = epochs * (len(dataset.train.labels) // batch_size)
+    num_steps = epochs * (dataset.train.size // batch_size)
+    objective = Objective(output=method.output)
 
     def split_net(seed: int):
         net = make_net(nnx.Rngs(seed))
@@ -89,45 +66,20 @@ def compile_runs(
     graphdef, *_ = split_net(0)
     train_split = jax.device_put(dataset.train)
 
-    def optimizer(learning_rate: jax.Array) -> optax.GradientTransformationExtraArgs:
+    def optimizer(learning_rate: jax.Array) -> optax.GradientTransformation:
         schedule = optax.cosine_decay_schedule(learning_rate, num_steps)  # pyright: ignore[reportArgumentType] - traced, so that one program serves all rates
-        return optax.with_extra_args_support(method.optimizer(schedule))
+        return method.optimizer(schedule)
 
-    def losses_of(params: Any, rest: Any, batch: Split):
-        net = nnx.merge(graphdef, params, rest, copy=True)
-        logits = net(batch.inputs)
-        logits = logits if method.output is None else logits[method.output :]
-        losses = tuple(
-            optax.softmax_cross_entropy_with_integer_labels(each, batch.labels).mean()
-            for each in logits
+    def step(state: State, train: Split, indices: jax.Array, learning_rate: jax.Array):
+        targets = jax.nn.one_hot(train.labels[indices], dataset.num_classes)
+        batch = Batch(train.inputs[indices], targets)  # pyright: ignore[reportArgumentType] - traced
+        state, measured = update(
+            graphdef, objective, method, optimizer(learning_rate), state, batch
         )
-        return losses, nnx.split(net, nnx.Param, ...)[2]
-
-    def step(state: _State, train: Split, indices: jax.Array, learning_rate: jax.Array):
-        batch = Split(train.inputs[indices], train.labels[indices])
-        if method.balances_tasks:
-            (losses, rest), grads = osgd_jax.value_and_task_grads(losses_of, has_aux=True)(
-                state.params, state.rest, batch
-            )
-        else:
-
-            def total_of(params, rest, batch):
-                losses, rest = losses_of(params, rest, batch)
-                return sum(losses), (losses, rest)
-
-            (_, (losses, rest)), grads = jax.value_and_grad(total_of, has_aux=True)(
-                state.params, state.rest, batch
-            )
-        updates, optimizer_state = optimizer(learning_rate).update(
-            grads, state.optimizer, state.params, losses=losses
-        )
-        params = optax.apply_updates(state.params, updates)
-        return _State(params, rest, optimizer_state), jnp.stack(losses)
+        return state, measured.losses
 
     def accuracies(params: Any, rest: Any, split: Split) -> jax.Array:
-        net = nnx.merge(graphdef, params, rest, copy=True)
-        logits = nnx.view(net, use_running_average=True)(split.inputs)
-        logits = logits if method.output is None else logits[method.output :]
+        logits = evaluated_logits(graphdef, params, rest, split.inputs, method.output)  # pyright: ignore[reportArgumentType] - traced
         return jnp.stack([(each.argmax(-1) == split.labels).mean() for each in logits])
 
     jitted_step = jax.jit(step, donate_argnums=0)
@@ -136,10 +88,10 @@ def compile_runs(
     def train(seed: int, learning_rate: float) -> Trained:
         _, params, rest = split_net(seed)
         rate = jnp.float32(learning_rate)
-        state = _State(params, rest, optimizer(rate).init(params))
+        state = initial_state(method, optimizer(rate), params, rest, seed)
         order, losses = np.random.default_rng(seed), jnp.zeros(())
         for _ in range(epochs):
-            for indices in epoch_batches(len(dataset.train.labels), batch_size, order):
+            for indices in epoch_batches(dataset.train.size, batch_size, order):
                 state, losses = jitted_step(state, train_split, indices, rate)
         return Trained(state.params, state.rest, losses.tolist())
 

@@ -1,44 +1,16 @@
-"""Data sets, as arrays split into training, validation and test examples."""
-
-import dataclasses
-from typing import NamedTuple
+"""The built-in data sets, made or loaded without the network."""
 
 import numpy as np
 
-DATA_SETS = ("digits", "mnist1d")
+from experiments.data.dataset import SPLIT_SEED, Dataset, Split
+
+BUILT_IN = ("digits", "mnist1d")
 
 _VALIDATION_SIZES = {"digits": 297, "mnist1d": 1000}
 
-# One fixed cut of each data set, so that every run of every experiment is tested on the same
-# examples and none of them is ever trained on.
-_SPLIT_SEED = 0
-
-
-class Split(NamedTuple):
-    """Examples `[n, *spatial, channels]`, float32, and their labels `[n]`, int32."""
-
-    inputs: np.ndarray
-    labels: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """A classification data set, standardised by the training examples' mean and deviation."""
-
-    name: str
-    num_classes: int
-    train: Split
-    validation: Split
-    test: Split
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one example, channels last."""
-        return self.train.inputs.shape[1:]
-
 
 def load(name: str, train_size: int | None = None) -> Dataset:
-    """Load a built-in data set; none of them needs the network.
+    """Load a built-in data set, standardised by the training examples' mean and deviation.
 
     Args:
       name: `"digits"` (scikit-learn's 1,797 grey images of 8×8 pixels: 1,000 for training, 297 for
@@ -54,8 +26,8 @@ def load(name: str, train_size: int | None = None) -> Dataset:
     elif name == "mnist1d":
         (inputs, labels), test = _mnist1d(), np.arange(1000)
     else:
-        raise ValueError(f"data={name!r} is unknown; use one of {', '.join(DATA_SETS)}.")
-    rest = np.random.default_rng(_SPLIT_SEED).permutation(np.arange(len(test), len(labels)))
+        raise ValueError(f"data={name!r} is unknown; use one of {', '.join(BUILT_IN)}.")
+    rest = np.random.default_rng(SPLIT_SEED).permutation(np.arange(len(test), len(labels)))
     validation, train = np.split(rest, [_VALIDATION_SIZES[name]])
     train_size = len(train) if train_size is None else train_size
     if not 1 <= train_size <= len(train):
@@ -65,13 +37,7 @@ def load(name: str, train_size: int | None = None) -> Dataset:
     inputs = ((inputs - mean) / deviation).astype(np.float32)
     labels = labels.astype(np.int32)
     splits = [Split(inputs[index], labels[index]) for index in (train, validation, test)]
-    return Dataset(name, int(labels.max()) + 1, *splits)
-
-
-def epoch_batches(num_examples: int, batch_size: int, rng: np.random.Generator) -> np.ndarray:
-    """Indices of one epoch's batches, `[batches, batch_size]`; a last, smaller one is left out."""
-    count = num_examples // batch_size
-    return rng.permutation(num_examples)[: count * batch_size].reshape(count, batch_size)
+    return Dataset(name, int(labels.max()) + 1, *splits, input_shape=inputs.shape[1:])
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +45,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
-    order = np.random.default_rng(_SPLIT_SEED).permutation(len(labels))
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
     return pixels[order].reshape(-1, 8, 8, 1), labels[order]
 
 

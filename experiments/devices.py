@@ -1,0 +1,112 @@
+"""Where arrays live: one mesh over all devices of all processes, data parallel.
+
+The same code runs on one CPU and on many hosts. A batch is split over the devices and everything
+else is the same on all of them, or split too where `shard_state` asks for it; the compiler adds the
+communication. Means over the batch are means over all devices, batch statistics included.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+# Arrays below this size are not worth splitting.
+_LEAST_SPLIT = 4096
+
+
+def connect(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Join the other processes of the run, before any computation.
+
+    Args:
+      coordinator: HOST:PORT of process 0; "auto" finds it, the number of processes and this one's
+        index on SLURM, Kubernetes, Open MPI and TPU pods; None for one process alone.
+      num_processes: number of processes, with an explicit coordinator.
+      process_id: of this process, with an explicit coordinator.
+
+    Raises:
+      ValueError: an incomplete address, or no other process found.
+    """
+    if coordinator is None:
+        return
+    try:
+        if coordinator == "auto":
+            jax.distributed.initialize()
+        else:
+            if num_processes is None or process_id is None:
+                raise ValueError("--coordinator HOST:PORT needs --num-processes and --process-id.")
+            jax.distributed.initialize(coordinator, num_processes, process_id)
+    except RuntimeError as error:
+        raise ValueError(f"coordinator={coordinator} cannot be reached: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Shardings over all devices.
+
+    Attributes:
+      mesh: of all devices of all processes, one axis "data".
+      shard_state: whether large arrays of the state are split over the devices.
+    """
+
+    mesh: Mesh
+    shard_state: bool = False
+
+    @property
+    def everywhere(self) -> NamedSharding:
+        """The same on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def split(self, axis: int = 0) -> NamedSharding:
+        """Split over the devices along an axis."""
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "data"))
+
+    def of_state(self, state: Any) -> Any:
+        """The sharding of each array of a training state."""
+
+        def sharding(leaf: Any) -> NamedSharding:
+            if self.shard_state and leaf.size >= _LEAST_SPLIT:
+                for axis in np.argsort(leaf.shape)[::-1]:
+                    if leaf.shape[axis] % self.mesh.size == 0:
+                        return self.split(int(axis))
+            return self.everywhere
+
+        return jax.tree.map(sharding, state)
+
+    def put_state(self, state: Any) -> Any:
+        """Place a state that every process holds in full."""
+        return jax.tree.map(self._put, state, self.of_state(state))
+
+    def put_everywhere(self, tree: Any) -> Any:
+        """Place arrays that every process holds in full on every device."""
+        return jax.tree.map(lambda leaf: self._put(leaf, self.everywhere), tree)
+
+    def put_batch(self, tree: Any, axis: int = 0) -> Any:
+        """Split arrays over the devices, of which each process holds its own part."""
+        return jax.tree.map(
+            lambda leaf: jax.make_array_from_process_local_data(self.split(axis), leaf), tree
+        )
+
+    def _put(self, leaf: Any, sharding: NamedSharding) -> Any:
+        if jax.process_count() == 1:
+            # A copy, since arrays of the state may share a buffer and the first step uses it up.
+            return jax.device_put(leaf, sharding, may_alias=False)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = self._put(jax.random.key_data(leaf), self.everywhere)
+            return jax.jit(jax.random.wrap_key_data, out_shardings=sharding)(data)
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def placement(batch_size: int, shard_state: bool) -> Placement:
+    """Use all devices.
+
+    Raises:
+      ValueError: a batch that cannot be split evenly over them.
+    """
+    devices = np.array(jax.devices())
+    if batch_size % len(devices):
+        raise ValueError(f"batch_size={batch_size} must be divisible by {len(devices)} devices.")
+    return Placement(Mesh(devices, ("data",)), shard_state)
