@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format lock clean
+.PHONY: help demo benchmark test test-slow check format lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 demo: .venv/ready ## Compare OSGD with SGD on real images (under 4 minutes on 2 cores)
 	$(BIN)/python -m experiments.compare --output runs/demo
+
+benchmark: .venv/ready ## Time a training step: SGD, OSGD, OSGD by way of jax.jacrev
+	$(BIN)/python -m experiments.benchmark
 
 test: .venv/ready ## Run the tests
 	$(BIN)/python -m pytest -m "not slow"
