@@ -18,23 +18,30 @@ from osgd_jax.nets._stripes import extend
 
 
 class Transition(nnx.Module):
-    """Takes a stream to another resolution or number of channels: normalisation and a convolution
-    without overlap.
+    """Takes a stream to another resolution or number of channels.
+
+    Normalisation, the mean of neighbours and a 1×1 convolution, as between the parts of a DenseNet
+    (Huang et al. 2017, arXiv 1608.06993): each stream has its own, so that it must cost little.
 
     Args:
         layers: makes the layers.
         features: channels of the input.
         out_features: channels of the output.
-        stride: taps of the convolution and step along each spatial axis.
+        stride: neighbours and step along each spatial axis.
     """
 
     def __init__(self, layers: Layers, features: int, out_features: int, *, stride: int):
         self.norm = layers.normalization(features)
-        self.conv = layers.conv(features, out_features, size=stride, stride=stride)
+        self.conv = layers.conv(features, out_features, size=1)
+        self.window = (stride,) * layers.spatial_dims
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[batch, *spatial, features] → [batch, *spatial / stride, out_features]."""
-        return self.conv(self.norm(x))
+        x = self.norm(x)
+        if max(self.window) > 1:
+            pooled = nnx.avg_pool(x, self.window, self.window, "SAME", count_include_pad=False)
+            x = pooled.astype(x.dtype)
+        return self.conv(x)
 
 
 class Stream(nnx.Module):

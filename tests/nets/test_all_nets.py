@@ -184,3 +184,30 @@ def test_wrong_inputs_are_named(family):
         for k in (-1, 2):
             with pytest.raises(ValueError, match=f"k must be an output from 0 to 1, got {k}"):
                 call(k)
+
+
+@families
+def test_half_precision_and_rematerialisation(family):
+    x = example(1)
+
+    def step(net):
+        graphdef, params, rest = nnx.split(net, nnx.Param, ...)
+
+        @jax.jit
+        @jax.value_and_grad
+        def loss(params):
+            logits = nnx.merge(graphdef, params, rest, copy=True)(x)
+            return sum(jnp.square(y).mean() for y in logits)
+
+        return loss(params)
+
+    value, grads = step(build(family, 1, spatial_dims=1))
+    remat_value, remat_grads = step(build(family, 1, spatial_dims=1, remat=True))
+    np.testing.assert_allclose(remat_value, value, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(remat_grads), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+    half = build(family, 1, spatial_dims=1, dtype=jnp.bfloat16)
+    half_value, half_grads = step(half)
+    np.testing.assert_allclose(half_value, value, rtol=0.1)
+    assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(half_grads))

@@ -1,0 +1,146 @@
+"""Named sizes of the nets for CIFAR and ImageNet.
+
+`python -m osgd_jax.nets.presets [NAME …]` prints their parameters and multiply-adds as a table in
+Markdown. The number in a name is the number of layers at the last output, counted as for residual
+nets: the first convolution, those of the residual blocks and the linear layer; for MSDNet as its
+paper counts.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+
+from osgd_jax._cost import cost
+from osgd_jax.nets._base import AnytimeNet
+from osgd_jax.nets._branched import BranchedResNet
+from osgd_jax.nets._depth import DepthNestedResNet
+from osgd_jax.nets._msdnet import MSDNet
+from osgd_jax.nets._nested import NestedResNet
+from osgd_jax.nets._width import WidthNestedResNet
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A net with all its sizes.
+
+    Attributes:
+        make: the constructor.
+        arguments: all its arguments but `rngs`.
+        input_shape: the shape of one example.
+    """
+
+    make: Callable[..., AnytimeNet]
+    arguments: dict[str, Any]
+    input_shape: tuple[int, ...]
+
+
+def _cifar() -> dict[str, Preset]:
+    shape, shared = (32, 32, 3), {"num_classes": 10, "widths": (16, 32, 64)}
+    presets = {}
+    # The sizes of He et al. 2016 (arXiv 1512.03385): 6n + 2 layers.
+    for n in (3, 5, 7, 9, 18):
+        sizes = {**shared, "blocks": (n, n, n)}
+        presets[f"cifar-branched-{6 * n + 2}"] = Preset(BranchedResNet, sizes, shape)
+        presets[f"cifar-width-{6 * n + 2}"] = Preset(WidthNestedResNet, sizes, shape)
+    # Three outputs double the depth twice.
+    for n in (1, 2, 3, 4):
+        sizes = {**shared, "blocks": (n, n, n)}
+        presets[f"cifar-depth-{6 * 4 * n + 2}"] = Preset(DepthNestedResNet, sizes, shape)
+        presets[f"cifar-nested-{6 * 4 * n + 2}"] = Preset(NestedResNet, sizes, shape)
+    anytime = {"num_classes": 10, "num_outputs": 11, "base": 4, "step": 2}
+    presets["cifar-msdnet-24"] = Preset(MSDNet, anytime, shape)
+    # The nets for budgeted batches: the k-th classifier stands after layer 1 + 2 + … + k.
+    for k in (4, 6, 8):
+        sizes = {"num_outputs": k, "base": 1, "step": 1, "positions": "lin_grow"}
+        name = f"cifar-msdnet-budgeted-{k * (k + 1) // 2}"
+        presets[name] = Preset(MSDNet, {"num_classes": 10, **sizes}, shape)
+    return presets
+
+
+def _imagenet() -> dict[str, Preset]:
+    shape = (224, 224, 3)
+    shared = {
+        "num_classes": 1000,
+        "widths": (64, 128, 256, 512),
+        "block": "bottleneck",
+        "stem": "imagenet",
+    }
+    plain = {**shared, "blocks": (3, 4, 6, 3)}
+    doubling = {**shared, "blocks": (1, 1, 1, 1)}
+    presets = {
+        "imagenet-branched-50": Preset(BranchedResNet, plain, shape),
+        "imagenet-width-50": Preset(WidthNestedResNet, plain, shape),
+        "imagenet-depth-50": Preset(DepthNestedResNet, doubling, shape),
+        "imagenet-nested-50": Preset(NestedResNet, doubling, shape),
+    }
+    # The i-th classifier stands after layer step · i + 3.
+    for step in (4, 6, 7):
+        sizes = {
+            "num_classes": 1000,
+            "num_outputs": 5,
+            "channels": 32,
+            "growth_rate": 16,
+            "growth_factors": (1, 2, 4, 4),
+            "bottleneck_factors": (1, 2, 4, 4),
+            "base": step + 3,
+            "step": step,
+            "stem": "imagenet",
+        }
+        presets[f"imagenet-msdnet-{5 * step + 3}"] = Preset(MSDNet, sizes, shape)
+    return presets
+
+
+PRESETS = {**_cifar(), **_imagenet()}
+
+
+def make(name: str, *, rngs: nnx.Rngs, **changes: Any) -> AnytimeNet:
+    """Makes the net of a preset.
+
+    Args:
+        name: one of `PRESETS`.
+        rngs: source of the initial parameters.
+        **changes: arguments of the net in place of the preset's, such as `num_classes` or `dtype`.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    preset = _find(name)
+    return preset.make(rngs=rngs, **{**preset.arguments, **changes})
+
+
+def table(*names: str) -> str:
+    """The parameters and multiply-adds of presets (all, without names) as a table in Markdown.
+
+    Millions for each output in order, cumulative as `osgd_jax.cost` counts them.
+
+    Raises:
+        ValueError: there is no preset of a name.
+    """
+    lines = [
+        "| preset | input | parameters (millions) | multiply-adds (millions) |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name in names or PRESETS:
+        preset = _find(name)
+        net = nnx.eval_shape(lambda name=name: make(name, rngs=nnx.Rngs(0)))
+        costs = cost(net, preset.input_shape)
+        shape = "×".join(map(str, preset.input_shape))
+        parameters = ", ".join(f"{entry.parameters / 1e6:.2f}" for entry in costs)
+        work = ", ".join(f"{entry.multiply_adds / 1e6:.1f}" for entry in costs)
+        lines.append(f"| `{name}` | {shape} | {parameters} | {work} |")
+    return "\n".join(lines)
+
+
+def _find(name: str) -> Preset:
+    if name not in PRESETS:
+        raise ValueError(f"name must be one of {', '.join(PRESETS)}; got {name!r}.")
+    return PRESETS[name]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="presets; all by default")
+    print(table(*parser.parse_args().names))

@@ -1,0 +1,32 @@
+import pytest
+from flax import nnx
+
+from osgd_jax.nets import presets
+
+
+def test_table():
+    header, rule, row = presets.table("cifar-branched-20").splitlines()
+    assert header.count("|") == rule.count("|") == row.count("|") == 5
+    assert row.startswith("| `cifar-branched-20` | 32×32×3 | ")
+    assert row.count(",") == 4
+
+
+@pytest.mark.parametrize("name", [n for n in presets.PRESETS if "msdnet" not in n])
+def test_names_say_the_number_of_layers(name):
+    arguments = presets.PRESETS[name].arguments
+    doublings = 2 if "depth" in name or "nested" in name else 0
+    convolutions = 3 if arguments.get("block") == "bottleneck" else 2
+    depth = sum(arguments["blocks"]) * 2**doublings * convolutions + 2
+    assert name.endswith(f"-{depth}")
+
+
+@pytest.mark.parametrize("name", ["cifar-width-20", "cifar-depth-26", "imagenet-nested-50"])
+def test_presets_can_be_changed(name):
+    net = nnx.eval_shape(lambda: presets.make(name, num_classes=7, rngs=nnx.Rngs(0)))
+    assert net.num_classes == 7
+    assert isinstance(net, presets.PRESETS[name].make)
+
+
+def test_unknown_preset_is_named():
+    with pytest.raises(ValueError, match=r"name must be one of cifar-branched-20.*got 'resnet'"):
+        presets.make("resnet", rngs=nnx.Rngs(0))
