@@ -41,7 +41,7 @@ def test_no_work_is_done_twice(family):
 
         staged += flops(stage, state, carry)
         _, carry = jax.eval_shape(stage, state, carry)
-    # Less is possible: in one program the compiler repeats cheap work to fuse it. A little more too:
+    # Less is possible: in one program the compiler repeats cheap work to fuse it. So is a bit more:
     # a head and the next block normalise by the same means.
     assert staged <= 1.02 * flops(whole, state, x)
 
