@@ -69,11 +69,12 @@ class Checkpoints:
           ValueError: there are checkpoints and none of them is whole.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        for place, step in enumerate(steps):
             state = self._restore(step, example)
             if state is not None:
+                for damaged in steps[:place]:
+                    self._manager.delete(damaged)
                 return state
-            self._manager.delete(step)
         if steps:
             raise ValueError(f"no checkpoint in {self._folder} can be read; remove it to restart.")
         return None
@@ -114,14 +115,14 @@ class Checkpoints:
         try:
             found: Any = self._manager.restore(step, args=arguments)
         except Exception as error:  # whatever a damaged file makes the readers raise
-            return _report_damage(step, type(error).__name__)
+            return _report_damage(step, " ".join(str(error).split())[:100])
         if int(_checksum(found.state)) != found.about["checksum"]:
-            return _report_damage(step, "its checksum is wrong")
+            return _report_damage(step, "its checksum is wrong.")
         return found.state
 
 
 def _report_damage(step: int, reason: str) -> None:
-    print(f"The checkpoint of step {step} is damaged ({reason}).", file=sys.stderr)
+    print(f"The checkpoint of step {step} cannot be used: {reason}", file=sys.stderr)
 
 
 def _validation_accuracy(metrics: Any) -> float:

@@ -1,0 +1,135 @@
+"""A run that is stopped in whatever way goes on as if it had never been."""
+
+import random
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from running import SMALL, finish, metrics, refuse, start, summary
+
+# The test reads checkpoints back on the devices that they were saved from.
+pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided:UserWarning")
+
+_LONG = (*SMALL, "--epochs", "8", "--save-every", "3", "--log-every", "1", "--mixup", "0.2")
+_LONG = (*_LONG, "--optimizer", "osgd", "--order", "random", "--weight-decay", "1e-3")
+
+
+def _parameters(workdir):
+    """All arrays of the last checkpoint."""
+    manager = ocp.CheckpointManager((workdir / "checkpoints").absolute())
+    try:
+        restored = manager.restore(
+            manager.latest_step(), args=ocp.args.Composite(state=ocp.args.PyTreeRestore())
+        )
+    finally:
+        manager.close()
+    leaves = jax.tree.leaves(restored.state)
+    is_key = [jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
+    return [
+        np.asarray(jax.random.key_data(leaf) if key else leaf)
+        for leaf, key in zip(leaves, is_key, strict=True)
+    ]
+
+
+def _assert_same_run(workdir, reference):
+    assert metrics(workdir) == metrics(reference)
+    assert [record["step"] for record in metrics(workdir)] == list(range(1, 41))
+    assert summary(workdir) == summary(reference)
+    for found, wanted in zip(_parameters(workdir), _parameters(reference), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The workdir of an uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("reference")
+    finish("train", *_LONG, "--workdir", workdir)
+    return workdir
+
+
+def _log_length(workdir):
+    file = workdir / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def _kill_and_finish(workdir, reference, kills, seed):
+    """Kill one run again and again, at random moments after it has taken up work."""
+    rng = random.Random(seed)
+    done = 0
+    while done < kills:
+        shutil.rmtree(workdir, ignore_errors=True)
+        while done < kills:
+            process = start("train", *_LONG, "--workdir", workdir)
+            before = _log_length(workdir)
+            while process.poll() is None and _log_length(workdir) == before:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.6))
+            process.kill()
+            printed, _ = process.communicate()
+            done += 1
+            if process.returncode != -signal.SIGKILL:
+                assert process.returncode == 0, printed
+                break  # it had come to its end: begin a new one
+        finish("train", *_LONG, "--workdir", workdir)
+        _assert_same_run(workdir, reference)
+
+
+def test_killed_runs_end_bit_identical(tmp_path, reference):
+    _kill_and_finish(tmp_path / "run", reference, kills=3, seed=0)
+
+
+@pytest.mark.slow
+def test_runs_killed_twenty_times_end_bit_identical(tmp_path, reference):
+    _kill_and_finish(tmp_path / "run", reference, kills=20, seed=1)
+
+
+def test_sigterm_saves_and_exits_cleanly(tmp_path, reference):
+    process = start("train", *_LONG, "--workdir", tmp_path)
+    while _log_length(tmp_path) == 0:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, printed
+    assert "Stopped after step" in printed
+    stopped = int(printed.split("Stopped after step ")[1].split(";")[0])
+    assert (tmp_path / "checkpoints" / str(stopped)).is_dir()
+    assert f"Continuing after step {stopped}" in finish("train", *_LONG, "--workdir", tmp_path)
+    _assert_same_run(tmp_path, reference)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "garble"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, reference, damage):
+    workdir = tmp_path / "run"
+    shutil.copytree(reference, workdir)
+    (workdir / "summary.json").unlink()
+    steps = sorted(int(each.name) for each in (workdir / "checkpoints").glob("[0-9]*"))
+    largest = max(
+        (workdir / "checkpoints" / str(steps[-1]) / "state" / "d").iterdir(),
+        key=lambda file: file.stat().st_size,
+    )
+    content = bytearray(largest.read_bytes())
+    half = len(content) // 2
+    if damage == "garble":
+        content[half : half + 64] = bytes(byte ^ 0xFF for byte in content[half : half + 64])
+    largest.write_bytes(content[:half] if damage == "truncate" else content)
+    printed = finish("train", *_LONG, "--workdir", workdir)
+    assert f"The checkpoint of step {steps[-1]} cannot be used" in printed
+    assert f"Continuing after step {steps[-2]}" in printed
+    _assert_same_run(workdir, reference)
+
+
+def test_another_configuration_is_refused_with_the_fields_that_differ(reference):
+    before = (reference / "config.json").read_text()
+    printed = refuse("train", *_LONG, "--workdir", reference, "--seed", "1", "--momentum", "0.5")
+    assert "momentum: 0.9 → 0.5; seed: 0 → 1" in printed
+    assert (reference / "config.json").read_text() == before
+
+
+def test_a_finished_run_started_again_changes_nothing(tmp_path, reference):
+    shutil.copytree(reference, tmp_path / "run")
+    finish("train", *_LONG, "--workdir", tmp_path / "run")
+    _assert_same_run(tmp_path / "run", reference)
