@@ -1,6 +1,7 @@
 # Targets set up what they need in .venv/, from the versions pinned in requirements.txt.
 PYTHON ?= python3
 BIN := .venv/bin
+ALL_EXTRAS := experiments,data,docs,notebooks,test,lint
 
 .DEFAULT_GOAL := help
 .PHONY: help demo benchmark test test-slow check format lock clean
@@ -8,14 +9,14 @@ BIN := .venv/bin
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-demo: .venv/ready ## Compare OSGD with SGD on real images (under 4 minutes on 2 cores)
+demo: .venv/demo-ready ## Compare OSGD with SGD on real images (under 4 minutes on 2 cores)
 	$(BIN)/python -m experiments.compare --output runs/demo
 
 benchmark: .venv/ready ## Time a training step: SGD, OSGD, OSGD by way of jax.jacrev
 	$(BIN)/python -m experiments.benchmark
 
 test: .venv/ready ## Run the tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"
 
 test-slow: .venv/ready ## Run the tests that take longer than a minute each
 	$(BIN)/python -m pytest -m slow
@@ -32,15 +33,19 @@ format: .venv/ready ## Format the code and mend what the linter can
 lock: ## Pin the newest versions of everything in requirements.txt
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --upgrade pip
-	.venv-lock/bin/python -m pip install --quiet -e '.[experiments,test,lint]'
+	.venv-lock/bin/python -m pip install --quiet -e '.[$(ALL_EXTRAS)]'
 	.venv-lock/bin/python -m pip freeze --exclude-editable > requirements.txt
 	rm -rf .venv-lock
 
 clean: ## Remove the environment, caches and runs
 	rm -rf .venv .venv-lock .pytest_cache .ruff_cache .hypothesis runs build dist
 
-.venv/ready: pyproject.toml requirements.txt
+.venv/demo-ready: pyproject.toml requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint requirements.txt -e '.[experiments,test,lint]'
+	$(BIN)/python -m pip install --quiet --constraint requirements.txt -e '.[experiments]'
+	@touch $@
+
+.venv/ready: .venv/demo-ready
+	$(BIN)/python -m pip install --quiet --constraint requirements.txt -e '.[$(ALL_EXTRAS)]'
 	@touch $@
