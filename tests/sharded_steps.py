@@ -40,6 +40,9 @@ def assert_close(actual, expected):
     )
 
 
+EXPECTED = jax.jit(step)(PARAMS, INPUTS)
+
+
 def check_sharded_inputs(axis_type):
     mesh = jax.make_mesh((8,), ("d",), axis_types=(axis_type,))
     specs = [
@@ -47,7 +50,6 @@ def check_sharded_inputs(axis_type):
         (P(None, "d"), P(None, None, None, "d"), P()),  # parameters over their last axis
         (P(None, "d"), P(None, None, "d"), P()),  # and over another one
     ]
-    expected = jax.jit(step)(PARAMS, INPUTS)
     with jax.set_mesh(mesh):
         for stem, conv, data in specs:
             shardings = {"stem": stem, "conv": conv, "heads": [P()] * 5}
@@ -60,12 +62,11 @@ def check_sharded_inputs(axis_type):
             inputs = jax.device_put(INPUTS, NamedSharding(mesh, data))
             if axis_type == AxisType.Explicit and conv == P(None, None, "d"):
                 continue  # the net itself, contracting a sharded axis, would need out_sharding=
-            assert_close(jax.jit(step)(params, inputs), expected)
+            assert_close(jax.jit(step)(params, inputs), EXPECTED)
 
 
 def check_shard_map(averaged_in_loss):
     mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
-    expected = jax.jit(step)(PARAMS, INPUTS)
 
     def averaged(params, inputs):
         return tuple(jax.lax.pmean(loss, "d") for loss in losses(params, inputs))
@@ -81,7 +82,7 @@ def check_shard_map(averaged_in_loss):
         return values, grads, updates, dense
 
     mapped = jax.shard_map(local, mesh=mesh, in_specs=(P(), P("d")), out_specs=P())
-    assert_close(jax.jit(mapped)(PARAMS, INPUTS), expected)
+    assert_close(jax.jit(mapped)(PARAMS, INPUTS), EXPECTED)
 
 
 if __name__ == "__main__":

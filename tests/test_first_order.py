@@ -37,8 +37,8 @@ def width_nested_net():
         in_channels=2,
         spatial_dims=1,
         norm="group",
-        widths=(4, 8),
-        blocks=(1, 1),
+        widths=(4,),
+        blocks=(1,),
         rngs=nnx.Rngs(0),
     )
     graphdef, params, rest = nnx.split(net, nnx.Param, ...)

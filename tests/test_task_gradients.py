@@ -266,8 +266,8 @@ def test_nets(family, norm):
         in_channels=2,
         spatial_dims=1,
         norm=norm,
-        widths=(4, 8),
-        blocks=(1, 1),
+        widths=(4,),
+        blocks=(1,),
         rngs=nnx.Rngs(0),
     )
     graphdef, params, rest = nnx.split(net, nnx.Param, ...)
