@@ -16,7 +16,7 @@ from osgd_jax._anytime_combine import COMBINATIONS
 from osgd_jax._anytime_exits import until_sure
 from osgd_jax._anytime_inputs import check_example_shape, check_input
 from osgd_jax._anytime_runner import KeyedCache, Runner
-from osgd_jax._anytime_stages import Model, NetModel
+from osgd_jax._anytime_stages import Input, Model, NetModel
 
 # A stage of which one run in twenty takes longer than assumed makes few answers late, as most
 # deadlines leave some slack. A higher quantile of so few runs would be a matter of one hiccup.
@@ -237,7 +237,7 @@ class AnytimePredictor:
         predictor._set_up(model, combine)
         return predictor
 
-    def _outputs(self, x: jax.Array) -> Iterator[tuple[int, jax.Array, float]]:
+    def _outputs(self, x: Input) -> Iterator[tuple[int, jax.Array, float]]:
         """The index, the logits and the time of each output, when it is ready."""
         progress = self._runner.start(x)
         for k in range(self.num_outputs):
@@ -245,7 +245,7 @@ class AnytimePredictor:
             jax.block_until_ready(logits)
             yield k, logits, self._clock()
 
-    def _measure(self, x: jax.Array, repeats: int) -> tuple[float, ...]:
+    def _measure(self, x: Input, repeats: int) -> tuple[float, ...]:
         # One at a time, or two calibrations would measure each other.
         with self._calibrating:
             runs = []
@@ -254,7 +254,7 @@ class AnytimePredictor:
                 runs.append(np.diff([start, *(now for _, _, now in self._outputs(x))]))
         return tuple(np.quantile(runs[_WARM_UP:], _QUANTILE, axis=0).tolist())
 
-    def _until(self, x: jax.Array, start: float, deadline: float) -> Prediction:
+    def _until(self, x: Input, start: float, deadline: float) -> Prediction:
         if not deadline >= 0:
             raise ValueError(f"deadline must be 0 seconds or more, got {deadline!r}.")
         latencies = self._latencies.get(_key(x), lambda: self._measure(x, _REPEATS))
@@ -265,21 +265,21 @@ class AnytimePredictor:
         elapsed = now - start
         return Prediction(logits, np.full(len(x), k), elapsed, max(0.0, elapsed - deadline))
 
-    def _until_sure(self, x: jax.Array, start: float, confidence: float) -> Prediction:
+    def _until_sure(self, x: Input, start: float, confidence: float) -> Prediction:
         if not 0 < confidence <= 1:
             raise ValueError(f"confidence must be in (0, 1], got {confidence!r}.")
         logits, exits = until_sure(self._runner, x, confidence)
         return Prediction(jnp.asarray(logits), exits, self._clock() - start, 0.0)
 
-    def _until_output(self, x: jax.Array, start: float, last: int) -> Prediction:
-        progress, logits = self._runner.start(x), x
+    def _until_output(self, x: Input, start: float, last: int) -> Prediction:
+        logits, progress = self._runner.advance(0, self._runner.start(x))
         # Nothing waits in between, so that the device gets the next stage before it is idle.
-        for k in range(last + 1):
+        for k in range(1, last + 1):
             logits, progress = self._runner.advance(k, progress)
         jax.block_until_ready(logits)
         return Prediction(logits, np.full(len(x), last), self._clock() - start, 0.0)
 
-    def _affordable(self, x: jax.Array, budget: float) -> int:
+    def _affordable(self, x: Input, budget: float) -> int:
         """The last output that costs at most `budget`."""
         multiply_adds = self._multiply_adds(x.shape[1:])
         if not budget >= multiply_adds[0]:
@@ -293,5 +293,5 @@ class AnytimePredictor:
         return self._costs.get(shape, lambda: self._runner.model.multiply_adds(shape))
 
 
-def _key(x: jax.Array) -> tuple[tuple[int, ...], str]:
+def _key(x: Input) -> tuple[tuple[int, ...], str]:
     return x.shape, x.dtype.name

@@ -1,13 +1,13 @@
 """Early exit: each example leaves with the first output that is sure enough of it."""
 
-import jax
 import numpy as np
 
 from osgd_jax._anytime_combine import confidences
 from osgd_jax._anytime_runner import Runner
+from osgd_jax._anytime_stages import Input
 
 
-def until_sure(runner: Runner, x: jax.Array, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+def until_sure(runner: Runner, x: Input, confidence: float) -> tuple[np.ndarray, np.ndarray]:
     """Runs each example until its likeliest class has at least probability `confidence`.
 
     Where few enough are left to fit the next smaller power of two, they go on as a batch of that

@@ -4,17 +4,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from osgd_jax._anytime_stages import Model
+from osgd_jax._anytime_stages import Input, Model
 
 
-def check_input(model: Model, x: Any) -> jax.Array:
-    """`x` as an array of the dtype that the model takes.
+def check_input(model: Model, x: Any) -> Input:
+    """`x` as an array of the dtype that the model takes; what is on the host stays there.
 
     Raises:
         ValueError: `x` is not floating, empty, or of a shape that the model does not take.
     """
-    x = jnp.asarray(x)
+    x = x if isinstance(x, jax.Array) else np.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x must be floating, scaled as in training; got {x.dtype}.")
     if x.ndim == 0 or len(x) == 0 or not _suits(model, x.shape[1:]):
@@ -22,8 +23,11 @@ def check_input(model: Model, x: Any) -> jax.Array:
             f"x must have the shape {_describe(model, 'batch')}, with at least one example; "
             f"got {x.shape}."
         )
-    # An explicit dtype strips weak types, which would need programs of their own.
-    return jnp.asarray(x, model.input_dtype or x.dtype)
+    dtype = model.input_dtype or jax.dtypes.canonicalize_dtype(x.dtype)
+    if isinstance(x, jax.Array):
+        return jnp.asarray(x, dtype)  # strips a weak type, which would need programs of its own
+    # A compiled call takes host arrays as they are, faster than a transfer before it.
+    return np.asarray(x, dtype)
 
 
 def check_example_shape(model: Model, shape: tuple[int, ...]) -> None:

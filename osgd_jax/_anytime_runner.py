@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from osgd_jax._anytime_combine import COMBINATIONS
-from osgd_jax._anytime_stages import Arrays, Model, Stage
+from osgd_jax._anytime_stages import Arrays, Input, Model, Stage
 
 ExampleKey = tuple[tuple[int, ...], str]
 
@@ -85,7 +85,7 @@ class Runner:
         """The stages for examples of a shape and dtype."""
         return self._stages.get(example, lambda: self.model.stages(*example))
 
-    def start(self, x: jax.Array) -> Progress:
+    def start(self, x: Input) -> Progress:
         """Before stage 0."""
         return Progress((x.shape[1:], x.dtype.name), len(x), [x], None)
 

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from osgd_jax._cost import cost
 
-Arrays = list[jax.Array]
+Input = jax.Array | np.ndarray
+Arrays = list[Any]  # of jax.Array; the carry of stage 0 may hold an np.ndarray
 
 # Any number above one will do: it tells the batch axis of a carry from an axis of length one.
 _TRACED_BATCH = 2
@@ -105,8 +107,10 @@ class NetModel:
             )
             inputs = closed.jaxpr.invars[len(self._leaves) :]
             made = closed.jaxpr.outvars[len(jax.tree.leaves(logits)) :]
+            # Stage 0 gets the caller's own array, on the host maybe: no carry may hold it.
+            inherited = [] if k == 0 else list(inputs)
             passes = tuple(
-                next((i for i, variable in enumerate(inputs) if variable is out), None)
+                next((i for i, variable in enumerate(inherited) if variable is out), None)
                 for out in made
             )
             _, read = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
