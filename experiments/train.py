@@ -26,7 +26,7 @@ from rich.progress import (
 from experiments import data, devices, programs
 from experiments.checkpoints import Checkpoints
 from experiments.config import Config
-from experiments.step import State
+from experiments.step import Measured, State
 from experiments.workdir import MetricsLog, open_workdir, read_metrics, write_json
 
 
@@ -125,7 +125,7 @@ def _loop(
     primary = jax.process_index() == 0
     log_file = MetricsLog(config.workdir, step) if primary else contextlib.nullcontext()
     last_logged = step, begun
-    unchecked: list[tuple[int, jax.Array]] = []
+    unchecked: list[tuple[int, Measured]] = []
 
     with _StopSignal() as stop, _progress(console) as progress, log_file as log:
         task = progress.add_task("compiling", total=built.num_steps, completed=step)
@@ -147,7 +147,7 @@ def _loop(
                 if built.conflict is not None and step + count == boundary:
                     cosines = built.conflict(state, source, jax.tree.map(lambda x: x[0], batch))
                 state, measured = built.steps(state, source, batch)
-            unchecked.append((step, measured.losses))
+            unchecked.append((step, measured))
             step += count
             stopping = stop.requested(step)
 
@@ -197,15 +197,16 @@ def _loop(
     }
 
 
-def _check_finite(unchecked: list[tuple[int, jax.Array]]) -> None:
-    for start, losses in unchecked:
-        finite = np.isfinite(jax.device_get(losses))
-        if not finite.all():
-            step, output = np.argwhere(~finite)[0].tolist()
-            raise FloatingPointError(
-                f"the loss of output {output + 1} is not finite at step {start + step + 1}; the"
-                " last checkpoint before it is kept. A smaller --learning-rate may help."
-            )
+def _check_finite(unchecked: list[tuple[int, Measured]]) -> None:
+    for start, measured in unchecked:
+        for what, values in (("loss", measured.losses), ("gradient", measured.gradient_norms)):
+            finite = np.isfinite(0.0 if values is None else jax.device_get(values))
+            if not finite.all():
+                step, output = np.argwhere(~finite)[0].tolist()
+                raise FloatingPointError(
+                    f"the {what} of output {output + 1} is not finite at step {start + step + 1};"
+                    " the last checkpoint before it is kept. A smaller --learning-rate may help."
+                )
 
 
 class _StopSignal:

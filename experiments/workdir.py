@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from experiments.config import Config, differences
 
 _PACKAGES = ("osgd-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -36,7 +38,8 @@ def open_workdir(config: Config) -> dict[str, Any]:
                 f"{config.workdir} holds a run of another configuration ({'; '.join(changed)});"
                 " give another --workdir, or the same options to continue."
             )
-    write_json(file, about)
+    if jax.process_index() == 0:
+        write_json(file, about)
     return about
 
 

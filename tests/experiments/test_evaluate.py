@@ -1,0 +1,74 @@
+"""The evaluation of a run, and what it computes."""
+
+import json
+
+import numpy as np
+import pytest
+from running import SMALL, finish, refuse, summary
+
+from experiments import anytime
+
+
+def test_evaluates_and_reports_runs(tmp_path):
+    workdir = tmp_path / "first"
+    finish("train", *SMALL, "--workdir", workdir)
+    printed = finish("evaluate", workdir)
+    found = json.loads((workdir / "evaluation.json").read_text())
+    accuracy = [output["accuracy"] for output in found["outputs"]]
+    assert accuracy == pytest.approx(summary(workdir)["test_accuracy"])
+    assert found["examples"] == 500
+    assert "area under the anytime curve" in printed
+    costs = [output["multiply_adds"] for output in found["outputs"]]
+    budgeted = found["budgeted"]
+    assert budgeted[0]["average_multiply_adds"] < 1.05 * costs[0]
+    assert budgeted[-1]["average_multiply_adds"] > 0.95 * costs[-1]
+    assert (workdir / "evaluation.png").stat().st_size > 10_000
+    assert "best checkpoint" not in finish("evaluate", workdir, "--checkpoint", "best")
+
+    finish("report", workdir, workdir, "--output", tmp_path / "report")
+    report = (tmp_path / "report" / "report.md").read_text()
+    assert report.count("| first |") == 2
+    assert f"{100 * accuracy[0]:.1f}" in report
+    for picture in ("curves.png", "anytime.png"):
+        assert (tmp_path / "report" / picture).stat().st_size > 5_000
+
+
+@pytest.mark.parametrize("module", ["evaluate", "report"])
+def test_a_folder_without_a_run_is_refused(tmp_path, module):
+    assert "holds no run" in refuse(module, tmp_path)
+
+
+def _probabilities(predicted, confidence):
+    """Of two classes."""
+    predicted, confidence = np.array(predicted), np.array(confidence)
+    return np.where(
+        np.arange(2) == predicted[..., None], confidence[..., None], 1 - confidence[..., None]
+    )
+
+
+def test_numbers_of_a_small_example_by_hand():
+    labels = np.array([0, 0, 1, 1])
+    p = _probabilities(
+        [[0, 1, 1, 0], [0, 0, 1, 0]], [[0.9, 0.6, 0.7, 0.8], [0.95, 0.85, 0.75, 0.55]]
+    )
+    np.testing.assert_allclose(anytime.accuracies(p, labels), [0.5, 0.75])
+    # Each example is alone in its bin of width 1/15.
+    wanted = [(0.1 + 0.6 + 0.3 + 0.8) / 4, (0.05 + 0.15 + 0.25 + 0.55) / 4]
+    np.testing.assert_allclose(anytime.calibration_errors(p, labels), wanted)
+    np.testing.assert_allclose(anytime.agreement(p), [[1, 0.75], [0.75, 1]])
+    change = anytime.monotonicity(p, labels)
+    np.testing.assert_allclose(change.gained, [0.25])
+    np.testing.assert_allclose(change.lost, [0])
+    assert anytime.area_under_curve(
+        np.array([0.5, 0.7, 0.9]), np.array([1, 2, 4])
+    ) == pytest.approx((0.5 * 1 + 0.7 * 2) / 3)
+
+
+def test_thresholds_send_the_wanted_shares_out():
+    rng = np.random.default_rng(0)
+    confidence, shares = rng.uniform(size=(3, 1000)), np.array([0.5, 0.3, 0.2])
+    thresholds = anytime.exit_thresholds(confidence, shares)
+    taken = anytime.exits(confidence, thresholds)
+    np.testing.assert_allclose(np.bincount(taken) / 1000, shares)
+    # Those that stop at the first output are the most confident there.
+    assert confidence[0][taken == 0].min() > confidence[0][taken != 0].max()
