@@ -4,6 +4,14 @@ from osgd_jax import nets, weightings
 from osgd_jax._anytime import AnytimeOutput, AnytimePredictor, Prediction
 from osgd_jax._cost import OutputCost, cost
 from osgd_jax._gramian import combine, gramian, task_cosines
+from osgd_jax._row_methods import (
+    GradDropState,
+    MemoryState,
+    db_mtl,
+    excess_mtl,
+    graddrop,
+    moco,
+)
 from osgd_jax._task_gradients import reach, task_grads, value_and_task_grads
 from osgd_jax._task_norms import clip_task_norms, normalize_task_norms, task_norms
 from osgd_jax._task_rows import TaskRows, densify, to_task_rows
@@ -13,6 +21,8 @@ __all__ = [
     "AggregateState",
     "AnytimeOutput",
     "AnytimePredictor",
+    "GradDropState",
+    "MemoryState",
     "OutputCost",
     "Prediction",
     "TaskRows",
@@ -20,8 +30,12 @@ __all__ = [
     "clip_task_norms",
     "combine",
     "cost",
+    "db_mtl",
     "densify",
+    "excess_mtl",
+    "graddrop",
     "gramian",
+    "moco",
     "nets",
     "normalize_task_norms",
     "orthogonalize",

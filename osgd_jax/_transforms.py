@@ -74,7 +74,7 @@ def aggregate(
 
     def init(params: ArrayTree) -> Any:
         del params
-        return AggregateState(_random_key(key), weighting.init())
+        return AggregateState(random_key(key), weighting.init())
 
     def update(
         updates: ArrayTree,
@@ -181,11 +181,8 @@ def _weigh(weighting, leaves, groups, state, losses, key) -> tuple[list[jax.Arra
     own = jnp.ones(leaves[0].num_tasks, dtype)
     if groups.num_groups == 0:
         return [own] * len(leaves), state
-    if groups.num_groups > 1 and jax.tree.leaves(state):
-        raise ValueError(
-            "this weighting keeps a state per task, for one Gramian; with this scope there are"
-            f" {groups.num_groups} groups of parameters. Use scope='shared' or scope='all'."
-        )
+    if jax.tree.leaves(state):
+        check_one_group(groups, "this weighting")
     largest = groups.max([_gramian.max_abs(leaf, dtype) for leaf in leaves])
     scales = _scales(weighting.scaling, largest)
     gramians = groups.sum(
@@ -194,9 +191,7 @@ def _weigh(weighting, leaves, groups, state, losses, key) -> tuple[list[jax.Arra
             for leaf, group in zip(leaves, groups.ids, strict=True)
         ]
     )
-    if losses is not None:
-        losses = jnp.stack(losses) if isinstance(losses, tuple | list) else jnp.asarray(losses)
-        losses = losses.astype(dtype)
+    losses = stack_losses(losses, dtype)
 
     def weigh(gramian, scales, state):
         kwargs = {"scales": scales} if weighting.scaling == "row" else {}
@@ -209,14 +204,32 @@ def _weigh(weighting, leaves, groups, state, losses, key) -> tuple[list[jax.Arra
         weights, _ = jax.vmap(weigh, in_axes=(0, 0, None))(gramians, scales, state)
     # Not all weightings let a NaN through, and not all arrays of a group have the row with it.
     finite = jnp.all(jnp.isfinite(largest), axis=1, keepdims=True)
-    weights = jnp.where(finite, _saturate(weights, largest), jnp.nan).astype(dtype)
+    weights = jnp.where(finite, saturate(weights, largest), jnp.nan).astype(dtype)
     return [
         own if private is True else jnp.where(private, own, weights[group])
-        for private, group in zip(_python_bools(groups.private), groups.ids, strict=True)
+        for private, group in zip(python_bools(groups.private), groups.ids, strict=True)
     ], state
 
 
-def _random_key(key: jax.Array | int | None) -> jax.Array | None:
+def check_one_group(groups: _scopes.Groups, method: str) -> None:
+    """Raise a ValueError where a method with a state per task is given several groups."""
+    if groups.num_groups > 1:
+        raise ValueError(
+            f"{method} keeps a state per task, for one Gramian; with this scope there are"
+            f" {groups.num_groups} groups of parameters. Use scope='shared' or scope='all'."
+        )
+
+
+def stack_losses(losses: Any, dtype: Any) -> jax.Array | None:
+    """The losses, given as an array or as K scalars, as one array; None where there are none."""
+    if losses is None:
+        return None
+    losses = jnp.stack(losses) if isinstance(losses, tuple | list) else jnp.asarray(losses)
+    return losses.astype(dtype)
+
+
+def random_key(key: jax.Array | int | None) -> jax.Array | None:
+    """The key to keep in the state, from a key or a seed."""
     # A seed may come as an array, from `optax.inject_hyperparams`.
     if isinstance(key, int) or (
         key is not None and jnp.issubdtype(key.dtype, jnp.integer) and key.ndim == 0
@@ -226,7 +239,7 @@ def _random_key(key: jax.Array | int | None) -> jax.Array | None:
     return None if key is None else jnp.copy(key)
 
 
-def _saturate(weights: jax.Array, largest: jax.Array) -> jax.Array:
+def saturate(weights: jax.Array, largest: jax.Array) -> jax.Array:
     """Keep the weighted sum of finite gradients finite, where it would leave the dtype's range."""
     scales = jnp.maximum(_gramian.row_scales(largest), 1)
     share = jnp.finfo(largest.dtype).max / largest.shape[-1]
@@ -243,5 +256,6 @@ def _scales(scaling: str, largest: jax.Array) -> jax.Array:
     return jnp.ones_like(largest)
 
 
-def _python_bools(flags):
+def python_bools(flags: Any) -> Any:
+    """NumPy flags as Python's, which a comparison by `is` can tell from traced ones."""
     return flags.tolist() if not isinstance(flags, jax.Array) else flags

@@ -1,0 +1,90 @@
+"""GradDrop: where gradients disagree in sign, one sign is drawn and the other dropped."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from osgd_jax import _gramian
+from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows
+from osgd_jax._transforms import random_key
+
+
+class GradDropState(NamedTuple):
+    """State of `graddrop`: the PRNG key for the next step."""
+
+    key: jax.Array
+
+
+def graddrop(
+    key: jax.Array | int, leak: float | Sequence[float] = 0.0
+) -> optax.GradientTransformationExtraArgs:
+    """Draw one sign for each number in the parameters, and add up the gradients of that sign.
+
+    The positive sign has the probability (1 + Σ g_i / Σ |g_i|) / 2, with sums over the tasks. A
+    gradient of the other sign counts with the share `leak` only.
+
+    Every number is balanced by itself, so there is no scope to choose, and a parameter that one
+    loss reaches keeps its own gradient. A NaN or infinity in a gradient makes that number of the
+    update NaN. The paper also has a form for activations, with sums over a batch; this one is for
+    the gradients of parameters. For what composes, see `aggregate`.
+
+    Source: Chen, Ngiam, Huang, Luong, Kretzschmar, Chai and Anguelov, "Just Pick a Sign: Optimizing
+    Deep Multitask Models with Gradient Sign Dropout", NeurIPS 2020 (arXiv 2010.06808).
+
+    Args:
+      key: PRNG key or seed; kept in the state and split at every step.
+      leak: share of its gradient that a task keeps where its sign is not the one drawn, between 0
+        and 1: one number, or one for each task.
+
+    Returns:
+      A transformation that takes task gradients and returns an update.
+
+    Raises:
+      ValueError: a leak that is not between 0 and 1; from `update`, as `aggregate`, and another
+        number of leaks than of tasks.
+    """
+    leaks = np.asarray(leak, float)
+    if leaks.ndim > 1 or not ((leaks >= 0) & (leaks <= 1)).all():
+        raise ValueError(f"leak={leak!r} must be between 0 and 1, one number or one for each task.")
+
+    def init(params: ArrayTree) -> Any:
+        del params
+        return GradDropState(random_key(key))  # pyright: ignore[reportArgumentType] - not None
+
+    def update(
+        updates: ArrayTree, state: Any, params: ArrayTree | None = None, **extra_args: Any
+    ) -> tuple[ArrayTree, Any]:
+        del extra_args
+        leaves = _gramian.leaves_of(updates, params)
+        if not leaves:
+            return updates, state
+        num_tasks = leaves[0].num_tasks
+        if leaks.ndim == 1 and len(leaks) != num_tasks:
+            raise ValueError(f"leak has {len(leaks)} numbers; there are {num_tasks} tasks.")
+        by_task = np.broadcast_to(leaks, num_tasks)
+        next_key, *keys = jax.random.split(state.key, len(leaves) + 1)
+        picked = [_pick_signs(leaf, by_task, k) for leaf, k in zip(leaves, keys, strict=True)]
+        treedef = jax.tree.structure(updates, is_leaf=is_task_rows)
+        return treedef.unflatten(picked), GradDropState(next_key)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _pick_signs(leaf: TaskRows, leaks: np.ndarray, key: jax.Array) -> jax.Array:
+    dtype = _gramian.accumulation_dtype([leaf])
+    rows = leaf.rows.astype(dtype)
+    # Divided by the largest of the tasks', so that no sum leaves the range.
+    largest = jnp.max(jnp.abs(rows), axis=0, initial=0)
+    rows = rows / jnp.where(largest == 0, 1, largest)
+    total = jnp.sum(jnp.abs(rows), axis=0)
+    purity = (1 + jnp.sum(rows, axis=0) / jnp.where(total == 0, 1, total)) / 2
+    positive = jax.random.uniform(key, purity.shape, dtype) < purity
+    kept = jnp.where(positive, rows > 0, rows < 0)
+    leak = jnp.asarray(leaks[list(leaf.tasks)], dtype).reshape(-1, *[1] * (rows.ndim - 1))
+    # A product with zero, not a selection: it lets a NaN through.
+    picked = jnp.sum(jnp.where(kept, 1, leak) * rows, axis=0)
+    return (largest * picked).astype(leaf.rows.dtype)
