@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import osgd_jax
-from osgd_jax import TaskRows
+from osgd_jax import TaskRows, _gramian
 
 
 def tree(num_tasks: int, seed: int = 0, dtype="float32"):
@@ -72,6 +72,15 @@ def test_gramian_of_rows_of_any_scale(seed, exponents):
     )
     cosines = np.asarray(cosines_of(jnp.asarray(gramian, jnp.float32)))
     np.testing.assert_allclose(cosines, expected / np.outer(norms, norms), atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0, 1e-45, 1e-39, 1.2e-38, 1, 1.7e38, 3.4e38, np.inf, np.nan])
+def test_scales_can_be_divided_by(value):
+    # Neither a scale nor its reciprocal may be subnormal, since both can be flushed to zero.
+    (scale,) = jax.jit(_gramian.row_scales)(jnp.asarray([value], jnp.float32))
+    assert 2.0**-126 <= scale <= 2.0**126
+    if 2.0**-126 <= value < np.inf:
+        assert 1 <= value / float(scale) < 4
 
 
 def test_half_precision_is_summed_in_float32():

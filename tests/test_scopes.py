@@ -78,8 +78,9 @@ def test_order_of_the_arrays_does_not_matter():
 @pytest.mark.parametrize("scope", ["shared", "reach"])
 def test_with_debug_nans(scope):
     # Groups that no array belongs to must not make a NaN that nobody reads.
-    with jax.debug_nans(True), jax.debug_infs(True):
-        updates = orthogonalized(DENSE, scope)
+    tx = osgd_jax.orthogonalize(scope=scope)
+    with jax.debug_nans(True):
+        updates, _ = tx.update(DENSE, tx.init(PARAMS))
     assert all(np.all(np.isfinite(update)) for update in updates.values())
 
 
