@@ -24,78 +24,72 @@ PAIRS = {
     "nearly opposite": [[1.0, 0.1], [-2.0, 0.1]],
     "orthogonal": [[2.0, 0.0], [0.0, 0.5]],
 }
-pairs = pytest.mark.parametrize(
-    "rows", [np.array(rows, np.float32) for rows in PAIRS.values()], ids=list(PAIRS)
-)
+ROWS = np.array(list(PAIRS.values()), np.float32)
 
 
-@pairs
-def test_mgda_of_two(rows):
-    g, h = rows.astype(float)
-    share = np.clip((h - g) @ h / ((h - g) @ (h - g)), 0, 1)
-    weights = matrices.weights_of(weightings.mgda(), [rows])[0]
-    np.testing.assert_allclose(weights, [share, 1 - share], atol=2e-6)
+def each_pair(weighting):
+    """The gradients of each pair in float64, its weights and its direction."""
+    weights = matrices.weights_of(weighting, ROWS)
+    return [(*np.float64(rows), w, rows.T @ w) for rows, w in zip(ROWS, weights, strict=True)]
 
 
-@pairs
-def test_pcgrad_of_two_is_twice_upgrad(rows):
-    g, h = rows.astype(float)
-    conflict = min(g @ h, 0)
-    expected = (g - conflict * h / (h @ h)) + (h - conflict * g / (g @ g))
-    direction = matrices.direction_of(weightings.pcgrad(), rows)
-    np.testing.assert_allclose(direction, expected, atol=2e-6)
-    np.testing.assert_allclose(
-        2 * matrices.direction_of(weightings.upgrad(), rows), expected, atol=2e-5
-    )
+def test_mgda_of_two():
+    for g, h, weights, _ in each_pair(weightings.mgda()):
+        share = np.clip((h - g) @ h / ((h - g) @ (h - g)), 0, 1)
+        np.testing.assert_allclose(weights, [share, 1 - share], atol=2e-6)
 
 
-@pairs
-def test_imtl_g_of_two(rows):
-    g, h = rows.astype(float)
-    difference = unit(g) - unit(h)
-    first = (h @ difference) / ((h - g) @ difference)
-    weights = matrices.weights_of(weightings.imtl_g(), [rows])[0]
-    np.testing.assert_allclose(weights, [first, 1 - first], atol=1e-5 * max(1, abs(first)))
+def test_pcgrad_of_two_is_twice_upgrad():
+    upgrad = each_pair(weightings.upgrad())
+    for (g, h, _, direction), (*_, half) in zip(
+        each_pair(weightings.pcgrad()), upgrad, strict=True
+    ):
+        conflict = min(g @ h, 0)
+        expected = (g - conflict * h / (h @ h)) + (h - conflict * g / (g @ g))
+        np.testing.assert_allclose(direction, expected, atol=2e-6)
+        np.testing.assert_allclose(2 * half, expected, atol=2e-5)
 
 
-@pairs
-def test_config_of_two_bisects_the_angle(rows):
-    g, h = rows.astype(float)
-    bisector = unit(unit(g) + unit(h))
-    direction = matrices.direction_of(weightings.config(), rows)
-    np.testing.assert_allclose(direction, bisector * ((g + h) @ bisector), rtol=1e-4, atol=1e-5)
+def test_imtl_g_of_two():
+    for g, h, weights, _ in each_pair(weightings.imtl_g()):
+        difference = unit(g) - unit(h)
+        first = (h @ difference) / ((h - g) @ difference)
+        np.testing.assert_allclose(weights, [first, 1 - first], atol=1e-5 * max(1, abs(first)))
 
 
-@pairs
-def test_nash_mtl_of_two_bisects_the_angle_too(rows):
-    g, h = rows.astype(float)
-    direction = matrices.direction_of(weightings.nash_mtl(), rows)
-    np.testing.assert_allclose(direction, np.sqrt(2) * unit(unit(g) + unit(h)), atol=1e-4)
+def test_config_of_two_bisects_the_angle():
+    for g, h, _, direction in each_pair(weightings.config()):
+        bisector = unit(unit(g) + unit(h))
+        expected = bisector * ((g + h) @ bisector)
+        np.testing.assert_allclose(direction, expected, rtol=1e-4, atol=1e-5)
 
 
-@pairs
-def test_aligned_mtl_of_two(rows):
-    left, singular_values, right = np.linalg.svd(rows.astype(float), full_matrices=False)
-    expected = singular_values.min() * right.T @ left.T @ [0.5, 0.5]
-    direction = matrices.direction_of(weightings.aligned_mtl(), rows)
-    np.testing.assert_allclose(direction, expected, atol=1e-5)
+def test_nash_mtl_of_two_bisects_the_angle_too():
+    for g, h, _, direction in each_pair(weightings.nash_mtl()):
+        np.testing.assert_allclose(direction, np.sqrt(2) * unit(unit(g) + unit(h)), atol=1e-4)
 
 
-@pairs
-def test_cagrad_of_two(rows):
-    g, h = rows.astype(float)
-    mean, c = (g + h) / 2, 0.4
-    radius = c * np.linalg.norm(mean)
+def test_aligned_mtl_of_two():
+    for g, h, _, direction in each_pair(weightings.aligned_mtl()):
+        left, singular_values, right = np.linalg.svd(np.stack([g, h]), full_matrices=False)
+        expected = singular_values.min() * right.T @ left.T @ [0.5, 0.5]
+        np.testing.assert_allclose(direction, expected, atol=1e-5)
 
-    def dual(share):
+
+def test_cagrad_of_two():
+    c = 0.4
+    for g, h, _, direction in each_pair(weightings.cagrad(c)):
+        mean = (g + h) / 2
+        radius = c * np.linalg.norm(mean)
+
+        def dual(share, g=g, h=h, mean=mean, radius=radius):
+            mixed = share * g + (1 - share) * h
+            return mixed @ mean + radius * np.linalg.norm(mixed)
+
+        share = optimize.minimize_scalar(dual, bounds=(0, 1), options={"xatol": 1e-12}).x
         mixed = share * g + (1 - share) * h
-        return mixed @ mean + radius * np.linalg.norm(mixed)
-
-    share = optimize.minimize_scalar(dual, bounds=(0, 1), options={"xatol": 1e-12}).x
-    mixed = share * g + (1 - share) * h
-    direction = matrices.direction_of(weightings.cagrad(c), rows)
-    expected = mean + radius * unit(mixed)
-    np.testing.assert_allclose(direction, expected, atol=1e-4 * np.linalg.norm(expected))
+        expected = mean + radius * unit(mixed)
+        np.testing.assert_allclose(direction, expected, atol=1e-4 * np.linalg.norm(expected))
 
 
 # Convex problems against SciPy, on the float64 gradients.
