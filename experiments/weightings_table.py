@@ -21,6 +21,14 @@ from osgd_jax.weightings._catalogue import CATALOGUE, PROPERTIES, Entry
 RESULTS = Path(__file__).parent / "results"
 NUM_TASKS = (3, 8, 32)
 
+# No weightings, but transformations of their own: source, needs, scopes, what the state holds.
+ROW_METHODS = {
+    "graddrop": ("Chen et al., NeurIPS 2020", "key", "none: each number by itself", "a key"),
+    "moco": ("Fernando et al., ICLR 2023", "—", "shared, all", "K copies of the parameters"),
+    "db_mtl": ("Lin et al., arXiv 2308.12029", "losses", "shared, all", "K copies"),
+    "excess_mtl": ("He et al., ICML 2024", "—", "shared, all", "K copies"),
+}
+
 
 def main() -> None:
     rows = [{"name": name, **measure(entry)} for name, entry in CATALOGUE.items()]
@@ -84,6 +92,15 @@ def table(rows: list[dict], machine: str) -> str:
             *meanings,
             "",
             f"Times: microseconds a compiled call, from the Gramian to the weights; {machine}.",
+            "",
+            "Methods that are no function of the Gramian alone, as transformations of their own:",
+            "",
+            "| method | source | needs | scopes | state |",
+            "| --- | --- | --- | --- | --- |",
+            *(
+                "| " + " | ".join([f"`osgd_jax.{name}`", *cells]) + " |"
+                for name, cells in ROW_METHODS.items()
+            ),
             "",
         ]
     )
