@@ -2,7 +2,15 @@
 
 The same code runs on one CPU and on many hosts. A batch is split over the devices and everything
 else is the same on all of them, or split too where `shard_state` asks for it; the compiler adds the
-communication. Means over the batch are means over all devices, batch statistics included.
+communication. Means over the batch are means over all devices, batch statistics included. With
+`TRAIN` for `python -m experiments.train --workdir DIR …`, DIR being one folder that all hosts see:
+
+    one GPU, eight GPUs of one host    TRAIN
+    two hosts, on each                 TRAIN --coordinator HOST0:1234 --num-processes 2 --process-id I
+    SLURM                              srun TRAIN --coordinator auto
+    a TPU slice, on each host          TRAIN --coordinator auto
+
+The batch size is that of all devices together; `--shard-state` splits a net too large for one.
 """
 
 import dataclasses
