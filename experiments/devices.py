@@ -5,10 +5,10 @@ else is the same on all of them, or split too where `shard_state` asks for it; t
 communication. Means over the batch are means over all devices, batch statistics included. With
 `TRAIN` for `python -m experiments.train --workdir DIR …`, DIR being one folder that all hosts see:
 
-    one GPU, eight GPUs of one host    TRAIN
-    two hosts, on each                 TRAIN --coordinator HOST0:1234 --num-processes 2 --process-id I
-    SLURM                              srun TRAIN --coordinator auto
-    a TPU slice, on each host          TRAIN --coordinator auto
+    one GPU, eight GPUs of one host  TRAIN
+    two hosts, on each               TRAIN --coordinator HOST0:1234 --num-processes 2 --process-id I
+    SLURM                            srun TRAIN --coordinator auto
+    a TPU slice, on each host        TRAIN --coordinator auto
 
 The batch size is that of all devices together; `--shard-state` splits a net too large for one.
 """
