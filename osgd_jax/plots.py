@@ -52,21 +52,17 @@ def anytime_curve(
     """
     axes = _axes(axes)
     costs, accuracy = np.asarray(costs, float), np.asarray(accuracy, float)
-    error = np.zeros(costs.shape) if error is None else np.nan_to_num(np.asarray(error, float))
-    if costs.ndim != 1 or not costs.shape == accuracy.shape == error.shape:
-        raise ValueError(
-            "costs, accuracy and error must be K numbers each; got shapes"
-            f" {costs.shape}, {accuracy.shape} and {error.shape}."
-        )
+    error = None if error is None else np.nan_to_num(np.asarray(error, float))
+    shapes = [each.shape for each in (costs, accuracy, error) if each is not None]
+    if costs.ndim != 1 or len(set(shapes)) > 1:
+        raise ValueError(f"costs, accuracy and error must be K numbers each; got shapes {shapes}.")
     if not (costs > 0).all():
         raise ValueError(f"costs must be positive, for a logarithmic axis; got {costs}.")
-    from matplotlib.ticker import EngFormatter, NullFormatter
+    from matplotlib.ticker import EngFormatter
 
     axes.set_xscale("log")
     axes.errorbar(costs, accuracy, error, label=label, **{"marker": "o", "capsize": 3} | style)
-    axes.set_xticks(costs)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticks(costs, [EngFormatter()(float(f"{cost:.3g}")) for cost in costs])
     axes.minorticks_off()
     axes.set_xlabel("multiply-adds per example, up to each output")
     axes.set_ylabel("accuracy")
