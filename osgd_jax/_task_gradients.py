@@ -20,9 +20,10 @@ def value_and_task_grads(
     The counterpart of `jax.value_and_grad` for several losses. The function is linearized once;
     then each loss is pulled back through those operations only that lie between it and a
     parameter, found by analysis of the jaxpr when the function is traced. Losses as a tuple or
-    list, or as an array put together from scalars by `jnp.stack` and the like, are told apart. An
-    array that comes out of one operation (`vmap`, a reduction) is not: each of its losses then
-    counts as reaching whatever the array depends on, which costs as much as `jax.jacrev`.
+    list are told apart; so are those of an array put together by `jnp.stack` or concatenation,
+    also where arithmetic, `jnp.where` or a mean over examples comes after it. Where the array is
+    indexed or multiplied by a matrix, or comes out of a `jax.checkpoint` around all of it, each
+    loss counts as reaching whatever the array depends on, which costs as much as `jax.jacrev`.
 
     Args:
       fun: returns K real scalar losses, as an array `[K]` or a tuple or list of K scalars; with
