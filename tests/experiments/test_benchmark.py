@@ -4,7 +4,10 @@ import json
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_benchmark_counts_less_work_for_pruned_rows_than_for_jacrev(tmp_path):
     output = tmp_path / "benchmark.json"
     command = [sys.executable, "-m", "experiments.benchmark", "--nets", "width-nested"]
