@@ -4,7 +4,7 @@ BIN := .venv/bin
 ALL_EXTRAS := experiments,data,docs,notebooks,test,lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo benchmark test test-slow check format lock clean
+.PHONY: help demo benchmark docs notebooks test test-slow check format lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -25,6 +25,12 @@ check: .venv/ready ## Check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
+
+docs: .venv/ready ## Build the documentation site into build/docs
+	$(BIN)/python -m sphinx -W --keep-going docs build/docs
+
+notebooks: .venv/ready ## Run the notebooks and store what they show
+	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 format: .venv/ready ## Format the code and mend what the linter can
 	$(BIN)/ruff format .
