@@ -13,8 +13,8 @@ from osgd_jax._task_rows import TaskRows
 
 
 def value_and_task_grads(
-    fun: Callable, argnums: int | Sequence[int] = 0, has_aux: bool = False
-) -> Callable:
+    fun: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Callable[..., Any]:
     """Make a function that computes K losses and the gradient of each.
 
     The counterpart of `jax.value_and_grad` for several losses. The function is linearized once;
@@ -62,7 +62,9 @@ def value_and_task_grads(
     return value_and_task_grads_fun
 
 
-def task_grads(fun: Callable, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Callable:
+def task_grads(
+    fun: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Callable[..., Any]:
     """Make a function that computes the gradients of K losses.
 
     As `value_and_task_grads`, which see, without the losses.
@@ -85,7 +87,9 @@ def task_grads(fun: Callable, argnums: int | Sequence[int] = 0, has_aux: bool = 
     return task_grads_fun
 
 
-def reach(fun: Callable, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Callable:
+def reach(
+    fun: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Callable[..., Any]:
     """Make a function that tells which of K losses depend on each parameter array.
 
     Nothing is computed: the function is traced with the shapes of its arguments.

@@ -106,7 +106,7 @@ def make(rate: float) -> optax.GradientTransformationExtraArgs:
 
 
 def look(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    gradients = osgd_jax.task_grads(losses)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    gradients = osgd_jax.task_grads(losses)
     return osgd_jax.task_cosines(osgd_jax.gramian(gradients(params, x)))
 
 
