@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
+from osgd_jax._data_parallel import AxisName
 from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows
 
 Scope = str | ArrayTree | Callable[[ArrayTree], ArrayTree]
@@ -63,9 +65,13 @@ class Groups(NamedTuple):
 
 
 def group(
-    scope: Scope, leaves: list[TaskRows], grads: ArrayTree, params: ArrayTree | None
+    scope: Scope,
+    leaves: list[TaskRows],
+    grads: ArrayTree,
+    params: ArrayTree | None,
+    axis_name: AxisName | None = None,
 ) -> Groups:
-    """Partition the leaves of `grads` as the scope says.
+    """Partition the leaves of `grads`, split over the devices of an axis or not, as the scope says.
 
     Raises:
       ValueError: an unknown scope, labels that do not fit the tree, or a callable scope without
@@ -78,7 +84,7 @@ def group(
             return Groups(np.zeros(len(leaves), int), nobody, 1)
         if scope == "leaf":
             return Groups(np.arange(len(leaves)), nobody, len(leaves))
-        reach = _reach_masks(leaves, grads)
+        reach = _reach_masks(leaves, grads, axis_name)
         if scope == "shared":
             private = reach.sum(axis=1) < 2
             everybody_private = isinstance(private, np.ndarray) and private.all()
@@ -100,18 +106,21 @@ def check_name(scope: Scope) -> None:
         )
 
 
-def _reach_masks(leaves: list[TaskRows], grads: ArrayTree) -> np.ndarray | jax.Array:
+def _reach_masks(
+    leaves: list[TaskRows], grads: ArrayTree, axis_name: AxisName | None
+) -> np.ndarray | jax.Array:
     """Which tasks reach each leaf, `[L, K]`: as the rows say, or by which dense rows are not 0."""
     dense = [not is_task_rows(leaf) for leaf in jax.tree.leaves(grads, is_leaf=is_task_rows)]
     static = np.array([[t in leaf.tasks for t in range(leaf.num_tasks)] for leaf in leaves], bool)
     if not any(dense):
         return static
-    return jnp.stack(
+    reached = jnp.stack(
         [
             jnp.any(leaf.rows != 0, axis=tuple(range(1, leaf.rows.ndim))) if is_dense else mask
             for leaf, mask, is_dense in zip(leaves, static, dense, strict=True)
         ]
     )
+    return reached if axis_name is None else lax.psum(reached.astype(int), axis_name) > 0
 
 
 def _labels(scope: Any, grads: ArrayTree, params: ArrayTree | None) -> list[Hashable]:

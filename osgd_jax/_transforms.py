@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from osgd_jax import _gramian, _scopes, weightings
+from osgd_jax import _data_parallel, _gramian, _scopes, weightings
+from osgd_jax._data_parallel import AxisName
 from osgd_jax._scopes import Scope
 from osgd_jax._task_rows import ArrayTree, is_task_rows
 from osgd_jax.weightings import Weighting
@@ -26,7 +27,11 @@ class AggregateState(NamedTuple):
 
 
 def aggregate(
-    weighting: Weighting, scope: Scope = "shared", key: jax.Array | int | None = None
+    weighting: Weighting,
+    scope: Scope = "shared",
+    key: jax.Array | int | None = None,
+    *,
+    axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Combine the gradients of K tasks into one update, by weights from their Gramian.
 
@@ -58,6 +63,12 @@ def aggregate(
           to such a tree: each label is a group.
       key: PRNG key or seed for weightings that draw random numbers; kept in the state and split at
         every step.
+      axis_name: inside `jax.shard_map`, the mesh axis (or axes) that the batch is split over. Each
+        device then gives the gradients of the losses on its own examples, with respect to
+        `jax.lax.pcast(params, axis_name, to="varying")`, and all get the update for the mean of the
+        losses over the devices. The rows are reduce-scattered and one update is all-gathered, so
+        that (K + 1) / 2 times the bytes of SGD are moved at most, and each device holds its share
+        of the rows. `losses` are given as means over the devices.
 
     Returns:
       A transformation. Its `update(grads, state, params=None, *, losses=None)` takes the K losses
@@ -67,8 +78,8 @@ def aggregate(
     Raises:
       ValueError: from here, for an unknown scope; from `update` while tracing, for leaves that
         disagree on K or do not fit `params`, gradients of another than a real floating dtype,
-        labels that do not fit, or a weighting with a state per task used with a scope of several
-        groups.
+        labels that do not fit, a weighting with a state per task used with a scope of several
+        groups, or, with `axis_name`, gradients that were summed over the devices already.
     """
     _scopes.check_name(scope)
 
@@ -88,17 +99,26 @@ def aggregate(
         leaves = _gramian.leaves_of(updates, params)
         if not leaves:
             return updates, state
-        groups = _scopes.group(scope, leaves, updates, params)
+        whole = leaves
+        if axis_name is not None:
+            _data_parallel.check_varying(whole, axis_name)
+            leaves = [_data_parallel.scatter(leaf, axis_name) for leaf in whole]
+        groups = _scopes.group(scope, leaves, updates, params, axis_name)
         next_key, step_key = (
             (None, None) if state.key is None else tuple(jax.random.split(state.key))
         )
         weights, weighting_state = _weigh(
-            weighting, leaves, groups, state.weighting, losses, step_key
+            weighting, leaves, groups, state.weighting, losses, step_key, axis_name
         )
         combined = [
             _gramian.combine_leaf(leaf, leaf_weights)
             for leaf, leaf_weights in zip(leaves, weights, strict=True)
         ]
+        if axis_name is not None:
+            combined = [
+                _data_parallel.gather(share, leaf, axis_name)
+                for share, leaf in zip(combined, whole, strict=True)
+            ]
         treedef = jax.tree.structure(updates, is_leaf=is_task_rows)
         return treedef.unflatten(combined), AggregateState(next_key, weighting_state)
 
@@ -106,7 +126,11 @@ def aggregate(
 
 
 def orthogonalize(
-    order: Order = "first_to_last", scope: Scope = "shared", key: jax.Array | int | None = None
+    order: Order = "first_to_last",
+    scope: Scope = "shared",
+    key: jax.Array | int | None = None,
+    *,
+    axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Orthogonalize the task gradients in order of priority, and add them up.
 
@@ -123,6 +147,8 @@ def orthogonalize(
         `0 .. K-1`.
       scope: which parameters are orthogonalized together, as for `aggregate`.
       key: PRNG key or seed, needed by `order="random"`.
+      axis_name: inside `jax.shard_map`, the mesh axis that the batch is split over, as for
+        `aggregate`.
 
     Returns:
       A transformation that takes task gradients and returns an update.
@@ -134,7 +160,7 @@ def orthogonalize(
         raise ValueError(
             "order='random' draws a permutation at each step and needs a PRNG key: pass key=."
         )
-    return aggregate(weightings.orthogonal(order), scope, key)
+    return aggregate(weightings.orthogonal(order), scope, key, axis_name=axis_name)
 
 
 def osgd(
@@ -146,6 +172,7 @@ def osgd(
     order: Order = "first_to_last",
     scope: Scope = "shared",
     key: jax.Array | int | None = None,
+    axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Orthogonalized SGD: `orthogonalize`, then `optax.sgd`.
 
@@ -162,6 +189,7 @@ def osgd(
       order: as for `orthogonalize`.
       scope: as for `orthogonalize`.
       key: as for `orthogonalize`.
+      axis_name: as for `orthogonalize`.
 
     Returns:
       A transformation that takes task gradients and returns an update.
@@ -170,12 +198,12 @@ def osgd(
       ValueError: as `orthogonalize`.
     """
     return optax.chain(
-        orthogonalize(order, scope, key),
+        orthogonalize(order, scope, key, axis_name=axis_name),
         optax.sgd(learning_rate, momentum, nesterov, accumulator_dtype),
     )
 
 
-def _weigh(weighting, leaves, groups, state, losses, key) -> tuple[list[jax.Array], Any]:
+def _weigh(weighting, leaves, groups, state, losses, key, axis_name) -> tuple[list[jax.Array], Any]:
     """Weights `[K]` for each leaf, and the weighting's next state."""
     dtype = _gramian.accumulation_dtype(leaves)
     own = jnp.ones(leaves[0].num_tasks, dtype)
@@ -183,14 +211,17 @@ def _weigh(weighting, leaves, groups, state, losses, key) -> tuple[list[jax.Arra
         return [own] * len(leaves), state
     if jax.tree.leaves(state):
         check_one_group(groups, "this weighting")
-    largest = groups.max([_gramian.max_abs(leaf, dtype) for leaf in leaves])
+    largest = _data_parallel.largest(
+        groups.max([_gramian.max_abs(leaf, dtype) for leaf in leaves]), axis_name
+    )
     scales = _scales(weighting.scaling, largest)
-    gramians = groups.sum(
+    partial = groups.sum(
         [
             _gramian.leaf_gramian(leaf, scales[group])
             for leaf, group in zip(leaves, groups.ids, strict=True)
         ]
     )
+    gramians = _data_parallel.total(partial, axis_name)
     losses = stack_losses(losses, dtype)
 
     def weigh(gramian, scales, state):

@@ -1,0 +1,220 @@
+"""Steps with `axis_name`, for `test_data_parallel.py`, which runs this on eight CPU devices.
+
+Each case compares a step of eight devices, each on its part of the batch, with one device's on all.
+"""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import osgd_jax
+from osgd_jax import weightings
+
+D, K = 8, 3
+MESH = jax.make_mesh((D,), ("d",), axis_types=(AxisType.Auto,))
+rng = np.random.default_rng(0)
+# Sizes that eight devices can and cannot share evenly, an unused array, and a ragged reach: the
+# stem serves all losses, `late` the last two, each head one.
+PARAMS = jax.tree.map(
+    lambda shape: rng.normal(size=shape).astype(np.float32) / 4,
+    {
+        "stem": (16, 64),
+        "bias": (64,),
+        "late": (64, 64),
+        "heads": [(64, 3), (64, 3), (64, 5)],
+        "unused": (7,),
+    },
+    is_leaf=lambda node: isinstance(node, tuple),
+)
+INPUTS = rng.normal(size=(32, 16)).astype(np.float32)
+SCOPES = [
+    "shared",
+    "all",
+    "leaf",
+    "reach",
+    {"stem": 0, "bias": 1, "late": 1, "heads": [0, 1, 1], "unused": 0},
+]
+
+
+def losses(params, inputs):
+    early = jnp.tanh(inputs @ params["stem"] + params["bias"])
+    late = early + jnp.tanh(early @ params["late"])
+    hidden = (early, late, late * early)
+    heads = zip(hidden, params["heads"], strict=True)
+    return tuple(jnp.mean((h @ head - k) ** 2) for k, (h, head) in enumerate(heads))
+
+
+def grads_of(params, inputs, dense=False):
+    grads = osgd_jax.task_grads(losses)(params, inputs)
+    return osgd_jax.densify(grads) if dense else grads
+
+
+def on_one_device(tx, dense=False, inputs=INPUTS):
+    def step(params, inputs):
+        values = losses(params, inputs)
+        grads = grads_of(params, inputs, dense)
+        return tx.update(grads, tx.init(params), params, losses=jnp.stack(values))
+
+    return jax.jit(step)(PARAMS, inputs)
+
+
+def on_eight(tx, dense=False, inputs=INPUTS, check_vma=True, mesh=MESH, axis="d"):
+    def step(params, inputs):
+        own = jax.lax.pcast(params, axis, to="varying") if check_vma else params
+        values = jax.lax.pmean(jnp.stack(losses(own, inputs)), axis)
+        grads = grads_of(own, inputs, dense)
+        return tx.update(grads, tx.init(params), params, losses=values)
+
+    mapped = jax.shard_map(
+        step, mesh=mesh, in_specs=(P(), P(axis)), out_specs=P(), check_vma=check_vma
+    )
+    return jax.jit(mapped).lower(PARAMS, inputs).compile()
+
+
+def assert_close(actual, expected):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), actual, expected
+    )
+
+
+def check_equal_to_one_device():
+    for scope in SCOPES:
+        # Dense gradients are told apart at run time, in two scopes.
+        for dense in {False, scope in ("shared", "reach")}:
+            tx = functools.partial(osgd_jax.orthogonalize, scope=scope)
+            sharded = on_eight(tx(axis_name="d"), dense)(PARAMS, INPUTS)
+            assert_close(sharded, on_one_device(tx(), dense))
+
+
+def check_other_ways():
+    """A weighting with a state, of the losses; unchecked types; two mesh axes; random orders."""
+    tx = functools.partial(osgd_jax.aggregate, weightings.uncertainty(K))
+    expected = on_one_device(tx())
+    assert_close(on_eight(tx(axis_name="d"))(PARAMS, INPUTS), expected)
+    unchecked = on_eight(tx(axis_name="d"), check_vma=False)
+    assert_close(unchecked(PARAMS, INPUTS), expected)
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    over_two = on_eight(tx(axis_name=("x", "y")), mesh=mesh, axis=("x", "y"))
+    assert_close(over_two(PARAMS, INPUTS), expected)
+    tx = functools.partial(osgd_jax.osgd, 0.1, order="random", key=3)
+    (updates, _), (expected, _) = (
+        on_eight(tx(axis_name="d"))(PARAMS, INPUTS),
+        on_one_device(tx()),
+    )
+    assert_close(updates, expected)
+
+
+def check_same_weights_everywhere():
+    """Bit for bit: a weighting that keeps the weights in its state."""
+    orthogonal = weightings.orthogonal()
+
+    def weigh(gramian, state, **kwargs):
+        del state
+        weights, _ = orthogonal.weigh(gramian, (), **kwargs)
+        return weights, weights
+
+    kept = weightings.Weighting(lambda: jnp.zeros(K), weigh, "row")
+    tx = osgd_jax.aggregate(kept, axis_name="d")
+
+    def step(params, inputs):
+        own = jax.lax.pcast(params, "d", to="varying")
+        _, state = tx.update(grads_of(own, inputs), tx.init(params), params)
+        return jax.lax.pcast(state.weighting[None], "d", to="varying")
+
+    mapped = jax.shard_map(step, mesh=MESH, in_specs=(P(), P("d")), out_specs=P("d"))
+    weights = np.asarray(jax.jit(mapped)(PARAMS, INPUTS))
+    assert weights.shape == (D, K)
+    assert len({row.tobytes() for row in weights}) == 1
+    assert (weights[0] != 1).any()
+
+
+def check_nan_and_summed_gradients():
+    inputs = INPUTS.copy()
+    inputs[-1, 0] = np.nan  # on the last device only
+    update, _ = on_eight(osgd_jax.orthogonalize(axis_name="d"), inputs=inputs)(PARAMS, inputs)
+    assert all(np.isnan(update[name]).all() for name in ("stem", "bias", "late"))
+    tx = osgd_jax.orthogonalize(axis_name="d")
+
+    def step(params, inputs):
+        return tx.update(grads_of(params, inputs), tx.init(params), params)
+
+    mapped = jax.shard_map(step, mesh=MESH, in_specs=(P(), P("d")), out_specs=P())
+    with pytest.raises(ValueError, match=r"the same on all its devices.*pcast"):
+        jax.jit(mapped).lower(PARAMS, INPUTS)
+
+
+def moved_bytes(compiled):
+    """Bytes that each device sends, by kind, with the usual ring algorithms times D / (D - 1)."""
+    sent = {"all-reduce": 0, "reduce-scatter": 0, "all-gather": 0}
+    factor = {"all-reduce": 2, "reduce-scatter": D, "all-gather": 1}
+    text = compiled.as_text()
+    for result, kind in re.findall(r"= (.*?) (all-[a-z]+|reduce-scatter)(?:-start)?\(", text):
+        for dtype, shape in re.findall(r"([a-z]+\d+)\[([\d,]*)\]", result):
+            size = math.prod(int(n) for n in shape.split(",") if n)
+            sent[kind] += factor[kind] * size * int(dtype.lstrip("fsu")) // 8
+    return sent
+
+
+def check_bytes():
+    def sgd(params, inputs):
+        own = jax.lax.pcast(params, "d", to="varying")
+        return jax.lax.pmean(jax.grad(lambda p: sum(losses(p, inputs)))(own), "d")
+
+    mapped = jax.shard_map(sgd, mesh=MESH, in_specs=(P(), P("d")), out_specs=P())
+    base = moved_bytes(jax.jit(mapped).lower(PARAMS, INPUTS).compile())
+    used = {name: leaf for name, leaf in PARAMS.items() if name != "unused"}
+    sizes = [leaf.size for leaf in jax.tree.leaves(used)]
+    # The gradient of the unused array may be summed, too.
+    assert 2 * 4 * sum(sizes) <= sum(base.values()) <= 2 * 4 * (sum(sizes) + 7)
+    tx = osgd_jax.orthogonalize(axis_name="d")
+    sent = moved_bytes(on_eight(tx))
+    reach = osgd_jax.reach(losses)(PARAMS, INPUTS)
+    del reach["unused"]
+    rows = [len(tasks) for tasks in jax.tree.leaves(reach, is_leaf=lambda n: isinstance(n, tuple))]
+    padded = [size + -size % D for size in sizes]
+    assert sent["reduce-scatter"] == 4 * int(np.dot(rows, padded))
+    assert sent["all-gather"] == 4 * sum(padded)
+    # The largest entries [K] and the Gramian [K, K]; the losses are not used.
+    assert sent["all-reduce"] == 2 * 4 * (K + K * K)
+    assert sum(sent.values()) <= 1.05 * (K + 1) / 2 * sum(base.values())
+
+
+def check_row_memory():
+    """A device holds its share of all rows, and few arrays in full size at a time."""
+    depth, width = 8, 256
+    layers = [jnp.eye(width)] * depth
+    params = {"layers": layers, "heads": [jnp.ones((width, 1))] * K}
+
+    def losses(params, x):
+        for layer in params["layers"]:
+            x = jnp.tanh(x @ layer)
+        return tuple(jnp.mean((x @ head) ** 2) for head in params["heads"])
+
+    tx = osgd_jax.orthogonalize(axis_name="d")
+
+    def step(params, x):
+        own = jax.lax.pcast(params, "d", to="varying")
+        return tx.update(osgd_jax.task_grads(losses)(own, x), tx.init(params), params)[0]
+
+    mapped = jax.shard_map(step, mesh=MESH, in_specs=(P(), P("d")), out_specs=P())
+    compiled = jax.jit(mapped).lower(params, jnp.ones((16, width))).compile()
+    layer_bytes = 4 * width**2
+    allowed = K * depth * layer_bytes / D + 2 * layer_bytes
+    assert compiled.memory_analysis().temp_size_in_bytes <= allowed
+
+
+if __name__ == "__main__":
+    assert len(jax.devices()) == D
+    check_equal_to_one_device()
+    check_other_ways()
+    check_same_weights_everywhere()
+    check_nan_and_summed_gradients()
+    check_bytes()
+    check_row_memory()
