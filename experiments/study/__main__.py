@@ -1,0 +1,58 @@
+"""The study of Orthogonalized SGD. What is done already is not done again.
+
+Candidates are tuned, each on the same number of learning rates and seeds, and ranked on the
+validation data of one problem; the best go on to the test data, and to the other problems.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from experiments.study.plan import PARTS, Study
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to run.
+
+    Attributes:
+      parts: of the study, in this order; `families` and `images` need what `screen` finds.
+      fashion_mnist: folder where `tensorflow_datasets` keeps Fashion-MNIST.
+      cifar10_jpeg: folder of CIFAR-10 (JPEG): train and test, with a folder for each class.
+      output: folder of the results.
+    """
+
+    parts: tuple[Literal["screen", "families", "settings", "images"], ...] = PARTS
+    fashion_mnist: Path | None = None
+    cifar10_jpeg: Path | None = None
+    output: Path = Path("experiments/results/study")
+
+
+def main() -> None:
+    """Command line."""
+    config = tyro.cli(Config, prog="python -m experiments.study", description=__doc__)
+    console = Console()
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    try:
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("")
+
+            def advance(line: str) -> None:
+                progress.update(task, advance=1, description=line)
+
+            study = Study(config.output, config.fashion_mnist, config.cifar10_jpeg, advance)
+            for part in config.parts:
+                study.run(part)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Stopped; the same command goes on from here.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""The ways to train that the study compares, and the grid of learning rates of each."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import osgd_jax
+from experiments import methods
+from experiments.methods import Method
+from experiments.study.problems import Problem
+from osgd_jax import weightings
+
+GRID = (0.1, 0.2, 0.4, 0.8, 1.6)
+
+
+class Candidate(NamedTuple):
+    """A way to train.
+
+    Attributes:
+      make: makes the method for a problem.
+      about: one line for the table.
+      rates: its learning rates; those of `GRID` times the scale of its steps.
+    """
+
+    make: Callable[[Problem], Method]
+    about: str
+    rates: tuple[float, ...] = GRID
+
+
+def _sgd(problem: Problem, schedule: Any, momentum: float | None = None) -> Any:
+    momentum = problem.momentum if momentum is None else momentum
+    tx = optax.sgd(schedule, momentum=momentum or None, nesterov=momentum > 0)
+    decay = problem.weight_decay
+    return optax.chain(optax.add_decayed_weights(decay), tx) if decay else tx
+
+
+def _adamw(problem: Problem, schedule: Any) -> Any:
+    return optax.adamw(schedule, weight_decay=problem.weight_decay)
+
+
+def _lars(problem: Problem, schedule: Any) -> Any:
+    return optax.lars(schedule, problem.weight_decay, momentum=problem.momentum, nesterov=True)
+
+
+def _clipped(problem: Problem, schedule: Any) -> Any:
+    return optax.chain(optax.clip_by_global_norm(1.0), _sgd(problem, schedule))
+
+
+def _candidate(
+    about: str,
+    balance: Callable[[Problem], Any] | None = None,
+    optimizer: Callable[..., Any] = _sgd,
+    scale: float = 1.0,
+) -> Candidate:
+    def make(problem: Problem) -> Method:
+        balanced = None if balance is None else balance(problem)
+        return Method(about, functools.partial(optimizer, problem), balanced)
+
+    return Candidate(make, about, tuple(scale * rate for rate in GRID))
+
+
+def _weighted(make: Callable[[Problem], weightings.Weighting], scope: str = "shared"):
+    return lambda problem: osgd_jax.aggregate(make(problem), scope, key=0)
+
+
+def _osgd(order: Any = "first_to_last", scope: str = "shared"):
+    return lambda _: osgd_jax.orthogonalize(order, scope, 0 if order == "random" else None)
+
+
+def _constant(first: float, last: float):
+    """Fixed weights, in equal ratios from the first output to the last."""
+    return lambda problem: osgd_jax.aggregate(
+        weightings.constant(jnp.geomspace(first, last, problem.outputs).tolist()), "all"
+    )
+
+
+def with_length_of(
+    direction: optax.GradientTransformationExtraArgs, length: optax.GradientTransformationExtraArgs
+) -> optax.GradientTransformationExtraArgs:
+    """The direction of one balancing method, as long as that of another over all parameters.
+
+    Separates what a method gains by where it steps from what it gains by how far.
+    """
+
+    def init(params: Any) -> Any:
+        return direction.init(params), length.init(params)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        along, first = direction.update(updates, state[0], params, **extra)
+        measure, second = length.update(updates, state[1], params, **extra)
+        norm, target = optax.tree.norm(along), optax.tree.norm(measure)
+        factor = jnp.where(norm > 0, target / jnp.where(norm > 0, norm, 1), 0)
+        return optax.tree.scale(factor, along), (first, second)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def trace_tasks(num_tasks: int, decay: float) -> optax.GradientTransformation:
+    """Momentum of each task's gradient by itself, to be orthogonalized in place of the gradient."""
+
+    def init(params: Any) -> Any:
+        return jax.tree.map(lambda leaf: jnp.zeros((num_tasks, *leaf.shape), leaf.dtype), params)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        state = jax.tree.map(lambda m, g: decay * m + g, state, osgd_jax.densify(updates))
+        return state, state
+
+    return optax.GradientTransformation(init, update)
+
+
+def partial_orthogonal(damping: float = 1.0, conflicts_only: bool = False) -> weightings.Weighting:
+    """Gram-Schmidt that takes off a share of each projection, or conflicting projections only."""
+
+    def weigh(gramian: jax.Array, state: Any, **_: Any) -> Any:
+        norms, rows = jnp.diagonal(gramian), []
+        for i in range(len(gramian)):
+            row = jnp.eye(len(gramian))[i]
+            for j, earlier in enumerate(rows):
+                along, square = gramian[i] @ earlier, earlier @ gramian @ earlier
+                taken = square > 1e-6 * norms[j]
+                if conflicts_only:
+                    taken &= along < 0
+                share = damping * along / jnp.where(taken, square, 1)
+                row = row - jnp.where(taken, share, 0) * earlier
+            rows.append(row)
+        return sum(rows), state
+
+    return weightings.Weighting(lambda: (), weigh, scaling="common")
+
+
+def _zoo() -> dict[str, Candidate]:
+    """The other published methods, with their default arguments."""
+    names = "pcgrad mgda cagrad upgrad dualproj imtl_g aligned_mtl nash_mtl fairgrad config"
+    names += " gradient_equilibrium gradvac random dwa uncertainty famo gradnorm stch gls"
+    # Where the weights sum to one, or the direction is the shortest, a step is shorter.
+    scales = {"mgda": 4.0, "imtl_g": 2.0, "famo": 2.0, "nash_mtl": 0.25, "fairgrad": 0.25}
+    return {
+        name: _candidate(
+            name,
+            lambda problem, name=name: (
+                methods.method(name, momentum=0.0, num_tasks=problem.outputs).balance
+            ),
+            scale=scales.get(name, 1.0),
+        )
+        for name in names.split()
+    }
+
+
+_SUM = _weighted(lambda _: weightings.sum(), "all")
+_TEXTBOOK = _osgd(scope="all")
+
+CANDIDATES: dict[str, Candidate] = {
+    "sgd": _candidate("SGD on the sum of the losses"),
+    "sgd-early": _candidate("SGD, weights falling from 1 to 1/4", _constant(1, 0.25)),
+    "sgd-late": _candidate("SGD, weights growing from 1/4 to 1", _constant(0.25, 1)),
+    "sgd-late-mild": _candidate("SGD, weights growing from 0.55 to 1", _constant(0.55, 1)),
+    "sgd-clipped": _candidate("SGD, gradient clipped to norm 1", None, _clipped),
+    "adamw": _candidate("AdamW on the sum of the losses", None, _adamw, scale=1 / 32),
+    "lars": _candidate("LARS on the sum of the losses", None, _lars, scale=64.0),
+    "osgd-shared": _candidate('OSGD, scope "shared"', _osgd()),
+    "osgd-all": _candidate('OSGD, scope "all"', _TEXTBOOK),
+    "osgd-reach": _candidate('OSGD, scope "reach"', _osgd(scope="reach")),
+    "osgd-leaf": _candidate('OSGD, scope "leaf"', _osgd(scope="leaf")),
+    "osgd-reversed": _candidate('OSGD, last to first, scope "all"', _osgd("last_to_first", "all")),
+    "osgd-random": _candidate('OSGD, random order, scope "all"', _osgd("random", "all")),
+    "osgd-adamw": _candidate('OSGD, scope "all", then AdamW', _TEXTBOOK, _adamw, scale=1 / 32),
+    "sgd-osgd-length": _candidate(
+        "control: direction of SGD, length of OSGD's step",
+        lambda problem: with_length_of(_SUM(problem), _TEXTBOOK(problem)),
+    ),
+    "osgd-sgd-length": _candidate(
+        "control: direction of OSGD, length of SGD's step",
+        lambda problem: with_length_of(_TEXTBOOK(problem), _SUM(problem)),
+    ),
+    "osgd-normalized": _candidate(
+        "tried: rows of norm one before OSGD",
+        lambda problem: optax.chain(osgd_jax.normalize_task_norms(), _TEXTBOOK(problem)),
+    ),
+    "osgd-half": _candidate(
+        "tried: half of each projection", _weighted(lambda _: partial_orthogonal(0.5), "all")
+    ),
+    "osgd-conflicts": _candidate(
+        "tried: conflicting projections only",
+        _weighted(lambda _: partial_orthogonal(conflicts_only=True), "all"),
+    ),
+    "osgd-momentum": _candidate(
+        "tried: momentum orthogonalized in place of the gradient",
+        lambda problem: optax.chain(
+            trace_tasks(problem.outputs, problem.momentum), _TEXTBOOK(problem)
+        ),
+        functools.partial(_sgd, momentum=0.0),
+    ),
+    **_zoo(),
+}
+
+FIXED_WEIGHTS = ("sgd-early", "sgd-late", "sgd-late-mild")
+OTHERS = ("sgd-clipped", "adamw", "lars")
+SCOPES = ("osgd-shared", "osgd-all", "osgd-reach", "osgd-leaf")
+CONTROLS = ("sgd-osgd-length", "osgd-sgd-length")
+
+
+def alone(problem: Problem) -> dict[str, Candidate]:
+    """Each output's subnetwork trained on its own loss: the ceiling of joint training."""
+
+    def candidate(k: int) -> Candidate:
+        def make(problem: Problem) -> Method:
+            return Method(f"output {k + 1} alone", functools.partial(_sgd, problem), output=k)
+
+        return Candidate(make, f"output {k + 1} trained alone")
+
+    return {f"alone-{k + 1}": candidate(k) for k in range(problem.outputs)}

@@ -1,0 +1,146 @@
+"""What is run where: all candidates on one problem, the best of them on the others."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.study import problems
+from experiments.study.candidates import (
+    CANDIDATES,
+    CONTROLS,
+    FIXED_WEIGHTS,
+    OTHERS,
+    SCOPES,
+    Candidate,
+    alone,
+)
+from experiments.study.problems import SCREEN, Problem
+from experiments.study.runs import Runs, accuracies, by_rate, read
+
+PARTS = ("screen", "families", "settings", "images")
+
+RANKING_SEEDS = range(10, 20)
+TEST_SEEDS = range(100, 120)
+
+# An image net trains for minutes, so that fewer are trained.
+IMAGE_TEST_SEEDS = range(100, 105)
+
+# Of all candidates this share goes on from tuning to ranking; from there this many to the tests.
+_RANKED_SHARE = 0.5
+_FINALISTS = 5
+
+_ALWAYS = ("sgd", *FIXED_WEIGHTS, *OTHERS, *SCOPES, *CONTROLS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A study in a folder.
+
+    Attributes:
+      folder: of the results.
+      fashion_mnist: where `tensorflow_datasets` keeps Fashion-MNIST; its default if None.
+      cifar10_jpeg: folder of CIFAR-10 (JPEG).
+      advance: called with a line after each epoch of a group of nets.
+    """
+
+    folder: Path
+    fashion_mnist: Path | None = None
+    cifar10_jpeg: Path | None = None
+    advance: Callable[[str], None] = lambda line: None
+
+    def run(self, part: str) -> None:
+        """Run one of `PARTS`, as far as it is not done."""
+        if part == "screen":
+            self._screen()
+        elif part == "families":
+            for problem in problems.FAMILIES[1:]:
+                self._test(problem, self.shortlist(), TEST_SEEDS)
+        elif part == "settings":
+            for problem in problems.SETTINGS:
+                self._test(problem, ("sgd", best_scope(self.folder)), RANKING_SEEDS)
+        else:
+            for problem in problems.IMAGES:
+                self._test(problem, self.shortlist(images=True), IMAGE_TEST_SEEDS)
+
+    def shortlist(self, images: bool = False) -> tuple[str, ...]:
+        """The candidates that go on from the screen to other problems."""
+        chosen = finalists(self.folder)
+        if images:
+            return tuple(dict.fromkeys(("sgd", *best_fixed(self.folder), *chosen[:3])))
+        always = ("sgd", *best_fixed(self.folder), "adamw", *SCOPES[:3], *CONTROLS)
+        return tuple(dict.fromkeys((*always, *chosen)))
+
+    def _screen(self) -> None:
+        for name in CANDIDATES:
+            self._runs(SCREEN, name).tune()
+        for name in ranked(self.folder):
+            runs = self._runs(SCREEN, name)
+            runs.finish("rank", runs.tune(), RANKING_SEEDS)
+        chosen = (*_ALWAYS, *finalists(self.folder))
+        self._test(SCREEN, tuple(dict.fromkeys(chosen)), TEST_SEEDS)
+
+    def _test(self, problem: Problem, names: tuple[str, ...], seeds: range) -> None:
+        ceilings = alone(problem) if problem not in problems.SETTINGS else {}
+        for name in (*names, *ceilings):
+            runs = self._runs(problem, name)
+            runs.finish("test", runs.tune(), seeds)
+
+    def _runs(self, problem: Problem, name: str) -> Runs:
+        candidate: Candidate = (CANDIDATES | alone(problem))[name]
+        return Runs(
+            self.folder, problem, lambda: self._load(problem), name, candidate, self.advance
+        )
+
+    def _load(self, problem: Problem) -> Any:
+        return problem.load(self.fashion_mnist, self.cifar10_jpeg)
+
+
+def tuned(folder: Path) -> dict[str, float]:
+    """Best validation accuracy of each candidate in tuning on the screen's problem, best first."""
+    found = {}
+    for name, runs in _screened(folder):
+        if means := by_rate(runs):
+            found[name] = max(means.values())
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def ranked(folder: Path) -> list[str]:
+    """The candidates that go on to ranking: the best half, and those that always go on."""
+    order = list(tuned(folder))
+    best = order[: round(_RANKED_SHARE * len(CANDIDATES))]
+    return [name for name in order if name in best or name in _ALWAYS]
+
+
+def ranking(folder: Path) -> dict[str, float]:
+    """Mean validation accuracy over the ranking seeds, best first; empty until all are ranked."""
+    found = {}
+    for name, runs in _screened(folder):
+        if scores := accuracies(runs, "rank", "validation"):
+            found[name] = float(np.mean(list(scores.values())))
+    if len(tuned(folder)) < len(CANDIDATES) or not set(ranked(folder)) <= found.keys():
+        return {}
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def finalists(folder: Path) -> tuple[str, ...]:
+    """The best five of the methods in the ranking, baselines and controls aside."""
+    aside = {"sgd", *FIXED_WEIGHTS, *OTHERS, *CONTROLS}
+    return tuple(name for name in ranking(folder) if name not in aside)[:_FINALISTS]
+
+
+def best_fixed(folder: Path) -> tuple[str, ...]:
+    """The best of the fixed weights in the ranking, if it is done."""
+    return tuple(name for name in ranking(folder) if name in FIXED_WEIGHTS)[:1]
+
+
+def best_scope(folder: Path) -> str:
+    """The best of OSGD's scopes in the ranking."""
+    return next(name for name in ranking(folder) if name in SCOPES)
+
+
+def _screened(folder: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    for name in CANDIDATES:
+        yield name, read(folder / SCREEN.name / f"{name}.jsonl")

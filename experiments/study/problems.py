@@ -1,0 +1,119 @@
+"""What the study trains: a net of one family on one data set, at sizes that two cores can carry."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from experiments import data
+from experiments.data import Dataset, Split
+from experiments.nets import make_net
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A net, a data set and the length of training.
+
+    Attributes:
+      name: of its folder of results.
+      net: family.
+      data: `"mnist1d"`, `"fashion_mnist"` or `"cifar10_jpeg"`.
+      widths: channels of each level of resolution.
+      blocks: residual blocks of each level (at the first output, for nested nets); one if None.
+      train_size: training examples.
+      epochs: passes over them.
+      outputs: number of outputs, K.
+      batch_size: examples in a step.
+      momentum: decay rate of Nesterov momentum, for the methods that use it.
+      weight_decay: times the parameters is added to the gradient; decoupled under AdamW.
+    """
+
+    name: str
+    net: str
+    data: str = "mnist1d"
+    widths: tuple[int, ...] = (16, 16)
+    blocks: tuple[int, ...] | None = None
+    train_size: int = 1000
+    epochs: int = 40
+    outputs: int = 3
+    batch_size: int = 100
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether the nets are 1-D: many of these train in one `vmap`."""
+        return self.data == "mnist1d"
+
+    def load(self, fashion_mnist: Path | None, cifar10_jpeg: Path | None) -> Dataset:
+        """Load the data in memory, standardised.
+
+        Args:
+          fashion_mnist: `data_dir` of `tensorflow_datasets` where Fashion-MNIST is prepared; its
+            default if None.
+          cifar10_jpeg: folder with `train` and `test`, each with a folder for each class.
+
+        Raises:
+          ValueError: the data is missing.
+        """
+        if self.data == "mnist1d":
+            return data.load("mnist1d", self.train_size)
+        if self.data == "fashion_mnist":
+            name, folder = "tfds:fashion_mnist", fashion_mnist
+        elif cifar10_jpeg is None:
+            raise ValueError(f"{self.name} needs --cifar10-jpeg, the folder of the images.")
+        else:
+            name, folder = f"folder:{cifar10_jpeg}", None
+        loaded = data.load_named(name, train_size=self.train_size, data_dir=folder)
+        splits = {
+            part: Split(loaded.standardise(split.inputs), split.labels)
+            for part in ("train", "validation", "test")
+            for split in [getattr(loaded, part)]
+        }
+        return dataclasses.replace(loaded, name=self.data, **splits)
+
+    def make(self, dataset: Dataset, seed: int) -> Any:
+        """Make the net."""
+        return make_net(
+            self.net,
+            dataset,
+            num_outputs=self.outputs,
+            widths=self.widths,
+            blocks=self.blocks,
+            rngs=nnx.Rngs(seed),
+        )
+
+
+SCREEN = Problem("mnist1d-width", "width-nested")
+
+FAMILIES = (
+    SCREEN,
+    Problem("mnist1d-depth", "depth-nested", widths=(8, 8)),
+    Problem("mnist1d-branched", "branched", blocks=(2, 2)),
+    Problem("mnist1d-both", "nested"),
+)
+
+IMAGES = (
+    Problem("fashion-width", "width-nested", "fashion_mnist", (16, 16), None, 2000, 12),
+    Problem("cifar-width", "width-nested", "cifar10_jpeg", (16, 32), None, 4000, 12),
+    Problem("fashion-depth", "depth-nested", "fashion_mnist", (8, 16), None, 2000, 12),
+    Problem("cifar-depth", "depth-nested", "cifar10_jpeg", (8, 16), None, 4000, 12),
+)
+
+
+def _setting(label: str, **changes: Any) -> Problem:
+    return dataclasses.replace(SCREEN, name=f"{SCREEN.name}-{label}", **changes)
+
+
+SETTINGS = (
+    _setting("no-momentum", momentum=0.0),
+    _setting("weight-decay", weight_decay=1e-3),
+    _setting("batch-25", batch_size=25, epochs=20),
+    _setting("batch-500", batch_size=500, epochs=120),
+    _setting("2-outputs", outputs=2),
+    _setting("5-outputs", outputs=5, widths=(32, 32)),
+    _setting("3000-examples", train_size=3000, epochs=20),
+)
+
+PROBLEMS = {problem.name: problem for problem in (*FAMILIES, *IMAGES, *SETTINGS)}
