@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from experiments.study import report
 from experiments.study.plan import PARTS, Study
 
 
@@ -21,7 +22,8 @@ class Config:
     """What to run.
 
     Attributes:
-      parts: of the study, in this order; `families` and `images` need what `screen` finds.
+      parts: of the study, in this order; the others need what `screen` finds. None for a report
+        of what there is.
       fashion_mnist: folder where `tensorflow_datasets` keeps Fashion-MNIST.
       cifar10_jpeg: folder of CIFAR-10 (JPEG): train and test, with a folder for each class.
       output: folder of the results.
@@ -48,10 +50,12 @@ def main() -> None:
             study = Study(config.output, config.fashion_mnist, config.cifar10_jpeg, advance)
             for part in config.parts:
                 study.run(part)
+        written = report.write(config.output)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("Stopped; the same command goes on from here.")
+    console.print(f"Wrote {written}.", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,13 @@ from typing import Any
 
 from flax import nnx
 
+import osgd_jax
 from experiments import data
 from experiments.data import Dataset, Split
 from experiments.nets import make_net
+
+_CLASSES = 10
+_SHAPES = {"mnist1d": (40, 1), "fashion_mnist": (28, 28, 1), "cifar10_jpeg": (32, 32, 3)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +87,11 @@ class Problem:
             blocks=self.blocks,
             rngs=nnx.Rngs(seed),
         )
+
+    def costs(self) -> list[osgd_jax.OutputCost]:
+        """What each output costs, counted without the data."""
+        blank = Dataset(self.data, _CLASSES, None, None, None, input_shape=_SHAPES[self.data])
+        return osgd_jax.cost(self.make(blank, seed=0), blank.input_shape)
 
 
 SCREEN = Problem("mnist1d-width", "width-nested")

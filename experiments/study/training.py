@@ -1,5 +1,6 @@
 """Trains nets in groups, each from a seed and at a learning rate of its own."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -217,5 +218,9 @@ class Trainer:
 
 
 def _rounded(values: jax.Array) -> Any:
-    """Numbers as short as they are certain."""
-    return jax.tree.map(lambda x: float(f"{x:.{_DIGITS}g}"), np.asarray(values).tolist())
+    """Numbers with as many digits as they are worth; null for one that is not finite."""
+
+    def rounded(value: float) -> float | None:
+        return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+
+    return jax.tree.map(rounded, np.asarray(values).tolist())

@@ -1,0 +1,240 @@
+"""STUDY.md and its figures, made from the stored runs alone."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.study import figures, plan, problems
+from experiments.study.candidates import CANDIDATES, CONTROLS, OTHERS, SCOPES
+from experiments.study.problems import SCREEN, Problem
+from experiments.study.runs import by_rate, read
+from experiments.study.statistics import Result, ceilings, paired, result
+
+COMMAND = "python -m experiments.study"
+
+
+def write(folder: Path) -> Path:
+    """Write STUDY.md beside the folder of runs, and its figures into it.
+
+    What is missing is said to be missing. The conclusions, which a person wrote, come from
+    `conclusions.md` in the folder.
+
+    Args:
+      folder: of the runs.
+
+    Returns:
+      The path of STUDY.md.
+    """
+    conclusions = folder / "conclusions.md"
+    parts = [
+        "# The study of Orthogonalized SGD",
+        f"Made by `{COMMAND}` from the runs in [{folder.name}/]({folder.name}); every run is there,"
+        " one line of JSON each. Do not edit: the text of the first section is in"
+        f" `{folder.name}/conclusions.md`, the rest is generated.",
+        conclusions.read_text().strip() if conclusions.exists() else "Conclusions: missing.",
+        _how(),
+        _problems_table(),
+        *_families(folder),
+        _screen(folder),
+        *_why(folder),
+        _price(folder),
+        _settings(folder),
+        _images(folder),
+    ]
+    path = folder.parent / "STUDY.md"
+    path.write_text("\n\n".join(part for part in parts if part) + "\n")
+    return path
+
+
+def _how() -> str:
+    tuning, ranking, tests = 2, len(plan.RANKING_SEEDS), len(plan.TEST_SEEDS)
+    return f"""## How it was done
+
+Every method gets the same budget: five learning rates, a factor of two apart, two seeds each, and
+five more beyond the end if the best rate is at the end of the grid. The rate is chosen by the mean
+accuracy over outputs on validation data. All methods see the same initial parameters and batches
+for a seed, the same number of epochs and the same schedule (half a cosine down to zero) with
+Nesterov momentum of 0.9, unless the method is another optimizer. Nets are normalised by batch.
+
+All candidates are tuned ({tuning} seeds) on {SCREEN.name}. The better half, and those that answer a
+question, are ranked on validation data with {ranking} other seeds. The best {plan._FINALISTS} and
+those that answer a question go to the test data, with {tests} seeds that were not used before
+({len(plan.IMAGE_TEST_SEEDS)} for images), and to the other problems. Differences are paired by
+seed, with 95 % intervals of Student's t. There are many comparisons here and no correction for
+that: of twenty intervals one is expected to leave out zero by chance."""
+
+
+def _problems_table() -> str:
+    rows = []
+    for problem in (*problems.FAMILIES, *problems.IMAGES):
+        rows.append(
+            [
+                *(problem.name, problem.net, problem.data, f"{problem.train_size:,}"),
+                *(problem.epochs, problem.batch_size, "×".join(map(str, problem.widths))),
+            ]
+        )
+    header = ["problem", "net", "data", "training examples", "epochs", "batch", "widths"]
+    return _table(header, rows)
+
+
+def _families(folder: Path) -> Iterator[str]:
+    yield "## Does it beat SGD, and at which outputs?"
+    yield (
+        "Test accuracy in percent. The last columns are paired differences of the mean over"
+        " outputs. *Alone* is each output's subnetwork trained on its own loss, at its own best"
+        " rate: the ceiling; what SGD lacks to it is the gap that balancing could close. A rate"
+        " with an asterisk is at the end of what was tried."
+    )
+    for problem in problems.FAMILIES:
+        names = ["sgd", *plan.best_fixed(folder), *OTHERS, *SCOPES, *CONTROLS]
+        names += [*plan.finalists(folder)]
+        if problem != SCREEN:
+            names = [*plan.Study(folder).shortlist()]
+        yield f"### {problem.name}\n\n" + _results_table(folder, problem, names)
+    if picture := figures.families(folder):
+        yield f"![Accuracy against multiply-adds]({folder.name}/{picture.name})"
+
+
+def _results_table(folder: Path, problem: Problem, names: Iterable[str]) -> str:
+    base = result(folder, problem, "sgd")
+    rows, missing = [], []
+    for name in dict.fromkeys(names):
+        found = result(folder, problem, name)
+        if found is None:
+            missing.append(name)
+            continue
+        difference = "" if base is None or name == "sgd" else str(paired(found, base))
+        rows.append(
+            [name, f"{found.rate:g}{'*' if found.is_edge else ''}"]
+            + [f"{mean:.1f}" for mean in found.means]
+            + [f"{found.means.mean():.2f}", difference, len(found.tests)]
+        )
+    rows.sort(key=lambda row: -float(row[-3]))
+    if (ceiling := ceilings(folder, problem)) is not None:
+        means = [f"{mean:.1f}" for mean in ceiling]
+        rows.append(["*alone*", "", *means, f"{np.mean(ceiling):.2f}", "", ""])
+    else:
+        missing.append("alone")
+    outputs = [f"output {k + 1}" for k in range(problem.outputs)]
+    header = ["method", "rate", *outputs, "mean", "mean − SGD's", "seeds"]
+    said = f"\n\nMissing: {', '.join(missing)}." if missing else ""
+    return _table(header, rows) + said
+
+
+def _screen(folder: Path) -> str:
+    tuned, ranking, tested = plan.tuned(folder), plan.ranking(folder), plan.finalists(folder)
+    rows = []
+    for name, score in tuned.items():
+        means = by_rate(read(folder / SCREEN.name / f"{name}.jsonl"))
+        went = "tests, other problems" if name in tested else "ranking" if name in ranking else ""
+        ranked = f"{ranking[name]:.1f}" if name in ranking else ""
+        rate = max(means, key=lambda rate: means[rate])
+        rows.append([name, CANDIDATES[name].about, f"{rate:g}", f"{score:.1f}", ranked, went])
+    missing = [name for name in CANDIDATES if name not in tuned]
+    said = f"\n\nMissing: {', '.join(missing)}." if missing else ""
+    header = ["name", "method", "rate", "tuned", "ranked", "went on to"]
+    return (
+        f"## What was screened, and on what evidence\n\nValidation accuracy in percent, mean over"
+        f" outputs, on {SCREEN.name}: at the best rate in tuning (2 seeds) and in ranking"
+        f" ({len(plan.RANKING_SEEDS)} seeds). What was tried to make OSGD better is named so.\n\n"
+    ) + (_table(header, rows) + said)
+
+
+def _why(folder: Path) -> Iterator[str]:
+    yield "## Why: direction, length, conflict"
+    rows = []
+    for problem in problems.FAMILIES:
+        by_name = {n: result(folder, problem, n) for n in ("sgd", "osgd-all", *CONTROLS)}
+        base = by_name["sgd"]
+        row: list[Any] = [problem.name]
+        for name in ("osgd-all", *CONTROLS):
+            found = by_name[name]
+            row.append("missing" if base is None or found is None else str(paired(found, base)))
+        rows.append(row)
+    header = ["problem", "OSGD", "SGD's direction, OSGD's length", "OSGD's direction, SGD's length"]
+    yield (
+        'Mean over outputs less SGD\'s, of OSGD with scope "all" and of two controls that take the'
+        " direction of one and the length of the other at every step, each at its own best rate:"
+        "\n\n" + _table(header, rows)
+    )
+    rows = []
+    for problem in (*problems.FAMILIES, *problems.IMAGES):
+        for name in ("sgd", *SCOPES[:3]):
+            if found := result(folder, problem, name):
+                rows.append([problem.name, name, *_optimization(found)])
+    header = ["problem", "method", "training loss", "training accuracy", "test accuracy"]
+    header += ["shared : private step, first", "last"]
+    yield (
+        "Does it optimise better or generalise better? Means over outputs and test seeds; the last"
+        " columns are the norm of the direction over shared parameters by that over private ones,"
+        " at the first step and at the start of the last epoch:\n\n" + _table(header, rows)
+    )
+    if picture := figures.conflict(folder):
+        yield f"![Cosines between the task gradients]({folder.name}/{picture.name})"
+
+
+def _optimization(found: Result) -> list[str]:
+    shared, private = found.series("shared_norm"), found.series("private_norm")
+    loss = np.mean([run["train_loss"] for run in found.runs])
+    train = 100 * np.mean([run["train_accuracy"] for run in found.runs])
+    ratios = [f"{shared[i] / private[i]:.2f}" for i in (0, -1)]
+    return [f"{loss:.3f}", f"{train:.1f}", f"{found.means.mean():.1f}", *ratios]
+
+
+def _price(folder: Path) -> str:
+    rows = []
+    for problem in (*problems.FAMILIES, *problems.IMAGES):
+        base = result(folder, problem, "sgd")
+        for name in ("osgd-shared", "osgd-all"):
+            found = result(folder, problem, name)
+            if base is None or found is None:
+                continue
+            work = found.runs[0]["step_flops"] / base.runs[0]["step_flops"]
+            rows.append([problem.name, name, f"{work:.2f}", str(paired(found, base))])
+    header = ["problem", "method", "work of a step over SGD's", "mean − SGD's at equal epochs"]
+    return (
+        "## What it costs\n\nWork is counted before compilation, from the traced step. SGD could"
+        " take this many times the steps at equal work; the differences above are at equal epochs."
+        " Wall-clock times are in the benchmark, not here: nets were trained many at a time on a"
+        " machine with other work.\n\n" + _table(header, rows)
+    )
+
+
+def _settings(folder: Path) -> str:
+    rows, missing = [], []
+    for problem in (SCREEN, *problems.SETTINGS):
+        base = result(folder, problem, "sgd")
+        scopes = [found for n in SCOPES if (found := result(folder, problem, n))]
+        if base is None or not scopes:
+            missing.append(problem.name)
+            continue
+        for found in scopes:
+            rows.append(
+                [
+                    *(problem.name, found.name),
+                    *(f"{base.means.mean():.1f}", f"{found.means.mean():.1f}"),
+                    *(str(paired(found, base)), len(found.tests)),
+                ]
+            )
+    said = f"\n\nMissing: {', '.join(missing)}." if missing else ""
+    header = ["setting", "method", "SGD", "OSGD", "OSGD − SGD", "seeds"]
+    return (
+        "## In other settings\n\nMean test accuracy over outputs, both tuned anew in each.\n\n"
+        + _table(header, rows)
+        + said
+    )
+
+
+def _images(folder: Path) -> str:
+    parts = ["## Images"]
+    for problem in problems.IMAGES:
+        names = plan.Study(folder).shortlist(images=True)
+        parts.append(f"### {problem.name}\n\n" + _results_table(folder, problem, names))
+    return "\n\n".join(parts)
+
+
+def _table(header: list[str], rows: Iterable[list[Any]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
