@@ -1,11 +1,27 @@
 """What all anytime nets have in common."""
 
+import dataclasses
+import functools
 from typing import Any, Self
 
 import jax
 from flax import nnx
 
 from osgd_jax.nets._checks import check_input
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["state"], meta_fields=["output"])
+@dataclasses.dataclass(frozen=True)
+class Carry:
+    """What the stages so far have computed, and the output that comes next.
+
+    Attributes:
+        state: what the next stage takes.
+        output: its index, by which `advance` tells a carry that is not for it.
+    """
+
+    state: Any
+    output: int
 
 
 class AnytimeNet(nnx.Module):
@@ -15,8 +31,8 @@ class AnytimeNet(nnx.Module):
     A net is a list of stages. Stage k holds exactly the parameters that output k adds to those of
     the earlier outputs and maps the *carry*, a pytree of what the earlier stages have computed, to
     the logits of output k and the next carry. A subclass makes the stages and hands them to
-    `__init__`; a stage is a module whose `__call__(carry)` gives `(logits, carry)`. The carry that
-    the first stage gets is the input.
+    `__init__`; a stage is a module whose `__call__(carry)` gives `(logits, carry)`. What the first
+    stage gets is the input, unless the subclass has a `first_carry`.
 
     Args:
         stages: one module for each output.
@@ -55,16 +71,20 @@ class AnytimeNet(nnx.Module):
             outputs.append(logits)
         return tuple(outputs)
 
-    def start(self, x: jax.Array) -> Any:
+    def start(self, x: jax.Array) -> Carry:
         """The carry that `advance(0, carry)` takes; no work is done yet.
 
         Raises:
             ValueError: `x` is not [batch, *spatial, in_channels].
         """
         check_input(x.shape, self.spatial_dims, self.in_channels)
+        return Carry(self.first_carry(x), 0)
+
+    def first_carry(self, x: jax.Array) -> Any:
+        """What the first stage gets, for a subclass to define; here the input itself."""
         return x
 
-    def advance(self, k: int, carry: Any) -> tuple[jax.Array, Any]:
+    def advance(self, k: int, carry: Carry) -> tuple[jax.Array, Carry]:
         """Computes output k from the carry of output k − 1.
 
         Args:
@@ -75,10 +95,17 @@ class AnytimeNet(nnx.Module):
             Logits [batch, num_classes], and the carry for `advance(k + 1, …)`.
 
         Raises:
-            ValueError: there is no output k.
+            ValueError: there is no output k, or the carry is not for it.
         """
         self._check_output(k)
-        return self.stages[k](carry)
+        if not isinstance(carry, Carry) or carry.output != k:
+            came = f"advance({k - 1}, …)" if k else "start(x)"
+            got = type(carry).__name__
+            if isinstance(carry, Carry):
+                got = f"one for advance({carry.output}, …)"
+            raise ValueError(f"carry must be what {came} gave for advance({k}, …), got {got}.")
+        logits, state = self.stages[k](carry.state)
+        return logits, Carry(state, k + 1)
 
     def subnetwork(self, k: int) -> Self:
         """The net of the outputs 0 … k alone; it shares its Variables with this one.

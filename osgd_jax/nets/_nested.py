@@ -120,7 +120,7 @@ class NestedResNet(AnytimeNet):
             spatial_dims=spatial_dims,
         )
 
-    def start(self, x: jax.Array) -> Any:
+    def first_carry(self, x: jax.Array) -> Any:
         """As in `AnytimeNet`: the image, and nothing computed yet."""
         levels = [[] for _ in self.stages[0].streams]
-        return {"image": super().start(x), "origin": None, "levels": levels}
+        return {"image": x, "origin": None, "levels": levels}

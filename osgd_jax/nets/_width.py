@@ -117,7 +117,7 @@ class WidthNestedResNet(AnytimeNet):
             spatial_dims=spatial_dims,
         )
 
-    def start(self, x: jax.Array) -> Any:
+    def first_carry(self, x: jax.Array) -> Any:
         """As in `AnytimeNet`: the image, and nothing in memory."""
         memories = [None] * len(self.stages[0].blocks)
-        return {"image": super().start(x), "memories": memories, "pooled": None}
+        return {"image": x, "memories": memories, "pooled": None}

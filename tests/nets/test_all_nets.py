@@ -1,5 +1,7 @@
 """What must hold for every family of nets."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,27 +189,55 @@ def test_wrong_inputs_are_named(family):
 
 
 @families
+def test_a_carry_of_another_stage_is_named(family):
+    net = build(family, 2, norm="group")
+    x = example(2)
+    carries = [net.start(x)]
+    for k in range(2):
+        advance = lambda carry, k=k: net.advance(k, carry)  # noqa: E731
+        carries.append(jax.eval_shape(advance, carries[-1])[1])
+    for k in range(3):
+        before = f"carry must be what {f'advance({k - 1}, …)' if k else 'start(x)'} gave"
+        for other in {0, 1, 2} - {k}:
+            message = re.escape(f"{before} for advance({k}, …), got one for advance({other}, …)")
+            with pytest.raises(ValueError, match=message):
+                net.advance(k, carries[other])
+        with pytest.raises(ValueError, match=re.escape(f"{before} for advance({k}, …), got")):
+            net.advance(k, x)
+
+
+@families
 def test_half_precision_and_rematerialisation(family):
     x = example(1)
 
-    def step(net):
+    def make(**kwargs):
+        net = build(family, 1, spatial_dims=1, **kwargs)
         graphdef, params, rest = nnx.split(net, nnx.Param, ...)
 
-        @jax.jit
-        @jax.value_and_grad
         def loss(params):
             logits = nnx.merge(graphdef, params, rest, copy=True)(x)
             return sum(jnp.square(y).mean() for y in logits)
 
-        return loss(params)
+        return jax.value_and_grad(loss), params
 
-    value, grads = step(build(family, 1, spatial_dims=1))
-    remat_value, remat_grads = step(build(family, 1, spatial_dims=1, remat=True))
+    # Compiled without optimization: these programs run once.
+    def run(step, params):
+        compiled = jax.jit(step).lower(params).compile({"xla_backend_optimization_level": 0})
+        return compiled(params)
+
+    step, params = make()
+    remat_step, _ = make(remat=True)
+    programs = [str(jax.make_jaxpr(each)(params)) for each in (step, remat_step)]
+    assert ["remat" in program for program in programs] == [False, True]
+    value, grads = run(step, params)
+    remat_value, remat_grads = run(remat_step, params)
     np.testing.assert_allclose(remat_value, value, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(remat_grads), jax.tree.leaves(grads), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
-    half = build(family, 1, spatial_dims=1, dtype=jnp.bfloat16)
-    half_value, half_grads = step(half)
+    half_step, _ = make(dtype=jnp.bfloat16)
+    half_value = run(lambda params: half_step(params)[0], params)
     np.testing.assert_allclose(half_value, value, rtol=0.1)
+    half_grads = jax.eval_shape(half_step, params)[1]
     assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(half_grads))
+    assert "bf16" in str(jax.make_jaxpr(half_step)(params))
