@@ -85,6 +85,41 @@ def test_a_loaded_predictor_does_what_the_exported_one_does(net, tmp_path, batch
     assert loaded.predict(x, budget=costs[1]).exits.tolist() == [1] * batch
 
 
+def test_an_msdnet_streams_leaves_early_and_loads(tmp_path):
+    net = nets.MSDNet(
+        num_classes=3,
+        in_channels=1,
+        channels=4,
+        growth_rate=2,
+        growth_factors=(1, 2),
+        bottleneck_factors=(1, 2),
+        base=1,
+        step=1,
+        rngs=nnx.Rngs(0),
+    )
+    rng = np.random.default_rng(0)
+    statistics = nnx.state(net, nnx.BatchStat)
+    nnx.update(net, jax.tree.map(lambda v: v + rng.uniform(0.05, 0.3, v.shape), statistics))
+    x = rng.normal(size=(8, 8, 8, 1)).astype(np.float32)
+    view = nnx.view(net, deterministic=True, use_running_average=True)
+    expected = np.stack(nnx.jit(lambda net, x: net(x))(view, x))
+    predictor = AnytimePredictor(net)
+    np.testing.assert_allclose(streamed(predictor, x), expected, rtol=1e-4, atol=1e-4)
+
+    probabilities = np.asarray(jax.nn.softmax(expected, axis=-1)).max(-1)  # [output, example]
+    confidence = float(np.median(probabilities[0]))
+    sure = probabilities >= confidence
+    sure[-1] = True
+    clear = (np.abs(probabilities - confidence) > 1e-4).all(0)
+    answer = predictor.predict(x, confidence=confidence)
+    np.testing.assert_array_equal(answer.exits[clear], sure.argmax(0)[clear])
+    assert 0 < np.count_nonzero(answer.exits == 0) < 8
+
+    predictor.export(tmp_path / "net", input_shape=(8, 8, 1))
+    loaded = AnytimePredictor.load(tmp_path / "net")
+    np.testing.assert_allclose(streamed(loaded, x[:3]), expected[:, :3], rtol=1e-4, atol=1e-4)
+
+
 def test_nets_of_images_in_half_precision(tmp_path):
     net = nets.WidthNestedResNet(
         num_classes=3,
