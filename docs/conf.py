@@ -4,23 +4,30 @@ import importlib.metadata
 import re
 from pathlib import Path
 
-from osgd_jax.nets import presets
+from docutils import nodes
+from latex2mathml.converter import convert
 
 project = "osgd_jax"
 release = importlib.metadata.version("osgd-jax")
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
-exclude_patterns = ["generated"]
+exclude_patterns = ["generated", "presets_table.md"]
 html_theme = "furo"
 html_title = "osgd_jax"
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"  # browsers draw it themselves, without a script from elsewhere
 
 # A name between single backticks in a docstring is code.
 default_role = "code"
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
 
 # The notebooks are shown as they are stored; tests/test_notebooks.py runs them.
 nb_execution_mode = "off"
+nb_merge_streams = True
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 2
 
@@ -37,10 +44,28 @@ def _escape(app, what, name, obj, options, lines):
     lines[:] = "`".join(pieces).split("\n")
 
 
+def _write_math(display):
+    def visit(self, node):
+        self.body.append(convert(node.astext(), display=display))
+        raise nodes.SkipNode
+
+    return visit, None
+
+
+def _tables_of_results():
+    """Every table that a program of `experiments/` has written, but for that of the weightings."""
+    folder = Path(__file__).parents[1] / "experiments" / "results"
+    names = sorted({path.name for path in folder.glob("*.md")} - {"weightings.md"})
+    text = "\n".join((folder / name).read_text() for name in names)
+    # Links to files beside the tables, seen from here.
+    return re.sub(r"\]\((?![a-z]+:|#)", "](../experiments/results/", text)
+
+
 def setup(app):
-    """Write the generated table of the nets, and tidy the reference."""
+    """Write what is generated, draw formulas, and tidy the reference."""
     generated = Path(__file__).parent / "generated"
     generated.mkdir(exist_ok=True)
-    (generated / "presets.md").write_text(presets.table() + "\n")
+    (generated / "results.md").write_text(_tables_of_results())
+    app.add_html_math_renderer("mathml", _write_math("inline"), _write_math("block"))
     app.connect("autodoc-process-docstring", _escape, priority=400)  # before napoleon
     app.connect("autodoc-skip-member", _leave_out_tuple_fields)

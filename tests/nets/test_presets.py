@@ -1,7 +1,24 @@
+from pathlib import Path
+
 import pytest
 from flax import nnx
 
 from osgd_jax.nets import presets
+
+_STORED = (Path(__file__).parents[2] / "docs" / "presets_table.md").read_text()
+
+
+def test_stored_table_is_current():
+    rows = _STORED.splitlines()
+    assert [row.split("`")[1] for row in rows[2:]] == list(presets.PRESETS)
+    families = ("branched-20", "width-20", "depth-26", "nested-26", "msdnet-budgeted-10")
+    current = presets.table(*(f"cifar-{name}" for name in families), "imagenet-width-50")
+    assert set(current.splitlines()) <= set(rows)
+
+
+@pytest.mark.slow
+def test_whole_stored_table_is_current():
+    assert presets.table() + "\n" == _STORED
 
 
 def test_table():
