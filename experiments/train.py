@@ -1,6 +1,6 @@
 """Train an anytime net on real data: `python -m experiments.train --workdir DIR …`.
 
-On digits with the default options it takes about half a minute on two CPU cores.
+On digits with the default options it takes about a minute on two CPU cores.
 """
 
 import contextlib

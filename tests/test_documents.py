@@ -1,9 +1,13 @@
 """The code in the documents runs, and what they link to is there."""
 
+import importlib
 import re
+import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
+import tyro
 
 _ROOT = Path(__file__).parents[1]
 _DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
@@ -27,3 +31,22 @@ def test_links_to_files_lead_somewhere(name):
         if "://" not in target and not (_ROOT / target.partition("#")[0]).exists()
     ]
     assert not missing
+
+
+@pytest.mark.parametrize("name", [*_DOCUMENTS, *_PAGES])
+def test_commands_exist_and_take_their_options(name):
+    text = (_ROOT / name).read_text().replace("\\\n", " ")
+    for module, rest in re.findall(r"\bpython -m ((?:experiments|osgd_jax)[\w.]*)([^`\n]*)", text):
+        found = importlib.import_module(module)
+        arguments = shlex.split(re.split("[>#]", rest)[0])
+        if arguments and arguments != ["--help"] and hasattr(found, "Config"):
+            tyro.cli(found.Config, args=arguments)  # exits on an unknown option
+
+    targets = re.findall(r"(?m)^([a-z-]+):", (_ROOT / "Makefile").read_text())
+    assert set(re.findall(r"(?m)(?:^|`)make ([a-z-]+)", text)) <= set(targets)
+
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
+    extras = re.findall(r"\.\[([\w,]+)\]'", text)
+    assert {extra for each in extras for extra in each.split(",")} <= set(
+        project["optional-dependencies"]
+    )
