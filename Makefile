@@ -12,7 +12,7 @@ help: ## List the targets
 demo: .venv/demo-ready ## Compare OSGD with SGD on real images (under 4 minutes on 2 cores)
 	$(BIN)/python -m experiments.compare --output runs/demo
 
-benchmark: .venv/ready ## Time a training step: SGD, OSGD, OSGD by way of jax.jacrev
+benchmark: .venv/ready ## Time training steps of SGD and OSGD against their limits (about 5 minutes)
 	$(BIN)/python -m experiments.benchmark
 
 test: .venv/ready ## Run the tests

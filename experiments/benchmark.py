@@ -1,30 +1,30 @@
 """What a training step costs: SGD on the sum of the losses, OSGD, and OSGD on jax.jacrev's rows.
 
 All methods of a net are timed in turn, round after round, so that a machine that slows down or is
-busy for a while does so for all of them. Counted work and memory come from the compiler.
+busy for a while does so for all of them. Counted work and memory come from the compiler. Each
+figure stands beside its limit (`experiments/benchmark_steps.py`). With `--peer PYTHON`, an
+interpreter that has torch and torchjd, TorchJD takes the same steps (`benchmark_peer.py`).
 """
 
 import dataclasses
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 import tyro
 from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-import osgd_jax
+from experiments import benchmark_aggregation, benchmark_peer, benchmark_steps
 from osgd_jax import nets
 
 FAMILIES = {
@@ -33,7 +33,7 @@ FAMILIES = {
     "depth-nested": nets.DepthNestedResNet,
     "nested": nets.NestedResNet,
 }
-METHODS = ("sgd", "osgd", "jacrev")
+Method = Literal["sgd", "osgd", "jacrev", "upgrad", "micro-batches"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +41,18 @@ class Config:
     """What to measure.
 
     Attributes:
-      nets: families, each at its default size.
+      nets: families, each at its default size, or with `blocks`.
       outputs: numbers of outputs, K.
       batch_sizes: examples in a step.
+      methods: ways to take a step; "micro-batches" adds up task gradients in four parts.
       image_size: height and width of the images, which have 3 channels.
+      blocks: residual blocks of each of the three levels; those of the family if None. A branched
+        net has at most one output for each.
       precision: dtype of the computation; parameters are float32.
       rounds: how often each step is timed.
       scope: of OSGD.
+      parameters: of the Jacobian whose aggregation is timed alone; 0 for none.
+      peer: Python interpreter that has torch and torchjd, to compare with TorchJD.
       output: file for the results.
     """
 
@@ -59,10 +64,14 @@ class Config:
     )
     outputs: tuple[int, ...] = (3,)
     batch_sizes: tuple[int, ...] = (128,)
+    methods: tuple[Method, ...] = ("sgd", "osgd", "jacrev")
     image_size: int = 32
+    blocks: tuple[int, int, int] | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     rounds: int = 10
     scope: Literal["shared", "all", "leaf", "reach"] = "shared"
+    parameters: int = 16_000_000
+    peer: Path | None = None
     output: Path = Path("runs/benchmark.json")
 
     def __post_init__(self):
@@ -72,111 +81,100 @@ class Config:
         for field in ("image_size", "rounds"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least 1.")
+        if "sgd" not in self.methods:
+            raise ValueError(
+                f"methods={self.methods} must contain sgd, which all are held against."
+            )
+        parts = benchmark_steps.MICRO_BATCHES
+        if "micro-batches" in self.methods and any(size % parts for size in self.batch_sizes):
+            raise ValueError(f"batch_sizes={self.batch_sizes} must be multiples of {parts}.")
 
 
-def measure(config: Config) -> Iterator[dict[str, Any]]:
-    """Rows of results, one for each net, number of outputs, batch size and method."""
+def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
+    """All figures, as they are written to the file.
+
+    Raises:
+      ValueError: sizes that do not fit each other, or a peer that cannot be run.
+    """
+    rows = []
     for family in config.nets:
         for num_outputs in config.outputs:
             for batch_size in config.batch_sizes:
                 described = {"net": family, "outputs": num_outputs, "batch_size": batch_size}
-                steps = _make_steps(config, family, num_outputs, batch_size)
-                for row in _compare_steps(steps, config.rounds):
-                    yield described | row
+                report(f"{family}, K = {num_outputs}, batch {batch_size}")
+                net = make_net(config, family, num_outputs)
+                shape = (batch_size, config.image_size, config.image_size, 3)
+                problem = benchmark_steps.problem(net, shape)
+                compared = benchmark_steps.compare(
+                    problem, config.methods, config.scope, config.rounds
+                )
+                rows += [described | row for row in compared]
+    results: dict[str, Any] = {"rows": rows}
+    if config.parameters:
+        report("aggregation alone")
+        results["aggregation"] = [
+            benchmark_aggregation.measure(num_outputs, config.parameters, 3 * config.rounds)
+            for num_outputs in config.outputs
+        ]
+    if config.peer:
+        results["peer"] = []
+        for batch_size in config.batch_sizes:
+            report(f"TorchJD, batch {batch_size}")
+            net = make_net(config, "branched", config.outputs[0])
+            shape = (batch_size, config.image_size, config.image_size, 3)
+            problem = benchmark_steps.problem(net, shape)
+            results["peer"].append(benchmark_peer.measure(problem, config.peer, config.rounds))
+    return results
 
 
-def _make_steps(config: Config, family: str, num_outputs: int, batch_size: int):
-    """One compiled training step for each method: `name -> (step, arguments, compile seconds)`."""
-    net = FAMILIES[family](
+def make_net(config: Config, family: str, num_outputs: int) -> nets.AnytimeNet:
+    """A net of a family."""
+    sizes = {} if config.blocks is None else {"blocks": config.blocks}
+    return FAMILIES[family](
         num_classes=10,
         num_outputs=num_outputs,
         dtype=jnp.dtype(config.precision),
         rngs=nnx.Rngs(0),
+        **sizes,
     )
-    graphdef, params, rest = nnx.split(net, nnx.Param, ...)
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(batch_size, config.image_size, config.image_size, 3))
-    batch = jnp.asarray(images, jnp.float32), jnp.asarray(rng.integers(0, 10, batch_size))
-
-    def losses_of(params, rest, inputs, labels):
-        net = nnx.merge(graphdef, params, rest, copy=True)
-        losses = tuple(
-            optax.softmax_cross_entropy_with_integer_labels(each, labels).mean()
-            for each in net(inputs)
-        )
-        return losses, nnx.split(net, nnx.Param, ...)[2]
-
-    def summed(params, *args):
-        losses, rest = losses_of(params, *args)
-        return sum(losses), rest
-
-    def stacked(params, *args):
-        losses, rest = losses_of(params, *args)
-        return jnp.stack(losses), rest
-
-    osgd = osgd_jax.osgd(0.1, momentum=0.9, scope=config.scope)
-    grad_fns = {
-        "sgd": (jax.grad(summed, has_aux=True), optax.sgd(0.1, momentum=0.9)),
-        "osgd": (osgd_jax.task_grads(losses_of, has_aux=True), osgd),
-        "jacrev": (jax.jacrev(stacked, has_aux=True), osgd),
-    }
-
-    def compile_step(grad_fn: Callable, tx: optax.GradientTransformation):
-        def step(params, rest, state, batch):
-            grads, rest = grad_fn(params, rest, *batch)
-            updates, state = tx.update(grads, state, params)
-            return optax.apply_updates(params, updates), rest, state
-
-        arguments = (params, rest, tx.init(params), batch)
-        started = time.perf_counter()
-        compiled = jax.jit(step).lower(*arguments).compile()
-        return compiled, arguments, time.perf_counter() - started
-
-    return {name: compile_step(*grad_fns[name]) for name in METHODS}
 
 
-def _compare_steps(steps: dict, rounds: int) -> Iterator[dict[str, Any]]:
-    seconds = {name: [] for name in steps}
-    for _ in range(rounds + 1):
-        for name, (step, arguments, _) in steps.items():
-            started = time.perf_counter()
-            jax.block_until_ready(step(*arguments))
-            seconds[name].append(time.perf_counter() - started)
-    base = steps["sgd"][0]
-    for name, (step, _, compile_seconds) in steps.items():
-        # The first round warms up.
-        times, base_times = np.array(seconds[name][1:]), np.array(seconds["sgd"][1:])
-        work = step.cost_analysis()["flops"]
-        memory = step.memory_analysis().temp_size_in_bytes
-        yield {
-            "method": name,
-            "step_ms": {
-                "median": 1e3 * float(np.median(times)),
-                "min": 1e3 * float(times.min()),
-                "max": 1e3 * float(times.max()),
-            },
-            "time_over_sgd": float(np.median(times / base_times)),
-            "gflop": work / 1e9,
-            "work_over_sgd": work / base.cost_analysis()["flops"],
-            "temporary_mb": memory / 1e6,
-            "memory_over_sgd": memory / base.memory_analysis().temp_size_in_bytes,
-            "compile_seconds": compile_seconds,
-        }
-
-
-def table(rows: list[dict[str, Any]]) -> Table:
-    """The rows as a table; time, work and memory are over SGD's on the same net."""
-    shown = Table(title="A training step over SGD's on the sum of the losses")
+def steps_table(rows: list[dict[str, Any]]) -> Table:
+    """Time, work and memory over SGD's on the same net; their limits, and how far off they are."""
+    shown = Table(title="A training step over SGD's on the sum of the losses, and its limits")
     for column in ("net", "K", "batch", "method"):
         shown.add_column(column, no_wrap=True)
-    for column in ("ms", "time", "work", "memory"):
+    columns = ("ms", "±", "time", "work", "limit", "time/limit", "MB", "mem/limit", "compile s")
+    for column in columns:
         shown.add_column(column, justify="right", no_wrap=True)
     for row in rows:
+        ms = row["step_ms"]
         shown.add_row(
             *[row["net"], str(row["outputs"]), str(row["batch_size"]), row["method"]],
-            f"{row['step_ms']['median']:.0f}",
-            *[f"{row[f'{what}_over_sgd']:.2f}" for what in ("time", "work", "memory")],
+            *[f"{ms['median']:.0f}", f"{(ms['three_quarters'] - ms['quarter']) / 2:.0f}"],
+            f"{row['time_over_sgd']['median']:.2f}",
+            *[f"{row[key]:.2f}" for key in ("work_over_sgd", "work_limit_over_sgd")],
+            f"{row['time_over_limit']:.2f}",
+            f"{row['temporary_mb']:.0f}",
+            f"{row['memory_over_limit']:.2f}",
+            f"{row['compile_seconds']:.1f}",
         )
+    return shown
+
+
+def aggregation_table(rows: list[dict[str, Any]]) -> Table:
+    """Times over what the memory's bandwidth allows."""
+    shown = Table(title="Aggregation alone, over the limit by memory bandwidth")
+    for column in ("K", "parameters", "GB/s", "Gramian ms", "over limit", "all ms", "over limit"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        figures = [
+            f"{row[part][figure]['median']:.2f}"
+            for part in ("gramian", "aggregate")
+            for figure in ("ms", "over_limit")
+        ]
+        bandwidth = f"{row['bandwidth_gb_per_s']['median']:.1f}"
+        shown.add_row(str(row["outputs"]), f"{row['parameters']:,}", bandwidth, *figures)
     return shown
 
 
@@ -186,27 +184,31 @@ def machine() -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "device": jax.devices()[0].device_kind,
         "platform": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "optax", "flax")},
     }
 
 
 def main() -> None:
     """Command line."""
-    config = tyro.cli(Config, prog="python -m experiments.benchmark", description=__doc__)
     console = Console()
-    rows = []
+    # Tables are not cut where the output goes to a file.
+    console.width = max(console.width, 120)
     try:
+        config = tyro.cli(Config, prog="python -m experiments.benchmark", description=__doc__)
         config.output.parent.mkdir(parents=True, exist_ok=True)
         with console.status("") as status:
-            for row in measure(config):
-                rows.append(row)
-                status.update(f"{row['net']}, K = {row['outputs']}: {row['method']} done")
+            results = measure(config, lambda text: status.update(text))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    console.print(table(rows))
-    described = dataclasses.asdict(config) | {"output": str(config.output)}
-    results = {"config": described, "machine": machine(), "rows": rows}
-    config.output.write_text(json.dumps(results, indent=1) + "\n")
+    console.print(steps_table(results["rows"]))
+    if "aggregation" in results:
+        console.print(aggregation_table(results["aggregation"]))
+    if "peer" in results:
+        console.print(benchmark_peer.table(results["peer"]))
+    described = json.loads(json.dumps(dataclasses.asdict(config), default=lambda path: path.name))
+    written = {"config": described, "machine": machine(), **results}
+    config.output.write_text(json.dumps(written, indent=1) + "\n")
     console.print(f"Wrote {config.output}.", highlight=False, soft_wrap=True)
 
 

@@ -1,31 +1,115 @@
-"""The benchmark, as far as it is exact: counted work, never the time."""
+"""The benchmark, as far as it is exact: counted work and memory, never the time."""
 
 import json
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
+
+import osgd_jax
+from experiments import benchmark_aggregation, benchmark_peer, benchmark_steps
 
 
-@pytest.mark.slow
-def test_benchmark_counts_less_work_for_pruned_rows_than_for_jacrev(tmp_path):
-    output = tmp_path / "benchmark.json"
-    command = [sys.executable, "-m", "experiments.benchmark", "--nets", "width-nested"]
-    command += ["--batch-sizes", "8", "--image-size", "8", "--rounds", "1"]
-    ran = subprocess.run(
-        [*command, "--output", str(output)], capture_output=True, text=True, check=False
+def dense_problem():
+    """Two losses on one shared layer, whose work and rows are known."""
+
+    def losses(params, rest, inputs, labels):
+        hidden = jnp.tanh(inputs @ params["shared"])
+        return tuple(jnp.mean((hidden @ head) ** 2) for head in params["heads"]), rest
+
+    params = {"shared": jnp.eye(64), "heads": [jnp.ones((64, 1))] * 2}
+    batch = jnp.ones((128, 64)), jnp.zeros(128, int)
+    return benchmark_steps.Problem(losses, params, (), batch)
+
+
+def test_limits_of_two_losses_on_one_layer():
+    problem = dense_problem()
+    # The layer once forward, and for each loss once backward, towards the kernel only.
+    product = 2 * 128 * 64 * 64
+    assert 3 * product < benchmark_steps.least_work(problem) < 3.3 * product
+    assert benchmark_steps.extra_rows_bytes(problem) == 4 * 64 * 64
+
+
+def test_steps_reach_the_limit_of_work_and_micro_batches_hold_less():
+    methods = ("sgd", "osgd", "jacrev", "micro-batches")
+    net = osgd_jax.nets.BranchedResNet(
+        num_classes=4, num_outputs=2, widths=(8, 8), blocks=(1, 1), rngs=nnx.Rngs(0)
     )
+    problem = benchmark_steps.problem(net, (256, 8, 8, 3))
+    rows = {
+        row["method"]: row for row in benchmark_steps.compare(problem, methods, "shared", rounds=1)
+    }
+    assert rows["sgd"]["work_over_sgd"] == rows["sgd"]["memory_over_sgd"] == 1
+    assert rows["osgd"]["work_over_sgd"] <= 1.04 * rows["osgd"]["work_limit_over_sgd"]
+    assert rows["jacrev"]["work_over_sgd"] > 1.2 * rows["jacrev"]["work_limit_over_sgd"]
+    assert rows["micro-batches"]["memory_over_sgd"] < 0.5 * rows["osgd"]["memory_over_sgd"]
+
+
+def test_micro_batches_take_the_same_step():
+    problem = dense_problem()
+    steps = benchmark_steps.make_steps(problem, ("osgd", "micro-batches"), "shared")
+    whole, _, _ = steps["osgd"].run()
+    (in_parts, _), _ = steps["micro-batches"].run()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), in_parts, whole)
+
+
+def test_aggregation_is_held_against_the_bytes_that_it_must_move():
+    row = benchmark_aggregation.measure(num_tasks=2, num_parameters=4096, rounds=1)
+    seconds = {part: row[part]["ms"]["median"] / 1e3 for part in ("gramian", "aggregate")}
+    moved = {"gramian": 2 * 4 * 4096, "aggregate": 5 * 4 * 4096}
+    for part, length in moved.items():
+        least = length / (1e9 * row["bandwidth_gb_per_s"]["median"])
+        np.testing.assert_allclose(row[part]["over_limit"]["median"], seconds[part] / least)
+
+
+def test_gradients_of_two_libraries_are_compared_loss_by_loss():
+    ours = {"0/w": np.ones(4), "0/b": np.ones(5), "1/w": np.full(4, 100.0), "1/b": np.zeros(5)}
+    assert benchmark_peer.largest_difference(ours, ours) == 0
+    # Small beside all gradients, large beside its own.
+    theirs = ours | {"0/w": np.zeros(4)}
+    assert benchmark_peer.largest_difference(ours, theirs) == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="0/w"):
+        benchmark_peer.largest_difference(ours, {"0/b": np.ones(5)})
+
+
+def test_the_command_writes_every_figure(tmp_path):
+    output = tmp_path / "benchmark.json"
+    command = [sys.executable, "-m", "experiments.benchmark", "--nets", "branched"]
+    command += ["--outputs", "1", "--batch-sizes", "4", "--image-size", "8", "--rounds", "1"]
+    command += ["--methods", "sgd", "osgd", "--parameters", "1000", "--output", str(output)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    work = {row["method"]: row["work_over_sgd"] for row in json.loads(output.read_text())["rows"]}
-    assert work["sgd"] == 1
-    # Every loss reaches the first stripe, and only the last reaches the widest.
-    assert work["osgd"] < 1.5
-    assert work["jacrev"] > 2
+    written = json.loads(output.read_text())
+    assert [row["method"] for row in written["rows"]] == ["sgd", "osgd"]
+    # One loss alone leaves nothing to balance.
+    assert written["rows"][1]["work_over_sgd"] == pytest.approx(1, abs=0.02)
+    assert len(written["aggregation"]) == 1
+    assert {"date", "device", "versions"} <= written["machine"].keys()
+    assert "time/limit" in ran.stdout
 
 
-def test_a_wrong_size_is_refused_in_a_sentence():
-    command = [sys.executable, "-m", "experiments.benchmark", "--rounds", "0"]
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (["--rounds", "0"], "rounds=0 must be at least 1"),
+        (["--methods", "osgd"], "must contain sgd"),
+        (["--methods", "sgd", "micro-batches", "--batch-sizes", "6"], "multiples of 4"),
+    ],
+)
+def test_wrong_settings_are_refused_in_a_sentence(wrong, sentence):
+    command = [sys.executable, "-m", "experiments.benchmark", *wrong]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode != 0
-    assert "rounds=0 must be at least 1" in ran.stderr
+    assert sentence in " ".join(ran.stderr.split())
     assert "Traceback" not in ran.stderr
+
+
+def test_a_peer_that_cannot_run_is_said(tmp_path):
+    net = osgd_jax.nets.BranchedResNet(num_classes=2, num_outputs=1, rngs=nnx.Rngs(0))
+    problem = benchmark_steps.problem(net, (2, 8, 8, 3))
+    with pytest.raises(ValueError, match=r"cannot run TorchJD"):
+        benchmark_peer.measure(problem, sys.executable, rounds=1)
