@@ -1,15 +1,23 @@
 """Checkpoints of a training run, by orbax: asynchronous, atomic, the last few and the best."""
 
+import contextlib
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from experiments.step import State
+
+# Beside the arrays a checkpoint holds descriptions of them, and the configuration.
+_SLACK = 1_000_000
 
 
 class Checkpoints:
@@ -26,6 +34,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep_last: int, about: dict[str, Any]):
+        # What goes wrong is raised here too, and told in one sentence instead of many traces.
+        logging.set_verbosity(logging.FATAL)
         best = checkpoint_managers.BestN(
             get_metric_fn=_validation_accuracy, n=1, keep_checkpoints_without_metrics=False
         )
@@ -45,19 +55,25 @@ class Checkpoints:
         Args:
           state: what to save.
           validation_accuracy: mean over the outputs, by which the best is told; None if unknown.
+
+        Raises:
+          OSError: there is no room, or an earlier one could not be saved; those that are there
+            stay.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        self._check_room(step, state)
         about = {**self._about, "checksum": int(_checksum(state))}
         metrics = None if validation_accuracy is None else {"accuracy": validation_accuracy}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(state), about=ocp.args.JsonSave(about)
-            ),
-            metrics=metrics,
-        )
+        with self._failures():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(state), about=ocp.args.JsonSave(about)
+                ),
+                metrics=metrics,
+            )
 
     def restore_last(self, example: State) -> State | None:
         """The newest state that is whole, or None; damaged ones after it are removed.
@@ -97,12 +113,43 @@ class Checkpoints:
         return state
 
     def wait(self) -> None:
-        """Until everything is saved."""
-        self._manager.wait_until_finished()
+        """Until everything is saved.
+
+        Raises:
+          OSError: something could not be.
+        """
+        with self._failures():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Finish saving and stop."""
-        self._manager.close()
+        """Finish saving and stop; raises as `wait`."""
+        with self._failures():
+            self._manager.close()
+
+    def _check_room(self, step: int, state: State) -> None:
+        """Reserve the room of a checkpoint for a moment: half a checkpoint would help nobody."""
+        if jax.process_index() > 0 or not hasattr(os, "posix_fallocate"):
+            return
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _SLACK
+        try:
+            with tempfile.TemporaryFile(dir=self._folder) as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise OSError(
+                f"there is no room in {self._folder} for the checkpoint of step {step}, {size:,}"
+                f" bytes ({error.strerror}); those before it are kept. Make room, and start again."
+            ) from None
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever the writers raise, in their threads too
+            reason = " ".join(str(error).split())[:200]
+            raise OSError(
+                f"a checkpoint could not be saved in {self._folder} ({reason}); those before it"
+                " are kept."
+            ) from None
 
     def _restore(self, step: int, example: State) -> State | None:
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, example)

@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
 SMALL = (
     *("--data", "digits", "--net", "width-nested", "--outputs", "2", "--widths", "4"),
     *("--train-size", "200", "--batch-size", "40", "--epochs", "2", "--log-every", "2"),
@@ -62,3 +66,28 @@ def summary(workdir: Path) -> dict:
     found = json.loads((workdir / "summary.json").read_text())
     del found["clock"]
     return found
+
+
+def parameters(workdir: Path) -> list[np.ndarray]:
+    """All arrays of the last checkpoint, whatever devices they were saved from."""
+    manager = ocp.CheckpointManager(
+        (workdir / "checkpoints").absolute(),
+        item_names=("state",),
+        item_handlers={"state": ocp.PyTreeCheckpointHandler()},
+    )
+    try:
+        step = manager.latest_step()
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        here = jax.tree.map(
+            lambda _: ocp.ArrayRestoreArgs(sharding=device), manager.item_metadata(step).state.tree
+        )
+        arguments = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=here))
+        restored = manager.restore(step, args=arguments)
+    finally:
+        manager.close()
+    leaves = jax.tree.leaves(restored.state)
+    is_key = [jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
+    return [
+        np.asarray(jax.random.key_data(leaf) if key else leaf)
+        for leaf, key in zip(leaves, is_key, strict=True)
+    ]

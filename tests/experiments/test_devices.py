@@ -4,7 +4,7 @@ import socket
 
 import numpy as np
 import pytest
-from running import finish, metrics, start
+from running import finish, metrics, parameters, start
 
 _RUN = (
     *("--data", "digits", "--net", "width-nested", "--outputs", "2", "--widths", "8"),
@@ -15,13 +15,14 @@ _RUN = (
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """Records of 20 steps on one device."""
+    """Workdir of 20 steps on one device."""
     workdir = tmp_path_factory.mktemp("alone")
     finish("train", *_RUN, "--workdir", workdir)
-    return metrics(workdir)
+    return workdir
 
 
-def _assert_equal_to_rounding(found, wanted):
+def _assert_equal_to_rounding(workdir, alone):
+    found, wanted = metrics(workdir), metrics(alone)
     assert [record["step"] for record in found] == list(range(1, 21))
     for name in ("losses", "gradient_norms", "task_cosines", "task_weights"):
         np.testing.assert_allclose(
@@ -36,13 +37,16 @@ def _assert_equal_to_rounding(found, wanted):
     np.testing.assert_allclose(
         found[-1]["validation_losses"], wanted[-1]["validation_losses"], rtol=2e-3
     )
+    # All that is saved: parameters, batch statistics, momentum, step and random key.
+    for each, other in zip(parameters(workdir), parameters(alone), strict=True):
+        np.testing.assert_allclose(each, other, rtol=2e-3, atol=5e-4)
 
 
 @pytest.mark.parametrize("options", [(), ("--shard-state",)], ids=["replicated", "sharded"])
 def test_eight_devices_give_what_one_gives(tmp_path, alone, options):
     flags = "--xla_force_host_platform_device_count=8"
     finish("train", *_RUN, *options, "--workdir", tmp_path, XLA_FLAGS=flags)
-    _assert_equal_to_rounding(metrics(tmp_path), alone)
+    _assert_equal_to_rounding(tmp_path, alone)
 
 
 def test_two_processes_give_what_one_gives(tmp_path, alone):
@@ -59,4 +63,4 @@ def test_two_processes_give_what_one_gives(tmp_path, alone):
     for process in processes:
         printed, _ = process.communicate(timeout=200)
         assert process.returncode == 0, printed
-    _assert_equal_to_rounding(metrics(tmp_path), alone)
+    _assert_equal_to_rounding(tmp_path, alone)

@@ -1,5 +1,7 @@
 """Image folders that are not as they should be, and augmentation."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ from PIL import Image
 
 from experiments import data
 from experiments.augmentation import Augmentation, prepare
+from experiments.data import from_folder
+from experiments.data.dataset import make_image_dataset
 
 
 @pytest.fixture
@@ -51,6 +55,27 @@ def test_a_corrupt_image_stops_with_its_name_or_is_left_out(folder, capsys):
     lazy = _load(folder, image_size=8, skip_corrupt=True, resident_megabytes=0)
     for part in (lazy.train, lazy.validation, lazy.test):
         assert part.read(np.arange(part.size)).inputs.shape == (part.size, 8, 8, 3)
+
+
+def test_a_label_out_of_range_is_refused_with_the_place_of_its_image(folder):
+    source, _, _ = from_folder.open_splits(folder)
+    labels = tuple(-1 if path.name == "05.ppm" else 0 for path in source.paths)
+    unlabelled = dataclasses.replace(source, labels=labels)
+    options = {"train_size": None, "validation_fraction": 0.25, "image_size": 8}
+
+    def read(resident):
+        made = make_image_dataset(
+            *("x", unlabelled, None, 2),
+            **options,
+            resident_megabytes=resident,
+            skip_corrupt=False,
+        )
+        for split in (made.train, made.validation, made.test):
+            split.read(np.arange(split.size))
+
+    for resident in (0, 2000):
+        with pytest.raises(ValueError, match=r"05.ppm has label -1, out of range for 2 classes"):
+            read(resident)
 
 
 def test_empty_folders_and_single_classes_are_refused(tmp_path):

@@ -3,43 +3,23 @@
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-from running import SMALL, finish, metrics, refuse, start, summary
-
-# The test reads checkpoints back on the devices that they were saved from.
-pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided:UserWarning")
+from running import SMALL, environment, finish, metrics, parameters, refuse, start, summary
 
 _LONG = (*SMALL, "--epochs", "8", "--save-every", "3", "--log-every", "1", "--mixup", "0.2")
 _LONG = (*_LONG, "--optimizer", "osgd", "--order", "random", "--weight-decay", "1e-3")
-
-
-def _parameters(workdir):
-    """All arrays of the last checkpoint."""
-    manager = ocp.CheckpointManager((workdir / "checkpoints").absolute())
-    try:
-        restored = manager.restore(
-            manager.latest_step(), args=ocp.args.Composite(state=ocp.args.PyTreeRestore())
-        )
-    finally:
-        manager.close()
-    leaves = jax.tree.leaves(restored.state)
-    is_key = [jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
-    return [
-        np.asarray(jax.random.key_data(leaf) if key else leaf)
-        for leaf, key in zip(leaves, is_key, strict=True)
-    ]
 
 
 def _assert_same_run(workdir, reference):
     assert metrics(workdir) == metrics(reference)
     assert [record["step"] for record in metrics(workdir)] == list(range(1, 41))
     assert summary(workdir) == summary(reference)
-    for found, wanted in zip(_parameters(workdir), _parameters(reference), strict=True):
+    for found, wanted in zip(parameters(workdir), parameters(reference), strict=True):
         np.testing.assert_array_equal(found, wanted)
 
 
@@ -120,6 +100,38 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, refe
     assert f"The checkpoint of step {steps[-1]} cannot be used" in printed
     assert f"Continuing after step {steps[-2]}" in printed
     _assert_same_run(workdir, reference)
+
+
+# A limit on the size of a file takes the part of the full disk.
+_ON_A_FULL_DISK = """
+import resource, sys
+most = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+from experiments import train
+train.main()
+"""
+
+
+def test_a_full_disk_is_said_in_one_sentence_and_loses_no_checkpoint(tmp_path, reference):
+    shutil.copytree(reference, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    folder = tmp_path / "run" / "checkpoints"
+    *kept, last = sorted(int(each.name) for each in folder.glob("[0-9]*"))
+    shutil.rmtree(folder / str(last))
+    command = [sys.executable, "-c", _ON_A_FULL_DISK, "1000000", *_LONG, "--workdir"]
+    ran = subprocess.run(
+        [*command, str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.startswith(f"error: there is no room in {folder} for the checkpoint of step")
+    assert ran.stderr.count("\n") == 1
+    assert sorted(int(each.name) for each in folder.iterdir()) == kept
+    finish("train", *_LONG, "--workdir", tmp_path / "run")
+    _assert_same_run(tmp_path / "run", reference)
 
 
 def test_another_configuration_is_refused_with_the_fields_that_differ(reference):
