@@ -36,7 +36,8 @@ class Config:
       norm: batch or group normalisation.
       stem: cifar, or imagenet for large images.
       precision: of the computation; parameters are always float32.
-      optimizer: sgd (on the sum of the losses), osgd, or the name of a weighting.
+      optimizer: sgd (on the sum of the losses), osgd, the name of a weighting, or moco, db_mtl,
+        excess_mtl or graddrop.
       scope: which parameters are balanced together.
       order: priority of the outputs for osgd: first_to_last, last_to_first, random, or a
         permutation such as 2,0,1.

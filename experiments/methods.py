@@ -13,6 +13,9 @@ from osgd_jax import weightings
 
 NAMES = ("sgd", "osgd")
 
+# Methods that are no function of the Gramian alone: transformations of their own.
+ROW_METHODS = ("db_mtl", "excess_mtl", "graddrop", "moco")
+
 
 @dataclasses.dataclass(frozen=True)
 class Method:
@@ -44,12 +47,13 @@ def method(
     """Make a method by its name.
 
     Args:
-      name: `"sgd"` on the sum of the losses, `"osgd"`, or the name of a weighting.
+      name: `"sgd"` on the sum of the losses, `"osgd"`, the name of a weighting, or one of
+        `ROW_METHODS`.
       momentum: Nesterov momentum's decay rate.
       scope: which parameters are balanced together, as for `osgd_jax.aggregate`.
       order: of priority, for OSGD.
       weight_decay: times the parameters is added to the gradient.
-      num_tasks: number of outputs, for the weightings that keep a state for each.
+      num_tasks: number of outputs, for the methods that keep a state for each.
       seed: for what the method draws at random.
 
     Raises:
@@ -62,6 +66,11 @@ def method(
         key = seed if order == "random" else None
         permutation = tuple(map(int, order.split(","))) if order[:1].isdigit() else order
         return Method(name, optimizer, osgd_jax.orthogonalize(permutation, scope, key))  # pyright: ignore[reportArgumentType] - checked there
+    if name == "graddrop":
+        return Method(name, optimizer, osgd_jax.graddrop(seed))
+    if name in ROW_METHODS:
+        make = getattr(osgd_jax, name)
+        return Method(name, optimizer, make(num_tasks, scope=scope))
     return Method(name, optimizer, osgd_jax.aggregate(_weighting(name, num_tasks), scope, seed))
 
 
@@ -79,7 +88,7 @@ def _sgd(schedule: Any, *, momentum: float, weight_decay: float) -> optax.Gradie
 def _weighting(name: str, num_tasks: int | None) -> weightings.Weighting:
     """A weighting with its default arguments."""
     if name not in weightings.__all__ or name == "Weighting":
-        known = ", ".join([*NAMES, *sorted(set(weightings.__all__) - {"Weighting"})])
+        known = ", ".join([*NAMES, *sorted({*weightings.__all__, *ROW_METHODS} - {"Weighting"})])
         raise ValueError(f"optimizer={name!r} is unknown; use one of {known}.")
     make = getattr(weightings, name)
     required = [

@@ -2,10 +2,13 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from running import SMALL, finish, metrics, refuse, summary
 
+from experiments import methods
 from osgd_jax import weightings
 
 
@@ -40,6 +43,8 @@ def test_writes_configuration_metrics_and_summary(tmp_path):
     assert found["parameters"] == sorted(found["parameters"])
     assert found["multiply_adds"] == sorted(found["multiply_adds"])
     assert list((tmp_path / "events").glob("events*"))
+    clock = json.loads((tmp_path / "summary.json").read_text())["clock"]
+    assert 0 <= clock["waiting_for_input"] < 0.05
 
 
 def test_several_steps_in_one_call_give_what_single_steps_give(tmp_path):
@@ -64,8 +69,20 @@ def test_sgd_logs_the_conflict_too(tmp_path):
     )
 
 
-def test_a_weighting_with_a_state_trains(tmp_path):
-    finish("train", *SMALL, "--optimizer", "famo", "--workdir", tmp_path)
+@pytest.mark.parametrize("name", methods.ROW_METHODS)
+def test_row_methods_are_known_by_name(name):
+    method = methods.method(name, momentum=0.9, num_tasks=2)
+    grads = {"shared": jnp.ones((2, 3)), "head": jnp.array([[1.0], [0.0]])}
+    params = {"shared": jnp.ones(3), "head": jnp.ones(1)}
+    direction, _ = method.balance.update(
+        grads, method.balance.init(params), params, losses=jnp.ones(2)
+    )
+    assert jax.tree.map(jnp.shape, direction) == jax.tree.map(jnp.shape, params)
+
+
+@pytest.mark.parametrize("name", ["famo", "moco"])
+def test_a_method_with_a_state_trains(tmp_path, name):
+    finish("train", *SMALL, "--optimizer", name, "--workdir", tmp_path)
     assert np.isfinite(summary(tmp_path)["final_losses"]).all()
 
 
