@@ -79,7 +79,7 @@ class Trainer:
         orders = [np.random.default_rng(run.seed) for run in runs]
         train, batch_size = self.dataset.train, self.problem.batch_size
         looks = []
-        look_at = np.linspace(0, self.problem.epochs - 1, _LOOKS).astype(int)
+        look_at = np.unique(np.linspace(0, self.problem.epochs - 1, _LOOKS).astype(int))
         for epoch in range(self.problem.epochs):
             batches = np.stack([epoch_batches(train.size, batch_size, order) for order in orders])
             if epoch in look_at:

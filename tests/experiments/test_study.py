@@ -1,0 +1,208 @@
+"""The study: its controls, its runs and its report."""
+
+import copy
+import dataclasses
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import stats
+
+import osgd_jax
+from experiments.methods import Method
+from experiments.nets import make_net
+from experiments.study import candidates, report, smoke
+from experiments.study.candidates import CANDIDATES, Candidate
+from experiments.study.problems import PROBLEMS, SCREEN
+from experiments.study.runs import Runs, best_rate, read
+from experiments.study.statistics import Result, paired
+from experiments.study.training import Run, Trainer
+from experiments.training import compile_runs
+
+_STORED = Path(__file__).parents[2] / "experiments" / "results" / "study"
+_SMALL = dataclasses.replace(SCREEN, name="small", widths=(8, 8), train_size=200, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return _SMALL.load(None, None)
+
+
+def _rows(rng, conflict=True):
+    rows = rng.normal(size=(3, 20))
+    return jnp.array(rows if conflict else np.abs(rows), jnp.float32)
+
+
+def _norm(tree):
+    return float(optax.tree.norm(tree))
+
+
+def test_control_has_one_direction_and_the_other_length():
+    grads = _rows(np.random.default_rng(0))
+    params = jnp.zeros(20)
+    osgd, total = (
+        osgd_jax.orthogonalize(scope="all"),
+        osgd_jax.aggregate(osgd_jax.weightings.sum(), "all"),
+    )
+    control = candidates.with_length_of(total, osgd)
+    taken, _ = control.update(grads, control.init(params), params)
+    length, _ = osgd.update(grads, osgd.init(params), params)
+    np.testing.assert_allclose(_norm(taken), _norm(length), rtol=1e-5)
+    np.testing.assert_allclose(taken / _norm(taken), grads.sum(0) / _norm(grads.sum(0)), atol=1e-6)
+
+
+def test_whole_projections_are_those_of_osgd_and_none_is_the_sum():
+    grads = _rows(np.random.default_rng(1))
+    gramian = osgd_jax.gramian(grads)
+    expected, _ = osgd_jax.weightings.orthogonal().weigh(gramian, ())
+    whole, _ = candidates.partial_orthogonal(1.0).weigh(gramian, ())
+    none, _ = candidates.partial_orthogonal(0.0).weigh(gramian, ())
+    np.testing.assert_allclose(whole, expected, rtol=1e-4)
+    np.testing.assert_allclose(none, np.ones(3))
+
+
+def test_conflicting_projections_only():
+    only = candidates.partial_orthogonal(conflicts_only=True)
+    aligned = osgd_jax.gramian(_rows(np.random.default_rng(2), conflict=False))
+    np.testing.assert_allclose(only.weigh(aligned, ())[0], np.ones(3))
+    opposed = jnp.array([[1.0, -0.5], [-0.5, 1.0]])
+    np.testing.assert_allclose(only.weigh(opposed, ())[0], [1.5, 1.0], rtol=1e-6)
+
+
+def test_momentum_of_each_task():
+    tx = candidates.trace_tasks(3, 0.9)
+    grads = _rows(np.random.default_rng(3))
+    state = tx.init(jnp.zeros(20))
+    _, state = tx.update(grads, state)
+    traced, _ = tx.update(grads, state)
+    np.testing.assert_allclose(traced, 1.9 * grads, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_candidate_takes_a_finite_step(name):
+    method = CANDIDATES[name].make(SCREEN)
+    params = {"shared": jnp.ones((4, 3)), "early": jnp.ones(3), "late": jnp.ones(3)}
+
+    def losses_of(params):
+        hidden = jnp.tanh(jnp.arange(8.0).reshape(2, 4) @ params["shared"] / 8)
+        return tuple(
+            jnp.mean((hidden @ params[n] - k) ** 2) + 0.1
+            for k, n in enumerate(("early", "late", "late"))
+        )
+
+    tx = method.optimizer(0.01)
+
+    @jax.jit
+    def step(params):
+        losses, grads = osgd_jax.value_and_task_grads(losses_of)(params)
+        direction = osgd_jax.combine(grads, jnp.ones(3))
+        if method.balance is not None:
+            state = method.balance.init(params)
+            direction, _ = method.balance.update(grads, state, params, losses=losses)
+        return tx.update(direction, tx.init(params), params)[0]
+
+    assert 0 < _norm(step(params)) < np.inf
+
+
+@pytest.mark.parametrize("name", ["sgd", "osgd-shared"])
+def test_group_trains_as_single_runs_do(name, dataset):
+    """The second implementation is that of `compare`: unvectorized, step by step."""
+    method = CANDIDATES[name].make(_SMALL)
+    make = functools.partial(make_net, "width-nested", dataset, num_outputs=3, widths=(8, 8))
+    single = compile_runs(lambda rngs: make(rngs=rngs), dataset, method, epochs=2, batch_size=100)
+    runs = [Run(0, 0.1), Run(1, 0.2)]
+    trained = Trainer(_SMALL, dataset, method, group=2).train(runs, test=True)
+    for run, result in zip(runs, trained, strict=True):
+        expected = single.train(run.seed, run.learning_rate)
+        for split in ("train", "validation", "test"):
+            found = single.accuracy(expected, getattr(dataset, split))
+            np.testing.assert_allclose(result[f"{split}_accuracy"], found, atol=0.011)
+
+
+def test_runs_are_kept_and_not_done_again(tmp_path, dataset):
+    runs = Runs(tmp_path, _SMALL, lambda: dataset, "sgd", CANDIDATES["sgd"])
+    rate = runs.tune()
+    runs.finish("test", rate, range(100, 103))
+
+    def no_data():
+        raise AssertionError("a run was done again")
+
+    resumed = Runs(tmp_path, _SMALL, no_data, "sgd", CANDIDATES["sgd"])
+    assert resumed.tune() == rate
+    resumed.finish("test", rate, range(100, 103))
+    assert [r["seed"] for r in resumed.kept if r["stage"] == "test"] == [100, 101, 102]
+    assert all("test_accuracy" not in r for r in resumed.kept if r["stage"] == "tune")
+
+
+def test_grid_goes_on_beyond_its_end(tmp_path, dataset):
+    def make(problem):
+        return Method("sgd", functools.partial(optax.sgd))
+
+    rates = (1e-6, 2e-6, 4e-6, 8e-6, 16e-6)
+    runs = Runs(tmp_path, _SMALL, lambda: dataset, "slow", Candidate(make, "slow", rates))
+    runs.tune()
+    tried = sorted({run["learning_rate"] for run in runs.kept})
+    best = best_rate([run for run in runs.kept if run["learning_rate"] in rates])
+    assert (len(tried) == 10) == (best in (rates[0], rates[-1]))
+
+
+def test_paired_interval_is_that_of_a_paired_t_test():
+    rng = np.random.default_rng(0)
+    a, b = ({seed: rng.normal(size=3) for seed in range(8)} for _ in range(2))
+    first, second = (Result("", 0.1, False, tests, []) for tests in (a, b))
+    means = [np.array([tests[s].mean() for s in range(8)]) for tests in (a, b)]
+    expected = stats.ttest_rel(*means).confidence_interval(0.95)
+    found = paired(first, second)
+    np.testing.assert_allclose(found.mean - found.half_width, expected.low)
+    np.testing.assert_allclose(found.mean + found.half_width, expected.high)
+
+
+def test_stored_study_is_what_its_runs_say(tmp_path):
+    shutil.copytree(_STORED, tmp_path / "study")
+    written = report.write(tmp_path / "study")
+    assert written.read_text() == (_STORED.parent / "STUDY.md").read_text()
+
+
+def _not_json(constant):
+    pytest.fail(f"{constant} is not JSON")
+
+
+def test_stored_runs_are_strict_json_of_known_problems():
+    for path in _STORED.glob("*/*.jsonl"):
+        assert path.parent.name in PROBLEMS
+        for line in path.read_text().splitlines():
+            json.loads(line, parse_constant=_not_json)
+
+
+def test_test_data_is_looked_at_with_the_chosen_rate_only():
+    for path in _STORED.glob("*/*.jsonl"):
+        runs = read(path)
+        tested = {run["learning_rate"] for run in runs if run["stage"] == "test"}
+        assert tested <= {best_rate(runs)}
+
+
+def test_study_of_nothing_says_that_all_is_missing(tmp_path):
+    text = report.write(tmp_path).read_text()
+    assert "Missing: sgd, " in text
+    assert "Conclusions: missing." in text
+
+
+def test_corner_of_the_study_is_reproduced():
+    before = smoke.stored(_STORED, "osgd-all")
+    assert smoke.differences(before, smoke.again(before, "osgd-all")) == []
+
+
+def test_smoke_finds_what_differs():
+    before = smoke.stored(_STORED, "sgd")
+    now = copy.deepcopy(before)
+    assert smoke.differences(before, now) == []
+    now[0]["looks"][0]["losses"][0] *= 1.1
+    for run in now:
+        run["validation_accuracy"] = [0.5, 0.5, 0.5]
+    assert len(smoke.differences(before, now)) == 2
