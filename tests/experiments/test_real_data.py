@@ -17,6 +17,12 @@ _SMALL = ("--net", "width-nested", "--outputs", "2", "--widths", "4", "--batch-s
 _SMALL += ("--train-size", "400", "--epochs", "2")
 
 
+def _skip_without_packages():
+    for package in ("tensorflow", "tensorflow_datasets", "array_record"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs the package {package}: pip install 'osgd-jax[data]'")
+
+
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory):
     """A folder of 60 training and 20 test images of each class."""
@@ -38,9 +44,7 @@ def fashion(tmp_path_factory):
     """Where Fashion-MNIST is prepared."""
     if not (_DATA / "fashion_mnist").is_dir():
         pytest.skip(f"needs {_DATA / 'fashion_mnist'}")
-    for package in ("tensorflow", "tensorflow_datasets", "array_record"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"needs the package {package}: pip install 'osgd-jax[data]'")
+    _skip_without_packages()
     folder = tmp_path_factory.mktemp("tfds")
     options = ("--data", "tfds:fashion_mnist", "--data-dir", folder)
     options += ("--manual-dir", _DATA / "fashion_mnist", "--workdir", folder / "run")
@@ -91,6 +95,16 @@ def test_what_is_not_prepared_needs_tensorflow_and_says_so(fashion):
     assert ran.returncode != 0
     assert "pip install 'osgd-jax[data]'" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_an_archive_that_must_be_downloaded_by_hand_is_asked_for(tmp_path):
+    _skip_without_packages()
+    printed = refuse(
+        *("train", *_SMALL, "--data", "tfds:imagenet2012", "--workdir", tmp_path / "run"),
+        *("--data-dir", tmp_path / "data", "--manual-dir", tmp_path),
+    )
+    assert f"tfds:imagenet2012 could not be prepared: {tmp_path}/ILSVRC2012_img_val.tar" in printed
+    assert "give --manual-dir FOLDER" in printed
 
 
 def test_an_unknown_name_is_refused(fashion):
