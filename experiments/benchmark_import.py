@@ -1,7 +1,7 @@
 """How long the imports take: `python -m experiments.benchmark_import`.
 
-Each in a fresh interpreter, in turn, the median of several. `osgd_jax` needs Flax and Optax: what it
-adds is the last line less the one before.
+Each in a fresh interpreter, in turn, the median of several. `osgd_jax` needs Flax and Optax: what
+it adds is the last line less the one before.
 """
 
 import statistics

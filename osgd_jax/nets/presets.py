@@ -3,9 +3,9 @@
 `python -m osgd_jax.nets.presets [NAME …]` prints their parameters and multiply-adds as a table in
 Markdown. The number in a name is the number of layers at the last output, counted as for residual
 nets: the first convolution, those of the residual blocks and the linear layer; for MSDNet as its
-paper counts. Of the nets of 50 layers for ImageNet only the branched one is ResNet-50 (with two more
-heads). The one nested in width has its blocks, with convolutions that are block lower triangular;
-those nested in depth have four blocks at each resolution, not 3, 4, 6 and 3.
+paper counts. Of the nets of 50 layers for ImageNet only the branched one is ResNet-50 (with two
+more heads). The one nested in width has its blocks, with convolutions that are block lower
+triangular; those nested in depth have four blocks at each resolution, not 3, 4, 6 and 3.
 """
 
 import argparse
