@@ -28,11 +28,13 @@ TEST_SEEDS = range(100, 120)
 # An image net trains for minutes, so that fewer are trained.
 IMAGE_TEST_SEEDS = range(100, 105)
 
-# Of all candidates this share goes on from tuning to ranking; from there this many to the tests.
-_RANKED_SHARE = 0.5
-_FINALISTS = 5
+# Of all candidates so many go on from tuning to ranking, and from there to the tests, beside those
+# that answer a question.
+RANKED = 12
+FINALISTS = 5
 
-_ALWAYS = ("sgd", *FIXED_WEIGHTS, *OTHERS, *SCOPES, *CONTROLS)
+_ALWAYS_RANKED = ("sgd", *FIXED_WEIGHTS, *SCOPES)
+_ALWAYS_TESTED = (*_ALWAYS_RANKED, *OTHERS, *CONTROLS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Study:
         for name in ranked(self.folder):
             runs = self._runs(SCREEN, name)
             runs.finish("rank", runs.tune(), RANKING_SEEDS)
-        chosen = (*_ALWAYS, *finalists(self.folder))
+        chosen = (*_ALWAYS_TESTED, *finalists(self.folder))
         self._test(SCREEN, tuple(dict.fromkeys(chosen)), TEST_SEEDS)
 
     def _test(self, problem: Problem, names: tuple[str, ...], seeds: range) -> None:
@@ -108,10 +110,9 @@ def tuned(folder: Path) -> dict[str, float]:
 
 
 def ranked(folder: Path) -> list[str]:
-    """The candidates that go on to ranking: the best half, and those that always go on."""
+    """The candidates that go on to ranking: the best, and those that always go on."""
     order = list(tuned(folder))
-    best = order[: round(_RANKED_SHARE * len(CANDIDATES))]
-    return [name for name in order if name in best or name in _ALWAYS]
+    return [name for name in order if name in order[:RANKED] or name in _ALWAYS_RANKED]
 
 
 def ranking(folder: Path) -> dict[str, float]:
@@ -128,7 +129,7 @@ def ranking(folder: Path) -> dict[str, float]:
 def finalists(folder: Path) -> tuple[str, ...]:
     """The best five of the methods in the ranking, baselines and controls aside."""
     aside = {"sgd", *FIXED_WEIGHTS, *OTHERS, *CONTROLS}
-    return tuple(name for name in ranking(folder) if name not in aside)[:_FINALISTS]
+    return tuple(name for name in ranking(folder) if name not in aside)[:FINALISTS]
 
 
 def best_fixed(folder: Path) -> tuple[str, ...]:
