@@ -59,11 +59,12 @@ for a seed, the same number of epochs and the same schedule (half a cosine down 
 Nesterov momentum of 0.9, unless the method is another optimizer. Nets are normalised by batch.
 
 All candidates are tuned ({tuning} seeds) on {SCREEN.name}. The best {plan.RANKED}, and those that
-answer a question, are ranked on validation data with {ranking} other seeds. The best {plan.FINALISTS}
-of the ranking, and those that answer a question go to the test data, with {tests} seeds that were not used before
-({len(plan.IMAGE_TEST_SEEDS)} for images), and to the other problems. Differences are paired by
-seed, with 95 % intervals of Student's t. There are many comparisons here and no correction for
-that: of twenty intervals one is expected to leave out zero by chance."""
+answer a question, are ranked on validation data with {ranking} other seeds. The best
+{plan.FINALISTS} of the ranking, and those that answer a question, go to the test data, with {tests}
+seeds that were not used before ({len(plan.IMAGE_TEST_SEEDS)} for images), and to the other
+problems. Differences are paired by seed, with 95 % intervals of Student's t. There are many
+comparisons here and no correction for that: of twenty intervals one is expected to leave out zero
+by chance."""
 
 
 def _problems_table() -> str:
