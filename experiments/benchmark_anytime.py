@@ -241,6 +241,8 @@ def main() -> None:
     """Command line."""
     config = tyro.cli(Config, prog="python -m experiments.benchmark_anytime", description=__doc__)
     console = Console()
+    # Tables are not cut where the output goes to a file.
+    console.width = max(console.width, 100)
     rows = []
     try:
         config.output.parent.mkdir(parents=True, exist_ok=True)
