@@ -61,8 +61,11 @@ def conflict(folder: Path) -> Path | None:
 def _panels() -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 7.2), layout="constrained")
-    return figure, figure.subplots(2, 2).ravel()
+    figure = Figure(figsize=(14, 7.2), layout="constrained")
+    panels = figure.subplots(2, 3).ravel()
+    for unused in panels[len(problems.FAMILIES) :]:
+        unused.remove()
+    return figure, panels[: len(problems.FAMILIES)]
 
 
 def _save(figure: Any, panels: Any, path: Path, drawn: bool) -> Path | None:

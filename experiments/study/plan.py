@@ -71,8 +71,8 @@ class Study:
         """The candidates that go on from the screen to other problems."""
         chosen = finalists(self.folder)
         if images:
-            return tuple(dict.fromkeys(("sgd", *best_fixed(self.folder), *chosen[:3])))
-        always = ("sgd", *best_fixed(self.folder), "adamw", *SCOPES[:3], *CONTROLS)
+            return tuple(dict.fromkeys(("sgd", "sgd-clipped", *SCOPES[:2], *chosen[:2])))
+        always = ("sgd", *best_fixed(self.folder), "sgd-clipped", "adamw", *SCOPES[:3], *CONTROLS)
         return tuple(dict.fromkeys((*always, *chosen)))
 
     def _screen(self) -> None:

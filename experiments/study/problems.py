@@ -101,13 +101,14 @@ FAMILIES = (
     Problem("mnist1d-depth", "depth-nested", widths=(8, 8)),
     Problem("mnist1d-branched", "branched", blocks=(2, 2)),
     Problem("mnist1d-both", "nested"),
+    Problem("mnist1d-width-large", "width-nested", widths=(32, 32, 32), epochs=60),
 )
 
 IMAGES = (
-    Problem("fashion-width", "width-nested", "fashion_mnist", (16, 16), None, 2000, 12),
-    Problem("cifar-width", "width-nested", "cifar10_jpeg", (16, 32), None, 4000, 12),
-    Problem("fashion-depth", "depth-nested", "fashion_mnist", (8, 16), None, 2000, 12),
-    Problem("cifar-depth", "depth-nested", "cifar10_jpeg", (8, 16), None, 4000, 12),
+    Problem("fashion-width", "width-nested", "fashion_mnist", (8, 16), None, 2000, 6),
+    Problem("cifar-width", "width-nested", "cifar10_jpeg", (8, 16), None, 2000, 6),
+    Problem("fashion-depth", "depth-nested", "fashion_mnist", (8, 16), None, 2000, 6),
+    Problem("cifar-depth", "depth-nested", "cifar10_jpeg", (8, 16), None, 2000, 6),
 )
 
 
