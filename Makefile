@@ -4,16 +4,19 @@ BIN := .venv/bin
 ALL_EXTRAS := experiments,data,docs,notebooks,test,lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo benchmark docs notebooks test test-slow check format lock clean
+.PHONY: help demo benchmark study-smoke docs notebooks test test-slow check format lock clean
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 demo: .venv/demo-ready ## Compare OSGD with SGD on real images (under 4 minutes on 2 cores)
 	$(BIN)/python -m experiments.compare --output runs/demo
 
 benchmark: .venv/ready ## Time training steps of SGD and OSGD against their limits (about 5 minutes)
 	$(BIN)/python -m experiments.benchmark
+
+study-smoke: .venv/ready ## Train a corner of the study again and compare it with what is stored
+	$(BIN)/python -m experiments.study.smoke
 
 test: .venv/ready ## Run the tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"

@@ -28,6 +28,7 @@ napoleon_attr_annotations = False
 # The notebooks are shown as they are stored; tests/test_notebooks.py runs them.
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_ipywidgets_js = {}  # widgets need a running kernel; the page loads no script from elsewhere
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 2
 

@@ -180,6 +180,9 @@ CANDIDATES: dict[str, Candidate] = {
         "tried: rows of norm one before OSGD",
         lambda problem: optax.chain(osgd_jax.normalize_task_norms(), _TEXTBOOK(problem)),
     ),
+    "osgd-clipped": _candidate(
+        'tried: OSGD, scope "reach", then clipped to norm 1', _osgd(scope="reach"), _clipped
+    ),
     "osgd-half": _candidate(
         "tried: half of each projection", _weighted(lambda _: partial_orthogonal(0.5), "all")
     ),
@@ -201,6 +204,9 @@ FIXED_WEIGHTS = ("sgd-early", "sgd-late", "sgd-late-mild")
 OTHERS = ("sgd-clipped", "adamw", "lars")
 SCOPES = ("osgd-shared", "osgd-all", "osgd-reach", "osgd-leaf")
 CONTROLS = ("sgd-osgd-length", "osgd-sgd-length")
+
+# What the controls suggested: whether the direction adds to what clipping gives.
+FOLLOW_UPS = ("osgd-clipped",)
 
 
 def alone(problem: Problem) -> dict[str, Candidate]:

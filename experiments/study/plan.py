@@ -12,6 +12,7 @@ from experiments.study.candidates import (
     CANDIDATES,
     CONTROLS,
     FIXED_WEIGHTS,
+    FOLLOW_UPS,
     OTHERS,
     SCOPES,
     Candidate,
@@ -33,7 +34,7 @@ IMAGE_TEST_SEEDS = range(100, 105)
 RANKED = 12
 FINALISTS = 5
 
-_ALWAYS_RANKED = ("sgd", *FIXED_WEIGHTS, *SCOPES)
+_ALWAYS_RANKED = ("sgd", *FIXED_WEIGHTS, *SCOPES, *FOLLOW_UPS)
 _ALWAYS_TESTED = (*_ALWAYS_RANKED, *OTHERS, *CONTROLS)
 
 
@@ -71,9 +72,10 @@ class Study:
         """The candidates that go on from the screen to other problems."""
         chosen = finalists(self.folder)
         if images:
-            return tuple(dict.fromkeys(("sgd", "sgd-clipped", *SCOPES[:2], *chosen[:2])))
-        always = ("sgd", *best_fixed(self.folder), "sgd-clipped", "adamw", *SCOPES[:3], *CONTROLS)
-        return tuple(dict.fromkeys((*always, *chosen)))
+            always = ("sgd", "sgd-clipped", *SCOPES[:2], *FOLLOW_UPS)
+            return tuple(dict.fromkeys((*always, *chosen[:2])))
+        always = ("sgd", *best_fixed(self.folder), "sgd-clipped", "adamw", *SCOPES[:3])
+        return tuple(dict.fromkeys((*always, *CONTROLS, *FOLLOW_UPS, *chosen)))
 
     def _screen(self) -> None:
         for name in CANDIDATES:
@@ -128,7 +130,7 @@ def ranking(folder: Path) -> dict[str, float]:
 
 def finalists(folder: Path) -> tuple[str, ...]:
     """The best five of the methods in the ranking, baselines and controls aside."""
-    aside = {"sgd", *FIXED_WEIGHTS, *OTHERS, *CONTROLS}
+    aside = {"sgd", *FIXED_WEIGHTS, *OTHERS, *CONTROLS, *FOLLOW_UPS}
     return tuple(name for name in ranking(folder) if name not in aside)[:FINALISTS]
 
 

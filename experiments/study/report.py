@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.study import figures, plan, problems
-from experiments.study.candidates import CANDIDATES, CONTROLS, OTHERS, SCOPES
+from experiments.study.candidates import CANDIDATES, CONTROLS, FOLLOW_UPS, OTHERS, SCOPES
 from experiments.study.problems import SCREEN, Problem
 from experiments.study.runs import by_rate, read
 from experiments.study.statistics import Result, ceilings, paired, result
@@ -90,7 +90,7 @@ def _families(folder: Path) -> Iterator[str]:
     )
     for problem in problems.FAMILIES:
         names = ["sgd", *plan.best_fixed(folder), *OTHERS, *SCOPES, *CONTROLS]
-        names += [*plan.finalists(folder)]
+        names += [*FOLLOW_UPS, *plan.finalists(folder)]
         if problem != SCREEN:
             names = [*plan.Study(folder).shortlist()]
         yield f"### {problem.name}\n\n" + _results_table(folder, problem, names)
