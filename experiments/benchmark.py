@@ -24,7 +24,12 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from experiments import benchmark_aggregation, benchmark_peer, benchmark_steps
+from experiments import (
+    benchmark_aggregation,
+    benchmark_peer,
+    benchmark_report,
+    benchmark_steps,
+)
 from osgd_jax import nets
 
 FAMILIES = {
@@ -178,6 +183,22 @@ def aggregation_table(rows: list[dict[str, Any]]) -> Table:
     return shown
 
 
+def tables(results: dict[str, Any]) -> list[Table]:
+    """All that there are figures for."""
+    shown = [steps_table(results["rows"])]
+    if "aggregation" in results:
+        shown.append(aggregation_table(results["aggregation"]))
+    if "peer" in results:
+        shown.append(benchmark_peer.table(results["peer"]))
+    return shown
+
+
+def report(written: dict[str, Any]) -> str:
+    """The tables of a file of figures, in Markdown."""
+    title = "Benchmark of training steps"
+    return benchmark_report.page(title, written["command"], written["machine"], tables(written))
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on and with."""
     return {
@@ -201,15 +222,16 @@ def main() -> None:
             results = measure(config, lambda text: status.update(text))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    console.print(steps_table(results["rows"]))
-    if "aggregation" in results:
-        console.print(aggregation_table(results["aggregation"]))
-    if "peer" in results:
-        console.print(benchmark_peer.table(results["peer"]))
+    for table in tables(results):
+        console.print(table)
     described = json.loads(json.dumps(dataclasses.asdict(config), default=lambda path: path.name))
-    written = {"config": described, "machine": machine(), **results}
+    command = benchmark_report.command_of("experiments.benchmark", sys.argv[1:])
+    written = {"command": command, "config": described, "machine": machine(), **results}
     config.output.write_text(json.dumps(written, indent=1) + "\n")
-    console.print(f"Wrote {config.output}.", highlight=False, soft_wrap=True)
+    config.output.with_suffix(".md").write_text(report(written))
+    console.print(
+        f"Wrote {config.output} and its tables beside it.", highlight=False, soft_wrap=True
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import osgd_jax
-from experiments import data, methods
+from experiments import benchmark_report, data, methods
 from experiments.benchmark import machine
 from experiments.nets import make_net
 from experiments.training import compile_runs
@@ -237,6 +237,13 @@ def deadline_table(rows: list[dict[str, Any]]) -> Table:
     return shown
 
 
+def report(results: dict[str, Any]) -> str:
+    """The tables of a file of figures, in Markdown."""
+    shown = speed_table(results["rows"]), deadline_table(results["rows"])
+    title = "Benchmark of running stage by stage"
+    return benchmark_report.page(title, results["command"], results["machine"], shown)
+
+
 def main() -> None:
     """Command line."""
     config = tyro.cli(Config, prog="python -m experiments.benchmark_anytime", description=__doc__)
@@ -254,10 +261,14 @@ def main() -> None:
         sys.exit(f"error: {error}")
     console.print(speed_table(rows))
     console.print(deadline_table(rows))
-    described = dataclasses.asdict(config) | {"output": str(config.output)}
-    results = {"config": described, "machine": machine(), "rows": rows}
+    described = dataclasses.asdict(config) | {"output": config.output.name}
+    command = benchmark_report.command_of("experiments.benchmark_anytime", sys.argv[1:])
+    results = {"command": command, "config": described, "machine": machine(), "rows": rows}
     config.output.write_text(json.dumps(results, indent=1) + "\n")
-    console.print(f"Wrote {config.output}.", highlight=False, soft_wrap=True)
+    config.output.with_suffix(".md").write_text(report(results))
+    console.print(
+        f"Wrote {config.output} and its tables beside it.", highlight=False, soft_wrap=True
+    )
 
 
 if __name__ == "__main__":

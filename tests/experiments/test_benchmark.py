@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,13 @@ import pytest
 from flax import nnx
 
 import osgd_jax
-from experiments import benchmark_aggregation, benchmark_peer, benchmark_steps
+from experiments import (
+    benchmark,
+    benchmark_aggregation,
+    benchmark_anytime,
+    benchmark_peer,
+    benchmark_steps,
+)
 
 
 def dense_problem():
@@ -90,6 +97,25 @@ def test_the_command_writes_every_figure(tmp_path):
     assert len(written["aggregation"]) == 1
     assert {"date", "device", "versions"} <= written["machine"].keys()
     assert "time/limit" in ran.stdout
+    page = output.with_suffix(".md").read_text()
+    assert "--image-size 8 --rounds 1" in page
+    assert str(tmp_path) not in page
+    assert page.count("\n| branched | 1 | 4 |") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("benchmark", benchmark),
+        ("benchmark_outputs", benchmark),
+        ("anytime", benchmark_anytime),
+        ("anytime_one_core", benchmark_anytime),
+    ],
+)
+def test_stored_tables_are_those_of_the_stored_figures(name, module):
+    figures = Path(__file__).parents[2] / "experiments" / "results" / f"{name}.json"
+    stored = figures.with_suffix(".md").read_text()
+    assert stored == module.report(json.loads(figures.read_text()))
 
 
 @pytest.mark.parametrize(
