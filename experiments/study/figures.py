@@ -11,6 +11,7 @@ from osgd_jax import plots
 
 _STYLES = {
     "sgd": {"color": "tab:blue"},
+    "sgd-clipped": {"color": "tab:green"},
     "osgd-shared": {"color": "tab:orange"},
     "osgd-all": {"color": "tab:red"},
 }
@@ -74,5 +75,7 @@ def _save(figure: Any, panels: Any, path: Path, drawn: bool) -> Path | None:
     for axes in panels:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize="small")
+        else:
+            axes.remove()
     figure.savefig(path, dpi=110)
     return path
