@@ -30,8 +30,8 @@ def write(folder: Path) -> Path:
     conclusions = folder / "conclusions.md"
     parts = [
         "# The study of Orthogonalized SGD",
-        f"Made by `{COMMAND}` from the runs in `{folder.name}/`, beside this file; every run is there,"
-        " one line of JSON each. Do not edit: the text of the first section is in"
+        f"Made by `{COMMAND}` from the runs in `{folder.name}/`, beside this file; every run is"
+        " there, one line of JSON each. Do not edit: the text of the first section is in"
         f" `{folder.name}/conclusions.md`, the rest is generated.",
         conclusions.read_text().strip() if conclusions.exists() else "Conclusions: missing.",
         _how(),
