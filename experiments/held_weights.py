@@ -135,10 +135,13 @@ def one_pass(
     tasks = treedef.flatten_up_to(reach)
     shared = [leaf for leaf, each in zip(flat, tasks, strict=True) if len(each) > 1]
     scale = jnp.minimum(1, longest / optax.tree.norm(shared))
-    direction = [
-        leaf * scale if len(each) > 1 else leaf / weights[jnp.array(each, int)].sum()
-        for leaf, each in zip(flat, tasks, strict=True)
-    ]
+
+    def own(leaf: jax.Array, each: tuple[int, ...]) -> jax.Array:
+        if len(each) > 1:
+            return leaf * scale
+        return leaf / weights[each[0]] if each else leaf
+
+    direction = [own(leaf, each) for leaf, each in zip(flat, tasks, strict=True)]
     return treedef.unflatten(direction), aux
 
 
