@@ -22,7 +22,7 @@ def families(folder: Path) -> Path | None:
     """Test accuracy against multiply-adds on every family; None where nothing is tested yet."""
     figure, panels = _panels()
     drawn = False
-    for axes, problem in zip(panels, problems.FAMILIES, strict=True):
+    for axes, problem in zip(panels, problems.FAMILIES, strict=False):
         costs = [output.multiply_adds for output in problem.costs()]
         for name, style in _STYLES.items():
             if found := result(folder, problem, name):
@@ -41,7 +41,7 @@ def conflict(folder: Path) -> Path | None:
     """Cosines between neighbouring outputs' gradients in training; None if nothing is there."""
     figure, panels = _panels()
     drawn = False
-    for axes, problem in zip(panels, problems.FAMILIES, strict=True):
+    for axes, problem in zip(panels, problems.FAMILIES, strict=False):
         for name, style in _STYLES.items():
             if found := result(folder, problem, name):
                 epochs = [look["epoch"] for look in found.runs[0]["looks"]]
@@ -63,10 +63,7 @@ def _panels() -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 7.2), layout="constrained")
-    panels = figure.subplots(2, 3).ravel()
-    for unused in panels[len(problems.FAMILIES) :]:
-        unused.remove()
-    return figure, panels[: len(problems.FAMILIES)]
+    return figure, figure.subplots(2, 3).ravel()
 
 
 def _save(figure: Any, panels: Any, path: Path, drawn: bool) -> Path | None:
