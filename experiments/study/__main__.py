@@ -29,7 +29,7 @@ class Config:
       output: folder of the results.
     """
 
-    parts: tuple[Literal["screen", "families", "settings", "images"], ...] = PARTS
+    parts: tuple[Literal["screen", "families", "rates", "settings", "images"], ...] = PARTS
     fashion_mnist: Path | None = None
     cifar10_jpeg: Path | None = None
     output: Path = Path("experiments/results/study")

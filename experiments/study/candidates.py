@@ -24,11 +24,13 @@ class Candidate(NamedTuple):
       make: makes the method for a problem.
       about: one line for the table.
       rates: its learning rates; those of `GRID` times the scale of its steps.
+      epochs: times those of the problem.
     """
 
     make: Callable[[Problem], Method]
     about: str
     rates: tuple[float, ...] = GRID
+    epochs: float = 1
 
 
 def _sgd(problem: Problem, schedule: Any, momentum: float | None = None) -> Any:
@@ -50,17 +52,24 @@ def _clipped(problem: Problem, schedule: Any) -> Any:
     return optax.chain(optax.clip_by_global_norm(1.0), _sgd(problem, schedule))
 
 
+def _warmed_up(problem: Problem, schedule: Any) -> Any:
+    """SGD whose rate grows from zero over the first tenth of the steps."""
+    steps = problem.epochs * problem.train_size // problem.batch_size / 10
+    return _sgd(problem, lambda count: schedule(count) * jnp.minimum(1, (count + 1) / steps))
+
+
 def _candidate(
     about: str,
     balance: Callable[[Problem], Any] | None = None,
     optimizer: Callable[..., Any] = _sgd,
     scale: float = 1.0,
+    epochs: float = 1,
 ) -> Candidate:
     def make(problem: Problem) -> Method:
         balanced = None if balance is None else balance(problem)
         return Method(about, functools.partial(optimizer, problem), balanced)
 
-    return Candidate(make, about, tuple(scale * rate for rate in GRID))
+    return Candidate(make, about, tuple(scale * rate for rate in GRID), epochs)
 
 
 def _weighted(make: Callable[[Problem], weightings.Weighting], scope: str = "shared"):
@@ -161,6 +170,8 @@ CANDIDATES: dict[str, Candidate] = {
     "sgd-clipped": _candidate("SGD, gradient clipped to norm 1", None, _clipped),
     "adamw": _candidate("AdamW on the sum of the losses", None, _adamw, scale=1 / 32),
     "lars": _candidate("LARS on the sum of the losses", None, _lars, scale=64.0),
+    "sgd-warmup": _candidate("SGD, its rate warmed up", None, _warmed_up),
+    "sgd-longer": _candidate("SGD for half as many epochs again", epochs=1.5),
     "osgd-shared": _candidate('OSGD, scope "shared"', _osgd()),
     "osgd-all": _candidate('OSGD, scope "all"', _TEXTBOOK),
     "osgd-reach": _candidate('OSGD, scope "reach"', _osgd(scope="reach")),
@@ -182,6 +193,9 @@ CANDIDATES: dict[str, Candidate] = {
     ),
     "osgd-clipped": _candidate(
         'tried: OSGD, scope "reach", then clipped to norm 1', _osgd(scope="reach"), _clipped
+    ),
+    "osgd-warmup": _candidate(
+        'tried: OSGD, scope "reach", its rate warmed up', _osgd(scope="reach"), _warmed_up
     ),
     "osgd-half": _candidate(
         "tried: half of each projection", _weighted(lambda _: partial_orthogonal(0.5), "all")
@@ -205,8 +219,12 @@ OTHERS = ("sgd-clipped", "adamw", "lars")
 SCOPES = ("osgd-shared", "osgd-all", "osgd-reach", "osgd-leaf")
 CONTROLS = ("sgd-osgd-length", "osgd-sgd-length")
 
-# What the controls suggested: whether the direction adds to what clipping gives.
-FOLLOW_UPS = ("osgd-clipped",)
+# What the first tests asked for: whether OSGD adds to clipping, whether a warm-up does what either
+# does, and what SGD makes of the time that OSGD takes.
+FOLLOW_UPS = ("osgd-clipped", "sgd-warmup", "osgd-warmup", "sgd-longer")
+
+# Trained at every rate of the grid from more seeds.
+CORE = ("sgd", "sgd-clipped", *SCOPES[:3])
 
 
 def alone(problem: Problem) -> dict[str, Candidate]:

@@ -11,6 +11,7 @@ from experiments.study import problems
 from experiments.study.candidates import (
     CANDIDATES,
     CONTROLS,
+    CORE,
     FIXED_WEIGHTS,
     FOLLOW_UPS,
     OTHERS,
@@ -21,7 +22,7 @@ from experiments.study.candidates import (
 from experiments.study.problems import SCREEN, Problem
 from experiments.study.runs import Runs, accuracies, by_rate, read
 
-PARTS = ("screen", "families", "settings", "images")
+PARTS = ("screen", "families", "rates", "settings", "images")
 
 RANKING_SEEDS = range(10, 20)
 TEST_SEEDS = range(100, 120)
@@ -61,6 +62,12 @@ class Study:
         elif part == "families":
             for problem in problems.FAMILIES[1:]:
                 self._test(problem, self.shortlist(), TEST_SEEDS)
+        elif part == "rates":
+            for problem in problems.FAMILIES:
+                for name in CORE:
+                    runs = self._runs(problem, name)
+                    for rate in runs.candidate.rates:
+                        runs.finish("rates", rate, RANKING_SEEDS)
         elif part == "settings":
             for problem in problems.SETTINGS:
                 self._test(problem, ("sgd", best_scope(self.folder)), RANKING_SEEDS)
@@ -72,8 +79,7 @@ class Study:
         """The candidates that go on from the screen to other problems."""
         chosen = finalists(self.folder)
         if images:
-            always = ("sgd", "sgd-clipped", *SCOPES[:2], *FOLLOW_UPS)
-            return tuple(dict.fromkeys((*always, *chosen[:2])))
+            return ("sgd", "sgd-clipped", *SCOPES[:2], *chosen[:1])
         always = ("sgd", *best_fixed(self.folder), "sgd-clipped", "adamw", *SCOPES[:3])
         return tuple(dict.fromkeys((*always, *CONTROLS, *FOLLOW_UPS, *chosen)))
 
@@ -94,6 +100,7 @@ class Study:
 
     def _runs(self, problem: Problem, name: str) -> Runs:
         candidate: Candidate = (CANDIDATES | alone(problem))[name]
+        problem = dataclasses.replace(problem, epochs=round(candidate.epochs * problem.epochs))
         return Runs(
             self.folder, problem, lambda: self._load(problem), name, candidate, self.advance
         )

@@ -102,6 +102,7 @@ FAMILIES = (
     Problem("mnist1d-branched", "branched", blocks=(2, 2)),
     Problem("mnist1d-both", "nested"),
     Problem("mnist1d-width-large", "width-nested", widths=(32, 32, 32), epochs=60),
+    Problem("mnist1d-branched-small", "branched", widths=(8, 8), blocks=(2, 2)),
 )
 
 IMAGES = (

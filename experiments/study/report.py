@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from experiments.study import figures, plan, problems
-from experiments.study.candidates import CANDIDATES, CONTROLS, FOLLOW_UPS, OTHERS, SCOPES
+from experiments.study.candidates import CANDIDATES, CONTROLS, CORE, GRID, SCOPES
 from experiments.study.problems import SCREEN, Problem
-from experiments.study.runs import by_rate, read
-from experiments.study.statistics import Result, ceilings, paired, result
+from experiments.study.runs import at_rates, by_rate, read
+from experiments.study.statistics import Result, ceilings, interval, paired, result
 
 COMMAND = "python -m experiments.study"
 
@@ -37,9 +37,11 @@ def write(folder: Path) -> Path:
         _how(),
         _problems_table(),
         *_families(folder),
+        _rates(folder),
         _screen(folder),
         *_why(folder),
         _price(folder),
+        _nested_or_branched(folder),
         _settings(folder),
         _images(folder),
     ]
@@ -89,10 +91,7 @@ def _families(folder: Path) -> Iterator[str]:
         " with an asterisk is at the end of what was tried."
     )
     for problem in problems.FAMILIES:
-        names = ["sgd", *plan.best_fixed(folder), *OTHERS, *SCOPES, *CONTROLS]
-        names += [*FOLLOW_UPS, *plan.finalists(folder)]
-        if problem != SCREEN:
-            names = [*plan.Study(folder).shortlist()]
+        names = plan.Study(folder).shortlist()
         yield f"### {problem.name}\n\n" + _results_table(folder, problem, names)
     if picture := figures.families(folder):
         yield f"![Accuracy against multiply-adds]({folder.name}/{picture.name})"
@@ -101,8 +100,10 @@ def _families(folder: Path) -> Iterator[str]:
 def _results_table(folder: Path, problem: Problem, names: Iterable[str]) -> str:
     base = result(folder, problem, "sgd")
     rows, missing = [], []
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys((*names, *CANDIDATES)):
         found = result(folder, problem, name)
+        if found is None and name not in names:
+            continue
         if found is None:
             missing.append(name)
             continue
@@ -122,6 +123,37 @@ def _results_table(folder: Path, problem: Problem, names: Iterable[str]) -> str:
     header = ["method", "rate", *outputs, "mean", "mean − SGD's", "seeds"]
     said = f"\n\nMissing: {', '.join(missing)}." if missing else ""
     return _table(header, rows) + said
+
+
+def _rates(folder: Path) -> str:
+    rows = []
+    for problem in problems.FAMILIES:
+        found = {
+            name: at_rates(read(folder / problem.name / f"{name}.jsonl"), "rates") for name in CORE
+        }
+        complete = {name: rates for name, rates in found.items() if len(rates) == len(GRID)}
+        best = {
+            name: max(rates.values(), key=lambda scores: np.mean(list(scores.values())))
+            for name, rates in complete.items()
+        }
+        for name, rates in complete.items():
+            difference = ""
+            if name != "osgd-shared" and "osgd-shared" in best:
+                base = best["osgd-shared"]
+                values = np.array([best[name][seed] - base[seed] for seed in sorted(base)])
+                difference = str(interval(values))
+            means = [np.mean(list(scores.values())) for scores in rates.values()]
+            shown = [f"**{mean:.1f}**" if mean == max(means) else f"{mean:.1f}" for mean in means]
+            rows.append([problem.name, name, *shown, difference])
+    if not rows:
+        return ""
+    header = ["problem", "method", *(f"{rate:g}" for rate in GRID), "best − osgd-shared's"]
+    return (
+        "## Which scope, and how much does the rate matter?\n\nValidation accuracy in percent, the"
+        f" mean over outputs and {len(plan.RANKING_SEEDS)} seeds that did not tune, at every rate of"
+        " the grid. The last column compares best with best, paired by seed; both are chosen here,"
+        " so that they flatter alike.\n\n" + _table(header, rows)
+    )
 
 
 def _screen(folder: Path) -> str:
@@ -188,19 +220,55 @@ def _price(folder: Path) -> str:
     rows = []
     for problem in (*problems.FAMILIES, *problems.IMAGES):
         base = result(folder, problem, "sgd")
-        for name in ("osgd-shared", "osgd-all"):
+        for name in (*SCOPES[:3], "sgd-clipped", "sgd-longer"):
             found = result(folder, problem, name)
             if base is None or found is None:
                 continue
-            work = found.runs[0]["step_flops"] / base.runs[0]["step_flops"]
-            rows.append([problem.name, name, f"{work:.2f}", str(paired(found, base))])
-    header = ["problem", "method", "work of a step over SGD's", "mean − SGD's at equal epochs"]
+            runs = found.runs[0], base.runs[0]
+            work, than = (run["step_flops"] * run["steps"] for run in runs)
+            rows.append([problem.name, name, f"{work / than:.2f}", str(paired(found, base))])
+    header = ["problem", "method", "work of training over SGD's", "mean − SGD's"]
     return (
-        "## What it costs\n\nWork is counted before compilation, from the traced step. SGD could"
-        " take this many times the steps at equal work; the differences above are at equal epochs."
+        "## What it costs\n\nWork is counted before compilation, from the traced step. All train for"
+        " equal epochs but `sgd-longer`, which has half as many again: about the work of OSGD, and"
+        " more than its time, which is 1.1 to 1.4 times SGD's in the benchmark."
         " Wall-clock times are in the benchmark, not here: nets were trained many at a time on a"
         " machine with other work.\n\n" + _table(header, rows)
     )
+
+
+def _nested_or_branched(folder: Path) -> str:
+    rows = []
+    for problem in problems.FAMILIES:
+        for name in ("sgd", "sgd-clipped"):
+            found = result(folder, problem, name)
+            if problem.net == "branched" or found is None:
+                continue
+            work = np.array([output.multiply_adds for output in problem.costs()])
+            rivals = _branched_at(folder, name, work)
+            for k, (mean, rival) in enumerate(zip(found.means, rivals, strict=True)):
+                if np.isfinite(rival):
+                    cost = f"{work[k] / 1e3:,.0f}"
+                    rows.append([problem.name, name, k + 1, cost, f"{mean:.1f}", f"{rival:.1f}"])
+    header = ["problem", "method", "output", "thousand multiply-adds", "nested", "branched"]
+    return (
+        "## Nested against branched\n\nTest accuracy in percent of each output of the nested nets,"
+        " and of the better of the branched nets at as many multiply-adds, interpolated between its"
+        " outputs on a logarithmic scale; outputs outside their range are left out.\n\n"
+        + _table(header, rows)
+    )
+
+
+def _branched_at(folder: Path, name: str, work: np.ndarray) -> np.ndarray:
+    """Test accuracy of the best branched net at these multiply-adds; −∞ where none has as many."""
+    best = np.full(len(work), -np.inf)
+    for problem in problems.FAMILIES:
+        found = result(folder, problem, name)
+        if problem.net == "branched" and found is not None:
+            costs = np.log([output.multiply_adds for output in problem.costs()])
+            at = np.interp(np.log(work), costs, found.means, left=-np.inf, right=-np.inf)
+            best = np.maximum(best, at)
+    return best
 
 
 def _settings(folder: Path) -> str:

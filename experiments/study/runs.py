@@ -110,12 +110,18 @@ def accuracies(runs: list[dict[str, Any]], stage: str, split: str) -> dict[int, 
 
 def by_rate(runs: list[dict[str, Any]]) -> dict[float, float]:
     """Mean accuracy on validation data over outputs and tuning seeds, by rate."""
-    found: dict[float, list[float]] = {}
+    means = at_rates(runs, "tune")
+    return {rate: float(np.mean(list(scores.values()))) for rate, scores in means.items()}
+
+
+def at_rates(runs: list[dict[str, Any]], stage: str) -> dict[float, dict[int, float]]:
+    """Mean accuracy on validation data over outputs, by rate and seed, of one stage."""
+    found: dict[float, dict[int, float]] = {}
     for run in runs:
-        if run["stage"] == "tune":
+        if run["stage"] == stage:
             mean = 100 * float(np.mean(run["validation_accuracy"]))
-            found.setdefault(run["learning_rate"], []).append(mean)
-    return {rate: float(np.mean(means)) for rate, means in sorted(found.items())}
+            found.setdefault(run["learning_rate"], {})[run["seed"]] = mean
+    return dict(sorted(found.items()))
 
 
 def best_rate(runs: list[dict[str, Any]]) -> float:
