@@ -55,7 +55,8 @@ def _clipped(problem: Problem, schedule: Any) -> Any:
 def _warmed_up(problem: Problem, schedule: Any) -> Any:
     """SGD whose rate grows from zero over the first tenth of the steps."""
     steps = problem.epochs * problem.train_size // problem.batch_size / 10
-    return _sgd(problem, lambda count: schedule(count) * jnp.minimum(1, (count + 1) / steps))
+    growth = optax.scale_by_schedule(lambda count: jnp.minimum(1, (count + 1) / steps))
+    return optax.chain(_sgd(problem, schedule), growth)
 
 
 def _candidate(

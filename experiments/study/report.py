@@ -150,9 +150,9 @@ def _rates(folder: Path) -> str:
     header = ["problem", "method", *(f"{rate:g}" for rate in GRID), "best − osgd-shared's"]
     return (
         "## Which scope, and how much does the rate matter?\n\nValidation accuracy in percent, the"
-        f" mean over outputs and {len(plan.RANKING_SEEDS)} seeds that did not tune, at every rate of"
-        " the grid. The last column compares best with best, paired by seed; both are chosen here,"
-        " so that they flatter alike.\n\n" + _table(header, rows)
+        f" mean over outputs and {len(plan.RANKING_SEEDS)} seeds that did not tune, at every rate"
+        " of the grid. The last column compares best with best, paired by seed; both are chosen"
+        " here, so that they flatter alike.\n\n" + _table(header, rows)
     )
 
 
@@ -229,9 +229,9 @@ def _price(folder: Path) -> str:
             rows.append([problem.name, name, f"{work / than:.2f}", str(paired(found, base))])
     header = ["problem", "method", "work of training over SGD's", "mean − SGD's"]
     return (
-        "## What it costs\n\nWork is counted before compilation, from the traced step. All train for"
-        " equal epochs but `sgd-longer`, which has half as many again: about the work of OSGD, and"
-        " more than its time, which is 1.1 to 1.4 times SGD's in the benchmark."
+        "## What it costs\n\nWork is counted before compilation, from the traced step. All train"
+        " for equal epochs but `sgd-longer`, which has half as many again: about the work of OSGD,"
+        " and more than its time, which is 1.1 to 1.4 times SGD's in the benchmark."
         " Wall-clock times are in the benchmark, not here: nets were trained many at a time on a"
         " machine with other work.\n\n" + _table(header, rows)
     )
