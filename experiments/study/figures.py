@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.study import problems
-from experiments.study.statistics import ceilings, result
+from experiments.study.statistics import best_tuned, ceilings
 from osgd_jax import plots
 
 _STYLES = {
@@ -25,7 +25,7 @@ def families(folder: Path) -> Path | None:
     for axes, problem in zip(panels, problems.FAMILIES, strict=False):
         costs = [output.multiply_adds for output in problem.costs()]
         for name, style in _STYLES.items():
-            if found := result(folder, problem, name):
+            for found in best_tuned(folder, problem, name):
                 tests = np.array(list(found.tests.values()))
                 error = tests.std(axis=0, ddof=1) / np.sqrt(len(tests))
                 plots.anytime_curve(costs, found.means, error=error, label=name, axes=axes, **style)
@@ -43,7 +43,7 @@ def conflict(folder: Path) -> Path | None:
     drawn = False
     for axes, problem in zip(panels, problems.FAMILIES, strict=False):
         for name, style in _STYLES.items():
-            if found := result(folder, problem, name):
+            for found in best_tuned(folder, problem, name):
                 epochs = [look["epoch"] for look in found.runs[0]["looks"]]
                 cosines = found.series("task_cosines")
                 for k, line in zip(

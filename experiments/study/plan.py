@@ -20,7 +20,7 @@ from experiments.study.candidates import (
     alone,
 )
 from experiments.study.problems import SCREEN, Problem
-from experiments.study.runs import Runs, accuracies, by_rate, read
+from experiments.study.runs import Runs, accuracies, best_rate, by_rate, read
 
 PARTS = ("screen", "families", "rates", "settings", "images")
 
@@ -68,6 +68,7 @@ class Study:
                     runs = self._runs(problem, name)
                     for rate in runs.candidate.rates:
                         runs.finish("rates", rate, RANKING_SEEDS)
+                    runs.finish("test", best_rate(runs.kept, "rates"), TEST_SEEDS)
         elif part == "settings":
             for problem in problems.SETTINGS:
                 self._test(problem, ("sgd", best_scope(self.folder)), RANKING_SEEDS)

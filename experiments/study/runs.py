@@ -108,9 +108,9 @@ def accuracies(runs: list[dict[str, Any]], stage: str, split: str) -> dict[int, 
     return {r["seed"]: 100 * np.array(r[f"{split}_accuracy"]) for r in runs if r["stage"] == stage}
 
 
-def by_rate(runs: list[dict[str, Any]]) -> dict[float, float]:
-    """Mean accuracy on validation data over outputs and tuning seeds, by rate."""
-    means = at_rates(runs, "tune")
+def by_rate(runs: list[dict[str, Any]], stage: str = "tune") -> dict[float, float]:
+    """Mean accuracy on validation data over outputs and the seeds of one stage, by rate."""
+    means = at_rates(runs, stage)
     return {rate: float(np.mean(list(scores.values()))) for rate, scores in means.items()}
 
 
@@ -124,9 +124,9 @@ def at_rates(runs: list[dict[str, Any]], stage: str) -> dict[float, dict[int, fl
     return dict(sorted(found.items()))
 
 
-def best_rate(runs: list[dict[str, Any]]) -> float:
-    """The rate that tuning chooses."""
-    means = by_rate(runs)
+def best_rate(runs: list[dict[str, Any]], stage: str = "tune") -> float:
+    """The rate that is best by one stage."""
+    means = by_rate(runs, stage)
     return max(means, key=lambda rate: means[rate])
 
 

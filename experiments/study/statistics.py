@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from experiments.study.candidates import alone
+from experiments.study.candidates import GRID, alone
 from experiments.study.problems import Problem
 from experiments.study.runs import accuracies, best_rate, by_rate, read
 
@@ -16,7 +16,7 @@ class Result(NamedTuple):
 
     Attributes:
       name: of the candidate.
-      rate: chosen by tuning.
+      rate: chosen on validation data.
       is_edge: whether the chosen rate is the smallest or largest that was tried.
       tests: test accuracy in percent, `[K]`, by seed.
       runs: all its runs of the stage that is shown.
@@ -55,15 +55,39 @@ class Interval(NamedTuple):
         return abs(self.mean) > self.half_width
 
 
-def result(folder: Path, problem: Problem, name: str) -> Result | None:
-    """The tests of a candidate; None where there are none yet."""
+def result(folder: Path, problem: Problem, name: str, stage: str = "tune") -> Result | None:
+    """The tests of a candidate, at the rate that one stage chose.
+
+    Args:
+      folder: of the runs.
+      problem: what was trained.
+      name: of the candidate.
+      stage: `"tune"`, with two seeds, or `"rates"`, with ten.
+
+    Returns:
+      None where that stage or its tests are missing.
+    """
     kept = read(folder / problem.name / f"{name}.jsonl")
-    tests = accuracies(kept, "test", "test")
-    if not tests:
+    tried = list(by_rate(kept, stage))
+    if len(tried) < len(GRID):
         return None
-    rate, tried = best_rate(kept), list(by_rate(kept))
-    runs = [run for run in kept if run["stage"] == "test"]
-    return Result(name, rate, rate in (tried[0], tried[-1]), tests, runs)
+    rate = best_rate(kept, stage)
+    runs = [run for run in kept if run["stage"] == "test" and run["learning_rate"] == rate]
+    tests = accuracies(runs, "test", "test")
+    return Result(name, rate, rate in (tried[0], tried[-1]), tests, runs) if tests else None
+
+
+def best_tuned(folder: Path, problem: Problem, *names: str) -> list[Result]:
+    """The tests of some candidates, all at rates chosen by the same stage: `"rates"` if all have it.
+
+    Returns:
+      Nothing where tests of one of them are missing.
+    """
+    for stage in ("rates", "tune"):
+        found = [result(folder, problem, name, stage) for name in names]
+        if all(found):
+            return [each for each in found if each is not None]
+    return []
 
 
 def paired(first: Result, second: Result, output: int | None = None) -> Interval:
