@@ -69,9 +69,9 @@ answer a question, are ranked on validation data with {ranking} other seeds. The
 {plan.FINALISTS} of the ranking, and those that answer a question, go to the test data, with {tests}
 seeds that were not used before, and to the other problems with sequences; to images, where a net
 trains for minutes, go SGD, SGD clipped, two scopes and the best other method, with
-{len(plan.IMAGE_TEST_SEEDS)} seeds. Differences are paired by seed, with 95 % intervals of Student's t. There are many
-comparisons here and no correction for that: of twenty intervals one is expected to leave out zero
-by chance."""
+{len(plan.IMAGE_TEST_SEEDS)} seeds. Differences are paired by seed, with 95 % intervals of Student's
+t. There are many comparisons here and no correction for that: of twenty intervals one is expected
+to leave out zero by chance."""
 
 
 def _problems_table() -> str:
@@ -109,27 +109,30 @@ def _families(folder: Path) -> Iterator[str]:
 def _results_table(
     folder: Path, problem: Problem, names: tuple[str, ...], stage: str = "tune"
 ) -> str:
-    base = result(folder, problem, "sgd", stage)
+    bases = {name: result(folder, problem, name, stage) for name in ("sgd", "sgd-clipped")}
     rows, missing = [], []
     for name in dict.fromkeys((*names, *CANDIDATES)):
         found = result(folder, problem, name, stage)
         if found is None:
             missing += [name] if name in names else []
             continue
-        difference = "" if base is None or name == "sgd" else str(paired(found, base))
+        differences = [
+            "" if base is None or name == other else str(paired(found, base))
+            for other, base in bases.items()
+        ]
         rows.append(
             [name, f"{found.rate:g}{'*' if found.is_edge else ''}"]
             + [f"{mean:.1f}" for mean in found.means]
-            + [f"{found.means.mean():.2f}", difference, len(found.tests)]
+            + [f"{found.means.mean():.2f}", *differences, len(found.tests)]
         )
-    rows.sort(key=lambda row: -float(row[-3]))
+    rows.sort(key=lambda row: -float(row[-4]))
     if (ceiling := ceilings(folder, problem)) is not None:
         means = [f"{mean:.1f}" for mean in ceiling]
-        rows.append(["*alone*", "", *means, f"{np.mean(ceiling):.2f}", "", ""])
+        rows.append(["*alone*", "", *means, f"{np.mean(ceiling):.2f}", "", "", ""])
     else:
         missing.append("alone")
     outputs = [f"output {k + 1}" for k in range(problem.outputs)]
-    header = ["method", "rate", *outputs, "mean", "mean − SGD's", "seeds"]
+    header = ["method", "rate", *outputs, "mean", *(f"mean − {base}'s" for base in bases), "seeds"]
     said = f"\n\nMissing: {', '.join(missing)}." if missing else ""
     return _table(header, rows) + said
 
@@ -147,24 +150,24 @@ def _rates(folder: Path) -> str:
             for name, rates in complete.items()
         }
         for name, rates in complete.items():
-            difference = ""
+            differences = ["", ""]
             if name != "osgd-shared" and "osgd-shared" in best:
                 base = best["osgd-shared"]
                 values = np.array([best[name][seed] - base[seed] for seed in sorted(base)])
-                difference = str(interval(values))
+                tests = best_tuned(folder, problem, name, "osgd-shared")
+                differences = [str(interval(values)), str(paired(*tests)) if tests else "missing"]
             means = [np.mean(list(scores.values())) for scores in rates.values()]
             shown = [f"**{mean:.1f}**" if mean == max(means) else f"{mean:.1f}" for mean in means]
-            rows.append([problem.name, name, f"{min(rates):g}", *shown, difference])
+            rows.append([problem.name, name, f"{min(rates):g}", *shown, *differences])
     said = f"\n\nMissing: {', '.join(missing)}." if missing else ""
     header = ["problem", "method", "first rate", *(f"×{rate / GRID[0]:g}" for rate in GRID)]
-    header.append("best − osgd-shared's")
+    header += ["best − osgd-shared's", "tests − osgd-shared's"]
     return (
         "## Which scope, and how much does the rate matter?\n\nValidation accuracy in percent, the"
         f" mean over outputs and {len(plan.RANKING_SEEDS)} seeds that did not tune, at every rate"
-        " of the grid. The best of these was tested. The last column compares best with best,"
-        " paired by seed; both are chosen here, so that they flatter alike.\n\n"
-        + _table(header, rows)
-        + said
+        " of the grid. The last columns compare best with best, paired by seed: on this data,"
+        " where both were chosen, so that they flatter alike, and on test data, with other seeds."
+        "\n\n" + _table(header, rows) + said
     )
 
 
@@ -195,12 +198,14 @@ def _why(folder: Path) -> Iterator[str]:
         for name in ("osgd-all", *CONTROLS):
             found = best_tuned(folder, problem, name, "sgd")
             row.append(str(paired(*found)) if found else "missing")
-        rows.append(row)
+        found = best_tuned(folder, problem, "osgd-all", "sgd-osgd-length")
+        rows.append([*row, str(paired(*found)) if found else "missing"])
     header = ["problem", "OSGD", "SGD's direction, OSGD's length", "OSGD's direction, SGD's length"]
+    header.append("OSGD − SGD's direction, OSGD's length")
     yield (
         'Mean over outputs less SGD\'s, of OSGD with scope "all" and of two controls that take the'
-        " direction of one and the length of the other at every step, each at its own best rate:"
-        "\n\n" + _table(header, rows)
+        " direction of one and the length of the other at every step, each at its own best rate."
+        " The last column is what is left to the direction:\n\n" + _table(header, rows)
     )
     rows = []
     for problem in (*problems.FAMILIES, *problems.IMAGES):

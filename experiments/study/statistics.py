@@ -78,7 +78,7 @@ def result(folder: Path, problem: Problem, name: str, stage: str = "tune") -> Re
 
 
 def best_tuned(folder: Path, problem: Problem, *names: str) -> list[Result]:
-    """The tests of some candidates, all at rates chosen by the same stage: `"rates"` if all have it.
+    """The tests of some candidates, all at rates that one stage chose: `"rates"` if all have it.
 
     Returns:
       Nothing where tests of one of them are missing.

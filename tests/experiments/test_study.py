@@ -17,11 +17,11 @@ from scipy import stats
 import osgd_jax
 from experiments.methods import Method
 from experiments.nets import make_net
-from experiments.study import candidates, report, smoke
+from experiments.study import candidates, plan, report, smoke
 from experiments.study.candidates import CANDIDATES, Candidate
 from experiments.study.problems import PROBLEMS, SCREEN
 from experiments.study.runs import Runs, best_rate, read
-from experiments.study.statistics import Result, paired
+from experiments.study.statistics import Result, best_tuned, paired, result
 from experiments.study.training import Run, Trainer
 from experiments.training import compile_runs
 
@@ -118,11 +118,11 @@ def test_group_trains_as_single_runs_do(name, dataset):
     single = compile_runs(lambda rngs: make(rngs=rngs), dataset, method, epochs=2, batch_size=100)
     runs = [Run(0, 0.1), Run(1, 0.2)]
     trained = Trainer(_SMALL, dataset, method, group=2).train(runs, test=True)
-    for run, result in zip(runs, trained, strict=True):
+    for run, kept in zip(runs, trained, strict=True):
         expected = single.train(run.seed, run.learning_rate)
         for split in ("train", "validation", "test"):
             found = single.accuracy(expected, getattr(dataset, split))
-            np.testing.assert_allclose(result[f"{split}_accuracy"], found, atol=0.011)
+            np.testing.assert_allclose(kept[f"{split}_accuracy"], found, atol=0.011)
 
 
 def test_runs_are_kept_and_not_done_again(tmp_path, dataset):
@@ -180,11 +180,87 @@ def test_stored_runs_are_strict_json_of_known_problems():
             json.loads(line, parse_constant=_not_json)
 
 
-def test_test_data_is_looked_at_with_the_chosen_rate_only():
+def test_test_data_is_looked_at_with_the_chosen_rates_only():
     for path in _STORED.glob("*/*.jsonl"):
         runs = read(path)
         tested = {run["learning_rate"] for run in runs if run["stage"] == "test"}
-        assert tested <= {best_rate(runs)}
+        stages = {run["stage"] for run in runs} & {"tune", "rates"}
+        assert tested <= {best_rate(runs, stage) for stage in stages}
+
+
+def _run(stage, seed, rate, accuracy):
+    split = "test" if stage == "test" else "validation"
+    return {
+        "stage": stage,
+        "seed": seed,
+        "learning_rate": rate,
+        f"{split}_accuracy": [accuracy] * 3,
+    }
+
+
+def _store(folder, problem, name, runs):
+    path = folder / problem.name / f"{name}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(run) + "\n" for run in runs))
+
+
+def _tuned_and_tested(best, tested, stage):
+    """Runs at the whole grid, of which one rate is best, and tests at it."""
+    rates = [_run(stage, 0, rate, 0.9 if rate == best else 0.5) for rate in candidates.GRID]
+    return rates + [_run("test", seed, best, tested + seed / 1000) for seed in range(3)]
+
+
+def test_result_is_of_the_tests_at_the_rate_that_the_stage_chose(tmp_path):
+    runs = _tuned_and_tested(0.1, 0.6, "tune") + _tuned_and_tested(0.4, 0.7, "rates")
+    _store(tmp_path, SCREEN, "sgd", runs)
+    for stage, rate, mean in (("tune", 0.1, 60.1), ("rates", 0.4, 70.1)):
+        found = result(tmp_path, SCREEN, "sgd", stage)
+        assert (found.rate, found.is_edge) == (rate, rate == 0.1)
+        np.testing.assert_allclose(found.means, [mean] * 3)
+
+
+def test_comparison_takes_all_rates_from_one_stage(tmp_path):
+    both = _tuned_and_tested(0.1, 0.6, "tune") + _tuned_and_tested(0.4, 0.7, "rates")
+    _store(tmp_path, SCREEN, "sgd", both)
+    _store(tmp_path, SCREEN, "osgd-all", both)
+    _store(tmp_path, SCREEN, "adamw", _tuned_and_tested(0.2, 0.65, "tune"))
+    rates = [found.rate for found in best_tuned(tmp_path, SCREEN, "osgd-all", "sgd")]
+    assert rates == [0.4, 0.4]
+    assert [f.rate for f in best_tuned(tmp_path, SCREEN, "adamw", "sgd")] == [0.2, 0.1]
+    assert best_tuned(tmp_path, SCREEN, "lars", "sgd") == []
+    unfinished = [run for run in both if (run["stage"], run["learning_rate"]) != ("rates", 1.6)]
+    _store(tmp_path, SCREEN, "sgd", unfinished)
+    assert [f.rate for f in best_tuned(tmp_path, SCREEN, "osgd-all", "sgd")] == [0.1, 0.1]
+
+
+def test_branched_nets_are_compared_at_equal_work(tmp_path):
+    branched = PROBLEMS["mnist1d-branched"]
+    runs = _tuned_and_tested(0.1, 0.6, "tune")
+    for run in runs[-3:]:
+        run["test_accuracy"] = [0.6, 0.8, 0.9]
+    _store(tmp_path, branched, "sgd", runs)
+    work = np.array([output.multiply_adds for output in branched.costs()])
+    between = np.sqrt(work[0] * work[1])
+    found = report._branched_at(tmp_path, "sgd", np.array([work[0] / 2, between, work[1]]))
+    np.testing.assert_allclose(found, [-np.inf, 70, 80])
+
+
+def test_warm_up_takes_a_share_of_the_steps_of_sgd():
+    params = jnp.ones(3)
+    sgd, warm = (CANDIDATES[name].make(_SMALL).optimizer(0.1) for name in ("sgd", "sgd-warmup"))
+    # 2 epochs of 200 examples in batches of 100; a tenth of 4 steps is less than one.
+    long = dataclasses.replace(_SMALL, epochs=20)
+    slow = CANDIDATES["sgd-warmup"].make(long).optimizer(0.1)
+    plain, _ = sgd.update(params, sgd.init(params), params)
+    for tx, share in ((warm, 1), (slow, 1 / 4)):
+        update, _ = tx.update(params, tx.init(params), params)
+        np.testing.assert_allclose(update, share * plain, rtol=1e-6)
+
+
+def test_longer_training_has_half_as_many_epochs_again(tmp_path):
+    study = plan.Study(tmp_path)
+    assert study._runs(SCREEN, "sgd-longer").problem.epochs == 1.5 * SCREEN.epochs
+    assert study._runs(SCREEN, "sgd").problem.epochs == SCREEN.epochs
 
 
 def test_study_of_nothing_says_that_all_is_missing(tmp_path):
