@@ -154,8 +154,8 @@ def _rates(folder: Path) -> str:
             if name != "osgd-shared" and "osgd-shared" in best:
                 base = best["osgd-shared"]
                 values = np.array([best[name][seed] - base[seed] for seed in sorted(base)])
-                tests = best_tuned(folder, problem, name, "osgd-shared")
-                differences = [str(interval(values)), str(paired(*tests)) if tests else "missing"]
+                tests = _gain(folder, problem, name, "osgd-shared")
+                differences = [str(interval(values)), tests]
             means = [np.mean(list(scores.values())) for scores in rates.values()]
             shown = [f"**{mean:.1f}**" if mean == max(means) else f"{mean:.1f}" for mean in means]
             rows.append([problem.name, name, f"{min(rates):g}", *shown, *differences])
@@ -196,10 +196,8 @@ def _why(folder: Path) -> Iterator[str]:
     for problem in problems.FAMILIES:
         row: list[Any] = [problem.name]
         for name in ("osgd-all", *CONTROLS):
-            found = best_tuned(folder, problem, name, "sgd")
-            row.append(str(paired(*found)) if found else "missing")
-        found = best_tuned(folder, problem, "osgd-all", "sgd-osgd-length")
-        rows.append([*row, str(paired(*found)) if found else "missing"])
+            row.append(_gain(folder, problem, name, "sgd"))
+        rows.append([*row, _gain(folder, problem, "osgd-all", "sgd-osgd-length")])
     header = ["problem", "OSGD", "SGD's direction, OSGD's length", "OSGD's direction, SGD's length"]
     header.append("OSGD − SGD's direction, OSGD's length")
     yield (
@@ -237,7 +235,9 @@ def _price(folder: Path) -> str:
         for name in (*SCOPES[:3], "sgd-clipped", "sgd-longer"):
             if found := best_tuned(folder, problem, name, "sgd"):
                 work, than = (each.runs[0]["step_flops"] * each.runs[0]["steps"] for each in found)
-                rows.append([problem.name, name, f"{work / than:.2f}", str(paired(*found))])
+                rows.append(
+                    [problem.name, name, f"{work / than:.2f}", _gain(folder, problem, name, "sgd")]
+                )
     header = ["problem", "method", "work of training over SGD's", "mean − SGD's"]
     return (
         "## What it costs\n\nWork is counted before compilation, from the traced step. All train"
@@ -313,6 +313,12 @@ def _images(folder: Path) -> str:
         names = plan.Study(folder).shortlist(images=True)
         parts.append(f"### {problem.name}\n\n" + _results_table(folder, problem, names))
     return "\n\n".join(parts)
+
+
+def _gain(folder: Path, problem: Problem, name: str, base: str) -> str:
+    """How far a candidate is above another on test data, both tuned by the same stage."""
+    found = best_tuned(folder, problem, name, base)
+    return str(paired(found[0], found[1])) if found else "missing"
 
 
 def _table(header: list[str], rows: Iterable[list[Any]]) -> str:
