@@ -7,14 +7,13 @@ validation data of one problem; the best go on to the test data, and to the othe
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Literal
 
 import tyro
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from experiments.study import report
-from experiments.study.plan import PARTS, Study
+from experiments.study.plan import PARTS, Part, Study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Config:
       output: folder of the results.
     """
 
-    parts: tuple[Literal["screen", "families", "rates", "settings", "images"], ...] = PARTS
+    parts: tuple[Part, ...] = PARTS
     fashion_mnist: Path | None = None
     cifar10_jpeg: Path | None = None
     output: Path = Path("experiments/results/study")

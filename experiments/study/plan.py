@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from experiments.study import problems
 from experiments.study.candidates import (
     CANDIDATES,
+    CONFIRMED,
     CONTROLS,
     CORE,
     FIXED_WEIGHTS,
@@ -20,12 +21,16 @@ from experiments.study.candidates import (
     alone,
 )
 from experiments.study.problems import SCREEN, Problem
-from experiments.study.runs import Runs, accuracies, best_rate, by_rate, read
+from experiments.study.runs import TUNING_SEEDS, Runs, accuracies, by_rate, read
 
-PARTS = ("screen", "families", "rates", "settings", "images")
+Part = Literal["screen", "families", "rates", "confirm", "settings", "images"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
-RANKING_SEEDS = range(10, 20)
+RANKING_SEEDS = TUNING_SEEDS["rates"]
 TEST_SEEDS = range(100, 120)
+
+# Not seen by anything before the question that they answer was put.
+FRESH_SEEDS = range(200, 240)
 
 # An image net trains for minutes, so that fewer are trained.
 IMAGE_TEST_SEEDS = range(100, 105)
@@ -55,7 +60,7 @@ class Study:
     cifar10_jpeg: Path | None = None
     advance: Callable[[str], None] = lambda line: None
 
-    def run(self, part: str) -> None:
+    def run(self, part: Part) -> None:
         """Run one of `PARTS`, as far as it is not done."""
         if part == "screen":
             self._screen()
@@ -66,9 +71,12 @@ class Study:
             for problem in problems.FAMILIES:
                 for name in CORE:
                     runs = self._runs(problem, name)
-                    for rate in runs.candidate.rates:
-                        runs.finish("rates", rate, RANKING_SEEDS)
-                    runs.finish("test", best_rate(runs.kept, "rates"), TEST_SEEDS)
+                    runs.finish("test", runs.tune("rates"), TEST_SEEDS)
+        elif part == "confirm":
+            for problem in problems.FAMILIES:
+                for name in CONFIRMED:
+                    runs = self._runs(problem, name)
+                    runs.finish("confirm", runs.tune("rates"), FRESH_SEEDS)
         elif part == "settings":
             for problem in problems.SETTINGS:
                 self._test(problem, ("sgd", best_scope(self.folder)), RANKING_SEEDS)

@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 
 from experiments.study import figures, plan, problems
-from experiments.study.candidates import CANDIDATES, CONTROLS, CORE, GRID, SCOPES
+from experiments.study.candidates import CANDIDATES, CONFIRMED, CONTROLS, CORE, SCOPES
 from experiments.study.problems import SCREEN, Problem
-from experiments.study.runs import at_rates, by_rate, read
+from experiments.study.runs import at_rates, best_rate, by_rate, read, to_tune
 from experiments.study.statistics import Result, best_tuned, ceilings, interval, paired, result
 
 COMMAND = "python -m experiments.study"
+
+# Rates beside the best that are shown, as factors.
+_NEAR = (0.25, 0.5, 1, 2, 4)
 
 
 def write(folder: Path) -> Path:
@@ -38,6 +41,7 @@ def write(folder: Path) -> Path:
         _problems_table(),
         *_families(folder),
         _rates(folder),
+        _confirmed(folder),
         _screen(folder),
         *_why(folder),
         _price(folder),
@@ -140,34 +144,62 @@ def _results_table(
 def _rates(folder: Path) -> str:
     rows, missing = [], []
     for problem in problems.FAMILIES:
-        found = {
-            name: at_rates(read(folder / problem.name / f"{name}.jsonl"), "rates") for name in CORE
-        }
-        complete = {name: rates for name, rates in found.items() if len(rates) == len(GRID)}
-        missing += [f"{problem.name} {name}" for name in CORE if name not in complete]
-        best = {
-            name: max(rates.values(), key=lambda scores: np.mean(list(scores.values())))
-            for name, rates in complete.items()
-        }
-        for name, rates in complete.items():
+        best = {}
+        for name in CORE:
+            runs = read(folder / problem.name / f"{name}.jsonl")
+            if to_tune(runs, "rates", CANDIDATES[name].rates):
+                missing.append(f"{problem.name} {name}")
+                continue
+            rate, scores = best_rate(runs, "rates"), at_rates(runs, "rates")
+            best[name] = scores[rate]
+            near = [np.mean(list(scores.get(rate * by, {0: np.nan}).values())) for by in _NEAR]
             differences = ["", ""]
             if name != "osgd-shared" and "osgd-shared" in best:
                 base = best["osgd-shared"]
                 values = np.array([best[name][seed] - base[seed] for seed in sorted(base)])
                 tests = _gain(folder, problem, name, "osgd-shared")
                 differences = [str(interval(values)), tests]
-            means = [np.mean(list(scores.values())) for scores in rates.values()]
-            shown = [f"**{mean:.1f}**" if mean == max(means) else f"{mean:.1f}" for mean in means]
-            rows.append([problem.name, name, f"{min(rates):g}", *shown, *differences])
+            shown = ["" if np.isnan(mean) else f"{mean:.1f}" for mean in near]
+            rows.append([problem.name, name, f"{rate:g}", *shown, *differences])
     said = f"\n\nMissing: {', '.join(missing)}." if missing else ""
-    header = ["problem", "method", "first rate", *(f"×{rate / GRID[0]:g}" for rate in GRID)]
+    header = ["problem", "method", "best rate", *(f"×{by:g}" for by in _NEAR)]
     header += ["best − osgd-shared's", "tests − osgd-shared's"]
     return (
         "## Which scope, and how much does the rate matter?\n\nValidation accuracy in percent, the"
-        f" mean over outputs and {len(plan.RANKING_SEEDS)} seeds that did not tune, at every rate"
-        " of the grid. The last columns compare best with best, paired by seed: on this data,"
-        " where both were chosen, so that they flatter alike, and on test data, with other seeds."
-        "\n\n" + _table(header, rows) + said
+        f" mean over outputs and {len(plan.RANKING_SEEDS)} seeds, at the best rate and at multiples"
+        " of it. The last columns compare best with best, paired by seed: on this data, where both"
+        " were chosen, so that they flatter alike, and on test data, with other seeds.\n\n"
+        + _table(header, rows)
+        + said
+    )
+
+
+def _confirmed(folder: Path) -> str:
+    pairs = (("osgd-all", "osgd-shared"), ("osgd-all", "sgd"), ("osgd-shared", "sgd"))
+    pairs += (("sgd-clipped", "osgd-all"),)
+    rows, missing, differences = [], [], []
+    for problem in problems.FAMILIES:
+        found = {name: result(folder, problem, name, "rates", "confirm") for name in CONFIRMED}
+        complete = {name: each for name, each in found.items() if each is not None}
+        if missed := found.keys() - complete.keys():
+            missing += [f"{problem.name} {name}" for name in CONFIRMED if name in missed]
+            continue
+        means = [f"{each.means.mean():.2f}" for each in complete.values()]
+        compared = [paired(complete[a], complete[b]) for a, b in pairs]
+        rows.append([problem.name, *means, *map(str, compared)])
+        differences.append([each.mean for each in compared])
+    if differences:
+        overall = [str(interval(np.array(column))) for column in zip(*differences, strict=True)]
+        rows.append(["*mean over problems*", *[""] * len(CONFIRMED), *overall])
+    said = f"\n\nMissing: {', '.join(missing)}." if missing else ""
+    header = ["problem", *CONFIRMED, *(f"{a} − {b}" for a, b in pairs)]
+    return (
+        "## Confirmed with fresh seeds\n\nWhich scope should be the default was asked of the tests"
+        f" above, and so needs others: {len(plan.FRESH_SEEDS)} seeds that nothing had used, at the"
+        " rates of part `rates`. Test accuracy in percent, the mean over outputs; differences"
+        " paired by seed. The interval of the last row is over the problems.\n\n"
+        + _table(header, rows)
+        + said
     )
 
 
@@ -236,7 +268,7 @@ def _price(folder: Path) -> str:
             if found := best_tuned(folder, problem, name, "sgd"):
                 work, than = (each.runs[0]["step_flops"] * each.runs[0]["steps"] for each in found)
                 rows.append(
-                    [problem.name, name, f"{work / than:.2f}", _gain(folder, problem, name, "sgd")]
+                    [problem.name, name, f"{work / than:.2f}", str(paired(found[0], found[1]))]
                 )
     header = ["problem", "method", "work of training over SGD's", "mean − SGD's"]
     return (

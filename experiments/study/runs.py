@@ -4,9 +4,9 @@ A file holds the runs of one candidate on one problem, a JSON object a line. A r
 file is not done again, so that a study goes on where it stopped.
 """
 
+import functools
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,12 @@ from experiments.study.candidates import Candidate
 from experiments.study.problems import Problem
 from experiments.study.training import Run, Trainer
 
-TUNING_SEEDS = (0, 1)
+# Seeds that choose a rate, by the stage that does: few for all candidates, many for those that the
+# conclusions speak of.
+TUNING_SEEDS = {"tune": range(2), "rates": range(10, 20)}
+
+# Stages that look at the test data.
+TESTS = ("test", "confirm")
 
 
 class Runs:
@@ -47,25 +52,17 @@ class Runs:
         self._trainer: Trainer | None = None
         self.kept = read(self.path)
 
-    def tune(self) -> float:
-        """The rate with the best mean accuracy over outputs and tuning seeds on validation data.
+    def tune(self, stage: str = "tune") -> float:
+        """The rate with the best mean accuracy over outputs and a stage's seeds on validation data.
 
         Where the best rate is at an end of the grid, as many rates beyond it are tried, once.
         """
-        rates = self.candidate.rates
-        self._try(rates)
-        best, step = best_rate(self.kept), rates[1] / rates[0]
-        if math.isclose(best, rates[-1]):
-            self._try(rate * step ** len(rates) for rate in rates)
-        elif best < rates[0] or math.isclose(best, rates[0]):
-            self._try(rate / step ** len(rates) for rate in rates)
-        return best_rate(self.kept)
-
-    def _try(self, rates: Iterable[float]) -> None:
-        self._complete("tune", [(seed, rate) for rate in rates for seed in TUNING_SEEDS])
+        while missing := to_tune(self.kept, stage, self.candidate.rates):
+            self._complete(stage, missing)
+        return best_rate(self.kept, stage)
 
     def finish(self, stage: str, rate: float, seeds: range) -> None:
-        """Train at one rate from many seeds; in stage `"test"` the test data is looked at."""
+        """Train at one rate from many seeds; in a stage of `TESTS` the test data is looked at."""
         self._complete(stage, [(seed, rate) for seed in seeds])
 
     def _complete(self, stage: str, wanted: list[tuple[int, float]]) -> None:
@@ -75,13 +72,13 @@ class Runs:
             return
         if self._trainer is None:
             method = self.candidate.make(self.problem)
-            group = len(TUNING_SEEDS) * len(self.candidate.rates)
+            group = len(TUNING_SEEDS["tune"]) * len(self.candidate.rates)
             self._trainer = Trainer(self.problem, self._dataset(), method, group)
         flops = self._trainer.flops()
         for group in _groups(missing, self._trainer.group):
             trained = self._trainer.train(
                 group,
-                test=stage == "test",
+                test=stage in TESTS,
                 advance=lambda: self._advance(f"{self.problem.name} {self.name} {stage}"),
             )
             lines = [
@@ -100,7 +97,35 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The runs in a file; none if there is no file."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return list(_parse(path.read_text()))
+
+
+# A report asks for the same files many times.
+@functools.cache
+def _parse(text: str) -> tuple[dict[str, Any], ...]:
+    return tuple(json.loads(line) for line in text.splitlines())
+
+
+def to_tune(
+    runs: list[dict[str, Any]], stage: str, grid: Sequence[float]
+) -> list[tuple[int, float]]:
+    """The seeds and rates that a stage of tuning still has to run; empty once it is complete.
+
+    First the grid; then, where its best rate is at one of its ends, as many rates beyond that.
+    """
+    done = {(run["seed"], run["learning_rate"]) for run in runs if run["stage"] == stage}
+
+    def missing(rates: Sequence[float]) -> list[tuple[int, float]]:
+        wanted = [(seed, rate) for rate in rates for seed in TUNING_SEEDS[stage]]
+        return [run for run in wanted if run not in done]
+
+    if first := missing(grid):
+        return first
+    best = best_rate([run for run in runs if run["learning_rate"] in grid], stage)
+    if best not in (grid[0], grid[-1]):
+        return []
+    factor = (grid[1] / grid[0]) ** len(grid)
+    return missing([rate * factor if best == grid[-1] else rate / factor for rate in grid])
 
 
 def accuracies(runs: list[dict[str, Any]], stage: str, split: str) -> dict[int, np.ndarray]:

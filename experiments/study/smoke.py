@@ -40,7 +40,7 @@ def stored(folder: Path, name: str) -> list[dict[str, Any]]:
 def again(kept: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """The same runs, trained now."""
     dataset = SCREEN.load(None, None)
-    trainer = Trainer(SCREEN, dataset, CANDIDATES[name].make(SCREEN), len(TUNING_SEEDS))
+    trainer = Trainer(SCREEN, dataset, CANDIDATES[name].make(SCREEN), len(TUNING_SEEDS["tune"]))
     return trainer.train([Run(run["seed"], run["learning_rate"]) for run in kept], test=False)
 
 

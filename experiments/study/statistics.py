@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from experiments.study.candidates import GRID, alone
+from experiments.study.candidates import CANDIDATES, alone
 from experiments.study.problems import Problem
-from experiments.study.runs import accuracies, best_rate, by_rate, read
+from experiments.study.runs import accuracies, best_rate, by_rate, read, to_tune
 
 
 class Result(NamedTuple):
@@ -55,7 +55,9 @@ class Interval(NamedTuple):
         return abs(self.mean) > self.half_width
 
 
-def result(folder: Path, problem: Problem, name: str, stage: str = "tune") -> Result | None:
+def result(
+    folder: Path, problem: Problem, name: str, stage: str = "tune", tests: str = "test"
+) -> Result | None:
     """The tests of a candidate, at the rate that one stage chose.
 
     Args:
@@ -63,18 +65,18 @@ def result(folder: Path, problem: Problem, name: str, stage: str = "tune") -> Re
       problem: what was trained.
       name: of the candidate.
       stage: `"tune"`, with two seeds, or `"rates"`, with ten.
+      tests: the stage of the tests: `"test"`, or `"confirm"` with fresh seeds.
 
     Returns:
-      None where that stage or its tests are missing.
+      None where tuning is not complete or its tests are missing.
     """
     kept = read(folder / problem.name / f"{name}.jsonl")
-    tried = list(by_rate(kept, stage))
-    if len(tried) < len(GRID):
+    if to_tune(kept, stage, (CANDIDATES | alone(problem))[name].rates):
         return None
-    rate = best_rate(kept, stage)
-    runs = [run for run in kept if run["stage"] == "test" and run["learning_rate"] == rate]
-    tests = accuracies(runs, "test", "test")
-    return Result(name, rate, rate in (tried[0], tried[-1]), tests, runs) if tests else None
+    tried, rate = list(by_rate(kept, stage)), best_rate(kept, stage)
+    runs = [run for run in kept if run["stage"] == tests and run["learning_rate"] == rate]
+    scores = accuracies(runs, tests, "test")
+    return Result(name, rate, rate in (tried[0], tried[-1]), scores, runs) if scores else None
 
 
 def best_tuned(folder: Path, problem: Problem, *names: str) -> list[Result]:

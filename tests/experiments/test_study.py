@@ -20,7 +20,7 @@ from experiments.nets import make_net
 from experiments.study import candidates, plan, report, smoke
 from experiments.study.candidates import CANDIDATES, Candidate
 from experiments.study.problems import PROBLEMS, SCREEN
-from experiments.study.runs import Runs, best_rate, read
+from experiments.study.runs import TESTS, TUNING_SEEDS, Runs, best_rate, read, to_tune
 from experiments.study.statistics import Result, best_tuned, paired, result
 from experiments.study.training import Run, Trainer
 from experiments.training import compile_runs
@@ -183,13 +183,13 @@ def test_stored_runs_are_strict_json_of_known_problems():
 def test_test_data_is_looked_at_with_the_chosen_rates_only():
     for path in _STORED.glob("*/*.jsonl"):
         runs = read(path)
-        tested = {run["learning_rate"] for run in runs if run["stage"] == "test"}
+        tested = {run["learning_rate"] for run in runs if run["stage"] in TESTS}
         stages = {run["stage"] for run in runs} & {"tune", "rates"}
         assert tested <= {best_rate(runs, stage) for stage in stages}
 
 
 def _run(stage, seed, rate, accuracy):
-    split = "test" if stage == "test" else "validation"
+    split = "test" if stage in TESTS else "validation"
     return {
         "stage": stage,
         "seed": seed,
@@ -204,38 +204,66 @@ def _store(folder, problem, name, runs):
     path.write_text("".join(json.dumps(run) + "\n" for run in runs))
 
 
+_BELOW = tuple(rate / 32 for rate in candidates.GRID)
+
+
 def _tuned_and_tested(best, tested, stage):
-    """Runs at the whole grid, of which one rate is best, and tests at it."""
-    rates = [_run(stage, 0, rate, 0.9 if rate == best else 0.5) for rate in candidates.GRID]
-    return rates + [_run("test", seed, best, tested + seed / 1000) for seed in range(3)]
+    """Runs at the whole grid, and below it where it must go on; tests at the best of its rates."""
+    rates = candidates.GRID if best in candidates.GRID[1:-1] else (*candidates.GRID, *_BELOW)
+    tuning = [
+        _run(stage, seed, rate, 0.9 if rate == best else 0.5)
+        for rate in rates
+        for seed in TUNING_SEEDS[stage]
+    ]
+    return tuning + [_run("test", seed, best, tested + seed / 1000) for seed in range(3)]
+
+
+@pytest.mark.parametrize("stage", list(TUNING_SEEDS))
+def test_tuning_is_complete_with_every_seed_and_the_rates_beyond_the_best_end(stage):
+    grid, seeds = candidates.GRID, TUNING_SEEDS[stage]
+    inside = _tuned_and_tested(0.4, 0.6, stage)
+    assert to_tune(inside, stage, grid) == []
+    assert to_tune(inside[1:], stage, grid) == [(seeds[0], grid[0])]
+    below = _tuned_and_tested(0.1, 0.6, stage)
+    assert to_tune(below, stage, grid) == []
+    on_grid = [run for run in below if run["learning_rate"] in grid]
+    assert to_tune(on_grid, stage, grid) == [(seed, rate) for rate in _BELOW for seed in seeds]
 
 
 def test_result_is_of_the_tests_at_the_rate_that_the_stage_chose(tmp_path):
-    runs = _tuned_and_tested(0.1, 0.6, "tune") + _tuned_and_tested(0.4, 0.7, "rates")
+    end = min(_BELOW)
+    runs = _tuned_and_tested(end, 0.6, "tune") + _tuned_and_tested(0.4, 0.7, "rates")
     _store(tmp_path, SCREEN, "sgd", runs)
-    for stage, rate, mean in (("tune", 0.1, 60.1), ("rates", 0.4, 70.1)):
+    for stage, rate, mean in (("tune", end, 60.1), ("rates", 0.4, 70.1)):
         found = result(tmp_path, SCREEN, "sgd", stage)
-        assert (found.rate, found.is_edge) == (rate, rate == 0.1)
+        assert (found.rate, found.is_edge) == (rate, rate == end)
         np.testing.assert_allclose(found.means, [mean] * 3)
+    fresh = [_run("confirm", seed, 0.4, 0.8) for seed in range(3)]
+    _store(tmp_path, SCREEN, "sgd", runs + fresh)
+    found = result(tmp_path, SCREEN, "sgd", "rates", "confirm")
+    np.testing.assert_allclose(found.means, [80] * 3)
 
 
 def test_comparison_takes_all_rates_from_one_stage(tmp_path):
-    both = _tuned_and_tested(0.1, 0.6, "tune") + _tuned_and_tested(0.4, 0.7, "rates")
+    both = _tuned_and_tested(0.8, 0.6, "tune") + _tuned_and_tested(0.4, 0.7, "rates")
     _store(tmp_path, SCREEN, "sgd", both)
     _store(tmp_path, SCREEN, "osgd-all", both)
-    _store(tmp_path, SCREEN, "adamw", _tuned_and_tested(0.2, 0.65, "tune"))
+    _store(tmp_path, SCREEN, "osgd-reach", _tuned_and_tested(0.2, 0.65, "tune"))
     rates = [found.rate for found in best_tuned(tmp_path, SCREEN, "osgd-all", "sgd")]
     assert rates == [0.4, 0.4]
-    assert [f.rate for f in best_tuned(tmp_path, SCREEN, "adamw", "sgd")] == [0.2, 0.1]
-    assert best_tuned(tmp_path, SCREEN, "lars", "sgd") == []
-    unfinished = [run for run in both if (run["stage"], run["learning_rate"]) != ("rates", 1.6)]
+    assert [f.rate for f in best_tuned(tmp_path, SCREEN, "osgd-reach", "sgd")] == [0.2, 0.8]
+    assert best_tuned(tmp_path, SCREEN, "pcgrad", "sgd") == []
+    lacking = ("rates", 1.6, TUNING_SEEDS["rates"][-1])
+    unfinished = [
+        run for run in both if (run["stage"], run["learning_rate"], run["seed"]) != lacking
+    ]
     _store(tmp_path, SCREEN, "sgd", unfinished)
-    assert [f.rate for f in best_tuned(tmp_path, SCREEN, "osgd-all", "sgd")] == [0.1, 0.1]
+    assert [f.rate for f in best_tuned(tmp_path, SCREEN, "osgd-all", "sgd")] == [0.8, 0.8]
 
 
 def test_branched_nets_are_compared_at_equal_work(tmp_path):
     branched = PROBLEMS["mnist1d-branched"]
-    runs = _tuned_and_tested(0.1, 0.6, "tune")
+    runs = _tuned_and_tested(0.4, 0.6, "tune")
     for run in runs[-3:]:
         run["test_accuracy"] = [0.6, 0.8, 0.9]
     _store(tmp_path, branched, "sgd", runs)
@@ -246,13 +274,14 @@ def test_branched_nets_are_compared_at_equal_work(tmp_path):
 
 
 def test_warm_up_takes_a_share_of_the_steps_of_sgd():
-    params = jnp.ones(3)
-    sgd, warm = (CANDIDATES[name].make(_SMALL).optimizer(0.1) for name in ("sgd", "sgd-warmup"))
-    # 2 epochs of 200 examples in batches of 100; a tenth of 4 steps is less than one.
+    # In batches of 100, 2 epochs of 200 examples are 4 steps, of which a tenth is less than one; 20
+    # epochs are 40 steps, of which the first 4 warm up.
     long = dataclasses.replace(_SMALL, epochs=20)
-    slow = CANDIDATES["sgd-warmup"].make(long).optimizer(0.1)
+    params = jnp.ones(3)
+    sgd = CANDIDATES["sgd"].make(_SMALL).optimizer(0.1)
     plain, _ = sgd.update(params, sgd.init(params), params)
-    for tx, share in ((warm, 1), (slow, 1 / 4)):
+    for problem, share in ((_SMALL, 1), (long, 1 / 4)):
+        tx = CANDIDATES["sgd-warmup"].make(problem).optimizer(0.1)
         update, _ = tx.update(params, tx.init(params), params)
         np.testing.assert_allclose(update, share * plain, rtol=1e-6)
 
