@@ -92,7 +92,9 @@ class GroupNorm(nnx.Module):
         self.scale = nnx.Param(jnp.asarray(np.ones(features), param_dtype))
         self.bias = nnx.Param(jnp.asarray(np.zeros(features), param_dtype))
         most = min(_MOST_GROUPS, max(1, features // _LEAST_GROUP_SIZE))
-        self.groups = max(n for n in range(1, most + 1) if features % n == 0)
+        groups = max(n for n in range(1, most + 1) if features % n == 0)
+        # Channels and groups of each part; more than one where stripes were put together.
+        self.parts = ((features, groups),)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[batch, *spatial, features] → the same shape and dtype."""
@@ -106,6 +108,9 @@ class GroupNorm(nnx.Module):
 
     def _over_groups(self, moment: jax.Array) -> jax.Array:
         """[batch, features] → the mean of each group in the place of its members."""
-        batch, features = moment.shape
-        grouped = moment.reshape(batch, self.groups, -1).mean(-1)
-        return jnp.repeat(grouped, features // self.groups, axis=1)
+        means, start = [], 0
+        for features, groups in self.parts:
+            part = moment[:, start : start + features].reshape(-1, groups, features // groups)
+            means.append(jnp.repeat(part.mean(-1), features // groups, axis=1))
+            start += features
+        return jnp.concatenate(means, axis=1)

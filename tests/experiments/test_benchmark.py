@@ -16,6 +16,7 @@ from experiments import (
     benchmark,
     benchmark_aggregation,
     benchmark_anytime,
+    benchmark_layers,
     benchmark_peer,
     benchmark_steps,
 )
@@ -103,6 +104,20 @@ def test_the_command_writes_every_figure(tmp_path):
     assert page.count("\n| branched | 1 | 4 |") == 2
 
 
+def test_the_benchmark_of_layers_writes_its_tables(tmp_path):
+    output = tmp_path / "layers.json"
+    command = [sys.executable, "-m", "experiments.benchmark_layers", "--channels", "8"]
+    command += ["--batch-sizes", "2", "--rounds", "1", "--output", str(output)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    written = json.loads(output.read_text())
+    assert [row["spatial_dims"] for row in written["stripes"]] == [1, 2]
+    # Of all pairs of channels (1/4, 1/2, 1) of them reach 11/16; the stem reads the whole image.
+    for row in written["stripes"]:
+        assert 11 / 16 <= row["work"] <= 0.72
+    assert output.with_suffix(".md").read_text() == benchmark_layers.report(written)
+
+
 @pytest.mark.parametrize(
     ("name", "module"),
     [
@@ -110,6 +125,7 @@ def test_the_command_writes_every_figure(tmp_path):
         ("benchmark_outputs", benchmark),
         ("anytime", benchmark_anytime),
         ("anytime_one_core", benchmark_anytime),
+        ("layers", benchmark_layers),
     ],
 )
 def test_stored_tables_are_those_of_the_stored_figures(name, module):

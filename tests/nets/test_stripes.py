@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from small_nets import example, randomise
 
 from osgd_jax import nets
 
@@ -72,6 +73,36 @@ def test_stripes_equal_a_dense_convolution_with_a_block_triangular_mask(spatial_
         expected = jax.value_and_grad(masked, argnums=(0, 1))(params, x)
         for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+def test_assembled_nets_have_the_logits_of_each_output(norm, block):
+    with jax.enable_x64(True):
+        sizes = {"widths": (16, 24), "blocks": (1, 2), "block": block, "norm": norm}
+        net = nets.WidthNestedResNet(num_classes=3, in_channels=2, rngs=nnx.Rngs(0), **sizes)
+        randomise(net)
+        x = example(spatial_dims=2)
+        evaluated = {"use_running_average": True, "raise_if_not_found": False}
+        logits = nnx.view(net, **evaluated)(x)
+        for k in range(3):
+            assembled = net.subnetwork(k).assembled()
+            (output,) = nnx.view(assembled, **evaluated)(x)
+            np.testing.assert_allclose(output, logits[k], rtol=1e-12)
+
+
+def test_assembled_nets_are_plain_residual_nets_of_copies():
+    sizes = {"num_classes": 3, "widths": (8, 16), "blocks": (1, 1)}
+    net = nets.WidthNestedResNet(**sizes, rngs=nnx.Rngs(0))
+    assembled = net.assembled()
+    plain = nets.WidthNestedResNet(**sizes, num_outputs=1, rngs=nnx.Rngs(0))
+    shapes = (jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(n))) for n in (assembled, plain))
+    assert next(shapes) == next(shapes)
+    kernel = assembled.stages[0].blocks[0].block.convs[1].conv.conv.kernel
+    np.testing.assert_array_equal(kernel[:, :, 4:, :4], 0)
+    before = np.array(kernel)
+    randomise(net)
+    np.testing.assert_array_equal(kernel, before)
 
 
 def test_stripes_of_the_whole_net_have_the_fractions():
