@@ -185,21 +185,26 @@ def _confirmed(folder: Path) -> str:
             missing += [f"{problem.name} {name}" for name in CONFIRMED if name in missed]
             continue
         means = [f"{each.means.mean():.2f}" for each in complete.values()]
-        compared = [paired(complete[a], complete[b]) for a, b in pairs]
-        rows.append([problem.name, *means, *map(str, compared)])
-        differences.append([each.mean for each in compared])
+        compared = [str(paired(complete[a], complete[b])) for a, b in pairs]
+        rows.append([problem.name, *means, *compared])
+        scores = {
+            n: [each.tests[s].mean() for s in plan.FRESH_SEEDS] for n, each in complete.items()
+        }
+        differences.append([np.subtract(scores[a], scores[b]) for a, b in pairs])
     if differences:
-        overall = [str(interval(np.array(column))) for column in zip(*differences, strict=True)]
-        rows.append(["*mean over problems*", *[""] * len(CONFIRMED), *overall])
+        # [pairs, problems, seeds]
+        by_pair = np.swapaxes(differences, 0, 1)
+        for over, axis in (("seeds", 1), ("problems", 2)):
+            overall = [str(interval(each)) for each in by_pair.mean(axis)]
+            rows.append([f"*mean, interval over {over}*", *[""] * len(CONFIRMED), *overall])
     said = f"\n\nMissing: {', '.join(missing)}." if missing else ""
     header = ["problem", *CONFIRMED, *(f"{a} − {b}" for a, b in pairs)]
     return (
         "## Confirmed with fresh seeds\n\nWhich scope should be the default was asked of the tests"
         f" above, and so needs others: {len(plan.FRESH_SEEDS)} seeds that nothing had used, at the"
         " rates of part `rates`. Test accuracy in percent, the mean over outputs; differences"
-        " paired by seed. The interval of the last row is over the problems.\n\n"
-        + _table(header, rows)
-        + said
+        " paired by seed. The last rows are means over the problems: on these very nets, and as far as"
+        " these stand for other nets.\n\n" + _table(header, rows) + said
     )
 
 
