@@ -180,16 +180,15 @@ def _confirmed(folder: Path) -> str:
     rows, missing, differences = [], [], []
     for problem in problems.FAMILIES:
         found = {name: result(folder, problem, name, "rates", "confirm") for name in CONFIRMED}
-        complete = {name: each for name, each in found.items() if each is not None}
+        seeds = plan.FRESH_SEEDS
+        complete = {n: each for n, each in found.items() if each and len(each.tests) == len(seeds)}
         if missed := found.keys() - complete.keys():
             missing += [f"{problem.name} {name}" for name in CONFIRMED if name in missed]
             continue
         means = [f"{each.means.mean():.2f}" for each in complete.values()]
         compared = [str(paired(complete[a], complete[b])) for a, b in pairs]
         rows.append([problem.name, *means, *compared])
-        scores = {
-            n: [each.tests[s].mean() for s in plan.FRESH_SEEDS] for n, each in complete.items()
-        }
+        scores = {n: [each.tests[s].mean() for s in seeds] for n, each in complete.items()}
         differences.append([np.subtract(scores[a], scores[b]) for a, b in pairs])
     if differences:
         # [pairs, problems, seeds]
@@ -203,8 +202,8 @@ def _confirmed(folder: Path) -> str:
         "## Confirmed with fresh seeds\n\nWhich scope should be the default was asked of the tests"
         f" above, and so needs others: {len(plan.FRESH_SEEDS)} seeds that nothing had used, at the"
         " rates of part `rates`. Test accuracy in percent, the mean over outputs; differences"
-        " paired by seed. The last rows are means over the problems: on these very nets, and as far as"
-        " these stand for other nets.\n\n" + _table(header, rows) + said
+        " paired by seed. The last rows are means over the problems: on these very nets, and as far"
+        " as they stand for others.\n\n" + _table(header, rows) + said
     )
 
 
