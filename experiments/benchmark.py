@@ -7,21 +7,12 @@ interpreter that has torch and torchjd, TorchJD takes the same steps (`benchmark
 """
 
 import dataclasses
-import datetime
-import importlib.metadata
-import json
-import os
-import platform
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
-import tyro
 from flax import nnx
-from rich.console import Console
 from rich.table import Table
 
 from experiments import (
@@ -38,6 +29,7 @@ FAMILIES = {
     "depth-nested": nets.DepthNestedResNet,
     "nested": nets.NestedResNet,
 }
+TITLE = "Benchmark of training steps"
 Method = Literal["sgd", "osgd", "jacrev", "upgrad", "micro-batches"]
 
 
@@ -193,46 +185,5 @@ def tables(results: dict[str, Any]) -> list[Table]:
     return shown
 
 
-def report(written: dict[str, Any]) -> str:
-    """The tables of a file of figures, in Markdown."""
-    title = "Benchmark of training steps"
-    return benchmark_report.page(title, written["command"], written["machine"], tables(written))
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on and with."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "device": jax.devices()[0].device_kind,
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cpus": os.cpu_count(),
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "optax", "flax")},
-    }
-
-
-def main() -> None:
-    """Command line."""
-    console = Console()
-    # Tables are not cut where the output goes to a file.
-    console.width = max(console.width, 120)
-    try:
-        config = tyro.cli(Config, prog="python -m experiments.benchmark", description=__doc__)
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-        with console.status("") as status:
-            results = measure(config, lambda text: status.update(text))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    for table in tables(results):
-        console.print(table)
-    described = json.loads(json.dumps(dataclasses.asdict(config), default=lambda path: path.name))
-    command = benchmark_report.command_of("experiments.benchmark", sys.argv[1:])
-    written = {"command": command, "config": described, "machine": machine(), **results}
-    config.output.write_text(json.dumps(written, indent=1) + "\n")
-    config.output.with_suffix(".md").write_text(report(written))
-    console.print(
-        f"Wrote {config.output} and its tables beside it.", highlight=False, soft_wrap=True
-    )
-
-
 if __name__ == "__main__":
-    main()
+    benchmark_report.run("experiments.benchmark", __doc__, Config, measure, tables, TITLE)

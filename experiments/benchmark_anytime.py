@@ -6,27 +6,23 @@ so for all of them; ratios are medians of the ratios within a round.
 """
 
 import dataclasses
-import json
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
-import tyro
 from flax import nnx
-from rich.console import Console
 from rich.table import Table
 
 import osgd_jax
 from experiments import benchmark_report, data, methods
-from experiments.benchmark import machine
 from experiments.nets import make_net
 from experiments.training import compile_runs
 from osgd_jax import AnytimePredictor
 
+TITLE = "Benchmark of running stage by stage"
 _LATE = 1.1  # an answer counts as late after this many times its deadline
 _WARM_UP = 3
 
@@ -74,8 +70,8 @@ class Config:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least 1.")
 
 
-def measure(config: Config) -> Iterator[dict[str, Any]]:
-    """Rows of results, one for each net.
+def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
+    """A row of figures for each net.
 
     Raises:
       ValueError: sizes that do not fit each other or the data.
@@ -84,13 +80,15 @@ def measure(config: Config) -> Iterator[dict[str, Any]]:
     test = dataset.test
     if not config.batch_size <= len(test.labels):
         raise ValueError(f"batch_size={config.batch_size} exceeds {len(test.labels)} examples.")
+    rows = []
     for family in config.nets:
+        report(family)
         net = _train(config, family, dataset)
         predictor = AnytimePredictor(net)
         x = test.inputs[: config.batch_size]
         latencies = predictor.calibrate(x)
         costs = osgd_jax.cost(net, dataset.input_shape)
-        yield {
+        row = {
             "net": family,
             "outputs": config.outputs,
             "batch_size": config.batch_size,
@@ -99,6 +97,8 @@ def measure(config: Config) -> Iterator[dict[str, Any]]:
             **_compare_ways(net, predictor, x, config.rounds),
             **_meet_deadlines(config, predictor, test),
         }
+        rows.append(row)
+    return {"rows": rows}
 
 
 def _train(config: Config, family: str, dataset: data.Dataset) -> Any:
@@ -237,39 +237,10 @@ def deadline_table(rows: list[dict[str, Any]]) -> Table:
     return shown
 
 
-def report(results: dict[str, Any]) -> str:
-    """The tables of a file of figures, in Markdown."""
-    shown = speed_table(results["rows"]), deadline_table(results["rows"])
-    title = "Benchmark of running stage by stage"
-    return benchmark_report.page(title, results["command"], results["machine"], shown)
-
-
-def main() -> None:
-    """Command line."""
-    config = tyro.cli(Config, prog="python -m experiments.benchmark_anytime", description=__doc__)
-    console = Console()
-    # Tables are not cut where the output goes to a file.
-    console.width = max(console.width, 100)
-    rows = []
-    try:
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-        with console.status("") as status:
-            for row in measure(config):
-                rows.append(row)
-                status.update(f"{row['net']} done")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    console.print(speed_table(rows))
-    console.print(deadline_table(rows))
-    described = dataclasses.asdict(config) | {"output": config.output.name}
-    command = benchmark_report.command_of("experiments.benchmark_anytime", sys.argv[1:])
-    results = {"command": command, "config": described, "machine": machine(), "rows": rows}
-    config.output.write_text(json.dumps(results, indent=1) + "\n")
-    config.output.with_suffix(".md").write_text(report(results))
-    console.print(
-        f"Wrote {config.output} and its tables beside it.", highlight=False, soft_wrap=True
-    )
+def tables(results: dict[str, Any]) -> list[Table]:
+    """Of speed and of deadlines."""
+    return [speed_table(results["rows"]), deadline_table(results["rows"])]
 
 
 if __name__ == "__main__":
-    main()
+    benchmark_report.run("experiments.benchmark_anytime", __doc__, Config, measure, tables, TITLE)

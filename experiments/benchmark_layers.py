@@ -7,24 +7,22 @@ medians of the ratios within a round.
 """
 
 import dataclasses
-import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from flax import nnx
 from jax import lax
-from rich.console import Console
 from rich.table import Table
 
 import osgd_jax
 from experiments import benchmark_report
-from experiments.benchmark import machine
 from experiments.benchmark_steps import spread, time_in_turn
+
+TITLE = "Benchmark of the layers of nested nets"
 
 # An example of each number of spatial axes: a sequence as in MNIST-1D, an image as in CIFAR-10.
 _SPATIAL = {1: (40,), 2: (32, 32)}
@@ -126,12 +124,13 @@ def _compare(ways: dict[str, Any], rounds: int) -> dict[str, Any]:
     return times | {"ratio": spread(first / second)}
 
 
-def measure(config: Config) -> dict[str, list[dict[str, Any]]]:
+def measure(config: Config, report: Callable[[str], None]) -> dict[str, list[dict[str, Any]]]:
     """Rows of figures on stripes and on streams."""
     rows: dict[str, list[dict[str, Any]]] = {"stripes": [], "streams": []}
     for dims, spatial in _SPATIAL.items():
         for channels in config.channels:
             for batch in config.batch_sizes:
+                report(f"{dims} axes, {channels} channels, batch {batch}")
                 case = (spatial, channels, batch, config.outputs, config.rounds)
                 said = {"spatial_dims": dims, "channels": channels, "batch_size": batch}
                 rows["stripes"].append(said | compare_stripes(*case))
@@ -162,35 +161,5 @@ def tables(results: dict[str, Any]) -> list[Table]:
     return shown
 
 
-def report(results: dict[str, Any]) -> str:
-    """The tables of a file of figures, in Markdown."""
-    title = "Benchmark of the layers of nested nets"
-    return benchmark_report.page(title, results["command"], results["machine"], tables(results))
-
-
-def main() -> None:
-    """Command line."""
-    config = tyro.cli(Config, prog="python -m experiments.benchmark_layers", description=__doc__)
-    console = Console()
-    # Tables are not cut where the output goes to a file.
-    console.width = max(console.width, 100)
-    try:
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-        with console.status("Timing"):
-            rows = measure(config)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    command = benchmark_report.command_of("experiments.benchmark_layers", sys.argv[1:])
-    described = dataclasses.asdict(config) | {"output": config.output.name}
-    results = {"command": command, "config": described, "machine": machine(), **rows}
-    for table in tables(results):
-        console.print(table)
-    config.output.write_text(json.dumps(results, indent=1) + "\n")
-    config.output.with_suffix(".md").write_text(report(results))
-    console.print(
-        f"Wrote {config.output} and its tables beside it.", highlight=False, soft_wrap=True
-    )
-
-
 if __name__ == "__main__":
-    main()
+    benchmark_report.run("experiments.benchmark_layers", __doc__, Config, measure, tables, TITLE)

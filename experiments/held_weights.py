@@ -23,7 +23,7 @@ from rich.console import Console
 
 import osgd_jax
 from experiments import data, methods
-from experiments.benchmark import machine
+from experiments.benchmark_report import described, machine
 from experiments.benchmark_steps import operations
 from experiments.data import epoch_batches
 from experiments.nets import make_net
@@ -341,8 +341,7 @@ def main() -> None:
     """Command line."""
     config = tyro.cli(Config, prog="python -m experiments.held_weights", description=__doc__)
     console = Console()
-    described = dataclasses.asdict(config) | {"output": config.output.name}
-    results = {"config": described, "machine": machine(), "rows": []}
+    results = {"config": described(config), "machine": machine(), "rows": []}
     try:
         config.output.parent.mkdir(parents=True, exist_ok=True)
         for row in measure(config):

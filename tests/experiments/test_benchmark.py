@@ -18,8 +18,13 @@ from experiments import (
     benchmark_anytime,
     benchmark_layers,
     benchmark_peer,
+    benchmark_report,
     benchmark_steps,
 )
+
+
+def page(module, written):
+    return benchmark_report.page(module.TITLE, written, module.tables(written))
 
 
 def dense_problem():
@@ -115,7 +120,7 @@ def test_the_benchmark_of_layers_writes_its_tables(tmp_path):
     # Of all pairs of channels (1/4, 1/2, 1) of them reach 11/16; the stem reads the whole image.
     for row in written["stripes"]:
         assert 11 / 16 <= row["work"] <= 0.72
-    assert output.with_suffix(".md").read_text() == benchmark_layers.report(written)
+    assert output.with_suffix(".md").read_text() == page(benchmark_layers, written)
 
 
 @pytest.mark.parametrize(
@@ -131,8 +136,7 @@ def test_the_benchmark_of_layers_writes_its_tables(tmp_path):
 )
 def test_stored_tables_are_those_of_the_stored_figures(name, module):
     figures = Path(__file__).parents[2] / "experiments" / "results" / f"{name}.json"
-    stored = figures.with_suffix(".md").read_text()
-    assert stored == module.report(json.loads(figures.read_text()))
+    assert figures.with_suffix(".md").read_text() == page(module, json.loads(figures.read_text()))
 
 
 @pytest.mark.parametrize(
