@@ -72,6 +72,9 @@ class Study:
                 for name in CORE:
                     runs = self._runs(problem, name)
                     runs.finish("test", runs.tune("rates"), TEST_SEEDS)
+            for name in CONFIRMED:
+                runs = self._runs(problems.IMAGES[0], name)
+                runs.finish("test", runs.tune("rates"), TEST_SEEDS[:10])
         elif part == "confirm":
             for problem in problems.FAMILIES:
                 for name in CONFIRMED:

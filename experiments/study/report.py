@@ -14,6 +14,8 @@ from experiments.study.statistics import Result, best_tuned, ceilings, interval,
 
 COMMAND = "python -m experiments.study"
 
+_BY_TWO_SEEDS = "Rates chosen with two seeds:"
+
 # Rates beside the best that are shown, as factors.
 _NEAR = (0.25, 0.5, 1, 2, 4)
 
@@ -65,8 +67,9 @@ for a seed, the same number of epochs and the same schedule (half a cosine down 
 Nesterov momentum of 0.9, unless the method is another optimizer. Nets are normalised by batch.
 
 Two seeds turned out to choose badly where single seeds fail. So the methods that the conclusions
-speak of (part `rates`) were then tuned anew with {ranking} seeds, on the nets for sequences, and
-tested at those rates; comparisons below take both sides from there, or both from two seeds.
+speak of (part `rates`) were then tuned anew with {ranking} seeds, on the nets for sequences and on
+{problems.IMAGES[0].name}, and tested at those rates; comparisons below take both sides from there,
+or both from two seeds.
 
 All candidates are tuned ({tuning} seeds) on {SCREEN.name}. The best {plan.RANKED}, and those that
 answer a question, are ranked on validation data with {ranking} other seeds. The best
@@ -105,7 +108,8 @@ def _families(folder: Path) -> Iterator[str]:
         names = plan.Study(folder).shortlist()
         yield f"### {problem.name}"
         yield _results_table(folder, problem, CORE, "rates")
-        yield "Rates chosen with two seeds:\n\n" + _results_table(folder, problem, names)
+        yield _BY_TWO_SEEDS
+        yield _results_table(folder, problem, names)
     if picture := figures.families(folder):
         yield f"![Accuracy against multiply-adds]({folder.name}/{picture.name})"
 
@@ -346,8 +350,11 @@ def _settings(folder: Path) -> str:
 def _images(folder: Path) -> str:
     parts = ["## Images"]
     for problem in problems.IMAGES:
+        parts.append(f"### {problem.name}")
+        if problem == problems.IMAGES[0]:
+            parts += [_results_table(folder, problem, CONFIRMED, "rates"), _BY_TWO_SEEDS]
         names = plan.Study(folder).shortlist(images=True)
-        parts.append(f"### {problem.name}\n\n" + _results_table(folder, problem, names))
+        parts.append(_results_table(folder, problem, names))
     return "\n\n".join(parts)
 
 

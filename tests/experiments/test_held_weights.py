@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,13 @@ def test_only_the_shared_part_is_scaled_down_to_the_longest():
     np.testing.assert_array_equal(clipped["heads"][0], free["heads"][0])
     same, _ = held_weights.one_pass(losses_of, params, weights, 2 * length)
     np.testing.assert_array_equal(same["shared"], free["shared"])
+
+
+@pytest.mark.parametrize("name", ["held_weights", "held_weights_second"])
+def test_stored_tables_are_those_of_the_stored_figures(name):
+    figures = Path(__file__).parents[2] / "experiments" / "results" / f"{name}.json"
+    written = json.loads(figures.read_text())
+    assert figures.with_suffix(".md").read_text() == held_weights.table(written)
 
 
 @pytest.mark.slow
