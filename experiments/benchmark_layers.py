@@ -1,12 +1,13 @@
 """Ways to compute the layers of nested nets: which is faster, and where.
 
-The last output of a net nested in width, stripe by stripe and assembled into a plain net; and the
+The last output of a net nested in width, stripe by stripe and assembled into a plain net; the
 convolutions that several streams of a net nested in depth run at the same resolution, one after the
-other and as one grouped convolution. All ways are timed in turn, round after round; ratios are
-medians of the ratios within a round.
+other and as one grouped convolution; and a convolution with its derivatives, in three forms. All
+ways are timed in turn, round after round; ratios are medians of the ratios within a round.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,26 +82,64 @@ def compare_streams(
     """
     kernels = [_normal((3,) * len(spatial) + (channels, channels), k) for k in range(outputs)]
     states = [_normal((batch, *spatial, channels), k) for k in range(outputs)]
-    layouts = ("NHC", "HIO", "NHC") if len(spatial) == 1 else ("NHWC", "HWIO", "NHWC")
-
-    def convolve(x: jax.Array, kernel: jax.Array, groups: int = 1) -> jax.Array:
-        return lax.conv_general_dilated(
-            *(x, kernel, (1,) * len(spatial), "SAME"),
-            dimension_numbers=layouts,
-            feature_group_count=groups,
-        )
 
     def in_sequence(states: list[jax.Array]) -> list[jax.Array]:
-        return [convolve(x, kernel) for x, kernel in zip(states, kernels, strict=True)]
+        return [_convolve(x, kernel) for x, kernel in zip(states, kernels, strict=True)]
 
     def grouped(states: jax.Array) -> jax.Array:
-        return convolve(states, jnp.concatenate(kernels, axis=-1), outputs)
+        return _convolve(states, jnp.concatenate(kernels, axis=-1), groups=outputs)
 
     ways = {
         "sequence": _compile(in_sequence, states),
         "grouped": _compile(grouped, jnp.concatenate(states, axis=-1)),
     }
     return _compare(ways, rounds)
+
+
+def compare_convolutions(
+    spatial: tuple[int, ...], channels: int, batch: int, rounds: int
+) -> dict[str, Any]:
+    """A 3×3 convolution, its derivatives by input and kernel included, in three forms."""
+    x, kernel = _normal((batch, *spatial, channels)), _normal((3,) * len(spatial) + (channels,) * 2)
+    channels_first = jnp.moveaxis(x, -1, 1), jnp.moveaxis(kernel, (-1, -2), (0, 1))
+    forms = {
+        "channels last": (_convolve, (x, kernel)),
+        "channels first": (_convolve_channels_first, channels_first),
+        "windows": (_product_of_windows, (x, kernel)),
+    }
+
+    def with_derivatives(form: Callable[..., jax.Array]) -> Callable[..., Any]:
+        def computed(args: tuple[jax.Array, jax.Array]) -> Any:
+            y, pull_back = jax.vjp(form, *args)
+            return y, pull_back(y)
+
+        return computed
+
+    ways = {name: _compile(with_derivatives(form), args) for name, (form, args) in forms.items()}
+    return _compare(ways, rounds)
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, groups: int = 1) -> jax.Array:
+    layouts = ("NHC", "HIO", "NHC") if x.ndim == 3 else ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        *(x, kernel, (1,) * (x.ndim - 2), "SAME"),
+        dimension_numbers=layouts,
+        feature_group_count=groups,
+    )
+
+
+def _convolve_channels_first(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(x, kernel, (1,) * (x.ndim - 2), "SAME")
+
+
+def _product_of_windows(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    spatial = x.shape[1:-1]
+    padded = jnp.pad(x, [(0, 0), *[(1, 1)] * len(spatial), (0, 0)])
+    windows = [
+        padded[:, *(slice(t, t + size) for t, size in zip(taps, spatial, strict=True))]
+        for taps in itertools.product(range(3), repeat=len(spatial))
+    ]
+    return jnp.concatenate(windows, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def _normal(shape: tuple[int, ...], seed: int = 0) -> jax.Array:
@@ -118,47 +157,60 @@ def _compile(function: Any, x: Any) -> Any:
 
 
 def _compare(ways: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """Times by way, and ratios of the first way's to each of the others'."""
     seconds = time_in_turn(ways, rounds)
-    first, second = seconds.values()
-    times = {f"{name}_ms": spread(1e3 * each) for name, each in seconds.items()}
-    return times | {"ratio": spread(first / second)}
+    first, *others = seconds
+    return {
+        "ms": {name: spread(1e3 * each) for name, each in seconds.items()},
+        "ratios": {name: spread(seconds[first] / seconds[name]) for name in others},
+    }
 
 
 def measure(config: Config, report: Callable[[str], None]) -> dict[str, list[dict[str, Any]]]:
-    """Rows of figures on stripes and on streams."""
-    rows: dict[str, list[dict[str, Any]]] = {"stripes": [], "streams": []}
+    """Rows of figures on stripes, streams and convolutions."""
+    rows: dict[str, list[dict[str, Any]]] = {"stripes": [], "streams": [], "convolutions": []}
     for dims, spatial in _SPATIAL.items():
         for channels in config.channels:
             for batch in config.batch_sizes:
                 report(f"{dims} axes, {channels} channels, batch {batch}")
-                case = (spatial, channels, batch, config.outputs, config.rounds)
+                case = (spatial, channels, batch)
+                settings = (config.outputs, config.rounds)
                 said = {"spatial_dims": dims, "channels": channels, "batch_size": batch}
-                rows["stripes"].append(said | compare_stripes(*case))
-                rows["streams"].append(said | compare_streams(*case))
+                rows["stripes"].append(said | compare_stripes(*case, *settings))
+                rows["streams"].append(said | compare_streams(*case, *settings))
+                compared = compare_convolutions(*case, config.rounds)
+                rows["convolutions"].append(said | compared)
     return rows
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
-    """Times of each way and their ratios; work is that of the stripes over the assembled net's."""
+    """Times of each way, and the first way's over the others'; work is that of the first two."""
     shown = []
-    for part, ways, title in (
-        ("stripes", ("striped", "assembled"), "Last output: striped over assembled"),
-        ("streams", ("sequence", "grouped"), "Streams: in sequence over grouped"),
+    for part, title in (
+        ("stripes", "Last output of a net nested in width"),
+        ("streams", "Streams of a net nested in depth"),
+        ("convolutions", "A convolution and its derivatives"),
     ):
         table = Table(title=title)
-        work = ("work",) if part == "stripes" else ()
-        for column in ("axes", "channels", "batch", *(f"{way} ms" for way in ways), "time", *work):
+        first, *others = results[part][0]["ms"]
+        ways = [f"{way} ms" for way in (first, *others)]
+        ratios = [f"{first} / {way}" for way in others]
+        work = ["work"] if part == "stripes" else []
+        for column in ("axes", "channels", "batch", *ways, *ratios, *work):
             table.add_column(column, justify="right", no_wrap=True)
         for row in results[part]:
-            ratio = row["ratio"]
             table.add_row(
                 *(str(row[name]) for name in ("spatial_dims", "channels", "batch_size")),
-                *(f"{row[f'{way}_ms']['median']:.2f}" for way in ways),
-                f"{ratio['median']:.2f} ({ratio['quarter']:.2f}–{ratio['three_quarters']:.2f})",
+                *(f"{each['median']:.2f}" for each in row["ms"].values()),
+                *map(_median_and_quartiles, row["ratios"].values()),
                 *(f"{row[name]:.2f}" for name in work),
             )
         shown.append(table)
     return shown
+
+
+def _median_and_quartiles(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['quarter']:.2f}–{ratio['three_quarters']:.2f})"
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def run(
     """
     console = Console()
     # Tables are not cut where the output goes to a file.
-    console.width = max(console.width, 120)
+    console.width = max(console.width, 140)
     try:
         config = tyro.cli(config_type, prog=f"python -m {module}", description=description)
         config.output.parent.mkdir(parents=True, exist_ok=True)
