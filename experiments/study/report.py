@@ -148,14 +148,15 @@ def _results_table(
 def _rates(folder: Path) -> str:
     rows, missing = [], []
     for problem in problems.FAMILIES:
-        best = {}
-        for name in CORE:
-            runs = read(folder / problem.name / f"{name}.jsonl")
-            if to_tune(runs, "rates", CANDIDATES[name].rates):
-                missing.append(f"{problem.name} {name}")
-                continue
-            rate, scores = best_rate(runs, "rates"), at_rates(runs, "rates")
-            best[name] = scores[rate]
+        found = {name: read(folder / problem.name / f"{name}.jsonl") for name in CORE}
+        complete = {
+            name: (best_rate(runs, "rates"), at_rates(runs, "rates"))
+            for name, runs in found.items()
+            if not to_tune(runs, "rates", CANDIDATES[name].rates)
+        }
+        missing += [f"{problem.name} {name}" for name in CORE if name not in complete]
+        best = {name: scores[rate] for name, (rate, scores) in complete.items()}
+        for name, (rate, scores) in complete.items():
             near = [np.mean(list(scores.get(rate * by, {0: np.nan}).values())) for by in _NEAR]
             differences = ["", ""]
             if name != "osgd-shared" and "osgd-shared" in best:

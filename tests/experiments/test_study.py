@@ -261,6 +261,35 @@ def test_comparison_takes_all_rates_from_one_stage(tmp_path):
     assert [f.rate for f in best_tuned(tmp_path, SCREEN, "osgd-all", "sgd")] == [0.8, 0.8]
 
 
+def test_rates_are_compared_with_those_of_the_shared_scope(tmp_path):
+    _store(tmp_path, SCREEN, "sgd", _tuned_and_tested(0.4, 0.6, "rates"))
+    _store(tmp_path, SCREEN, "osgd-shared", _tuned_and_tested(0.2, 0.7, "rates"))
+    text = report._rates(tmp_path)
+    row = "| mnist1d-width | sgd | 0.4 | 50.0 | 50.0 | 90.0 | 50.0 | 50.0 | +0.00 ± 0.00 | -10.00"
+    assert row in text
+    assert "mnist1d-width osgd-all" in text.split("Missing: ")[1]
+
+
+def test_fresh_seeds_are_pooled_over_seeds_and_over_problems(tmp_path):
+    rng = np.random.default_rng(0)
+    gains = {}
+    for problem in ("mnist1d-width", "mnist1d-depth"):
+        gains[problem] = rng.normal(1, 0.3, len(plan.FRESH_SEEDS))
+        for name in candidates.CONFIRMED:
+            extra = gains[problem] / 100 if name == "osgd-all" else np.zeros(40)
+            fresh = [
+                _run("confirm", seed, 0.4, 0.5 + more)
+                for seed, more in zip(plan.FRESH_SEEDS, extra, strict=True)
+            ]
+            _store(tmp_path, PROBLEMS[problem], name, _tuned_and_tested(0.4, 0, "rates") + fresh)
+    rows = [line.split(" | ") for line in report._confirmed(tmp_path).splitlines() if "*" in line]
+    both = np.array(list(gains.values()))
+    for row, values in zip(rows, (both.mean(0), both.mean(1)), strict=True):
+        ends = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        mean, half_width = map(float, row[5].split(" ± "))
+        np.testing.assert_allclose([mean - half_width, mean + half_width], ends, atol=0.011)
+
+
 def test_branched_nets_are_compared_at_equal_work(tmp_path):
     branched = PROBLEMS["mnist1d-branched"]
     runs = _tuned_and_tested(0.4, 0.6, "tune")
