@@ -128,6 +128,7 @@ def test_the_benchmark_of_layers_writes_its_tables(tmp_path):
     [
         ("benchmark", benchmark),
         ("benchmark_outputs", benchmark),
+        ("benchmark_batches", benchmark),
         ("benchmark_memory", benchmark),
         ("anytime", benchmark_anytime),
         ("anytime_one_core", benchmark_anytime),
