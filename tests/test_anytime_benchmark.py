@@ -15,7 +15,9 @@ def test_the_benchmark_measures_and_shows_a_net():
         deadlines=20,
         bins=2,
     )
-    (row,) = measure(config)
+    reported = []
+    (row,) = measure(config, reported.append)["rows"]
+    assert reported == ["width-nested"]
     assert len(row["output_ms"]) == len(row["output_over_subnetwork"]) == 2
     assert row["predict_over_forward"] > 0
     assert 0 <= row["more_than_10_percent_late_share"] <= row["late_share"] <= 1
