@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.extend as jex
 import jax.numpy as jnp
+from jax import lax
 
 from osgd_jax import _linear_program
 from osgd_jax._task_rows import TaskRows
@@ -175,7 +176,10 @@ def _pull_back(
     """Transpose the linear program output by output; gather the rows that each leaf receives."""
     num_tasks = len(losses)
     rows: list[dict[int, jax.Array]] = [{} for _ in leaves]
-    for task in range(num_tasks):
+    cotangents: Sequence[jax.Array] = ()
+    # From the last loss, which reads most, one after the other: what a pullback alone reads is
+    # freed before the next begins. In another order, or left to the compiler, all of it is held.
+    for task in reversed(range(num_tasks)):
         pruned, inputs = _linear_program.prune(program, task)
         if not inputs:
             continue
@@ -183,16 +187,42 @@ def _pull_back(
             jex.core.jaxpr_as_fun(pruned), *(jax.typeof(leaves[leaf]) for leaf in inputs)
         )
         # Like the loss, whose type inside `jax.shard_map` names the mesh axes that it varies over.
-        cotangents = transposed([jnp.ones_like(losses[task])])
+        seed = _after(cotangents, jnp.ones_like(losses[task]))
+        cotangents = transposed([seed])
         for leaf, cotangent in zip(inputs, cotangents, strict=True):
             rows[leaf][task] = cotangent
     return [
-        TaskRows(_stack(leaf_rows, leaf), tuple(leaf_rows), num_tasks)
+        TaskRows(_stack(leaf_rows, leaf), tuple(sorted(leaf_rows)), num_tasks)
         for leaf_rows, leaf in zip(rows, leaves, strict=True)
     ]
+
+
+def _after(arrays: Sequence[jax.Array], value: jax.Array) -> jax.Array:
+    """The scalar `value`, not available before the arrays are."""
+
+    def by_barrier(value, *arrays):
+        return lax.optimization_barrier((value, arrays))[0]
+
+    def by_value(value, *arrays):
+        # XLA drops barriers on CPU before it orders anything, but does not see that no number is
+        # above infinity.
+        elements = [array[(0,) * array.ndim].astype(value.dtype) for array in arrays]
+        return jnp.where(jnp.max(jnp.stack(elements)) > jnp.inf, 0, value)
+
+    usable = [array for array in arrays if array.size and _is_everywhere(array, value)]
+    if not usable:
+        return value
+    return lax.platform_dependent(value, *usable, cpu=by_value, default=by_barrier)
+
+
+def _is_everywhere(array: jax.Array, value: jax.Array) -> bool:
+    """Whether an element can be read wherever `value` is, by the types that meshes give."""
+    of_array, of_value = jax.typeof(array), jax.typeof(value)
+    varies_alike = of_array.manual_axis_type.varying <= of_value.manual_axis_type.varying
+    return varies_alike and not any(of_array.sharding.spec)
 
 
 def _stack(rows: dict[int, jax.Array], leaf: jax.Array) -> jax.Array:
     if not rows:
         return jnp.zeros((0, *leaf.shape), leaf.dtype)
-    return jnp.stack(list(rows.values()))
+    return jnp.stack([rows[task] for task in sorted(rows)])
