@@ -10,11 +10,13 @@ import numpy as np
 from experiments.study import problems
 from experiments.study.candidates import (
     CANDIDATES,
+    COMPARED,
     CONFIRMED,
     CONTROLS,
     CORE,
     FIXED_WEIGHTS,
     FOLLOW_UPS,
+    LATER,
     OTHERS,
     SCOPES,
     Candidate,
@@ -33,7 +35,7 @@ TEST_SEEDS = range(100, 120)
 FRESH_SEEDS = range(200, 240)
 
 # An image net trains for minutes, so that fewer are trained.
-IMAGE_TEST_SEEDS = range(100, 105)
+IMAGE_TEST_SEEDS = range(100, 110)
 
 # Of all candidates so many go on from tuning to ranking, and from there to the tests, beside those
 # that answer a question.
@@ -72,7 +74,7 @@ class Study:
                 for name in CORE:
                     runs = self._runs(problem, name)
                     runs.finish("test", runs.tune("rates"), TEST_SEEDS)
-            for name in CONFIRMED:
+            for name in COMPARED:
                 runs = self._runs(problems.IMAGES[0], name)
                 runs.finish("test", runs.tune("rates"), TEST_SEEDS[:10])
         elif part == "confirm":
@@ -132,7 +134,7 @@ def tuned(folder: Path) -> dict[str, float]:
 
 def ranked(folder: Path) -> list[str]:
     """The candidates that go on to ranking: the best, and those that always go on."""
-    order = list(tuned(folder))
+    order = [name for name in tuned(folder) if name not in LATER]
     return [name for name in order if name in order[:RANKED] or name in _ALWAYS_RANKED]
 
 
@@ -149,7 +151,7 @@ def ranking(folder: Path) -> dict[str, float]:
 
 def finalists(folder: Path) -> tuple[str, ...]:
     """The best five of the methods in the ranking, baselines and controls aside."""
-    aside = {"sgd", *FIXED_WEIGHTS, *OTHERS, *CONTROLS, *FOLLOW_UPS}
+    aside = {"sgd", *FIXED_WEIGHTS, *OTHERS, *CONTROLS, *FOLLOW_UPS, *LATER}
     return tuple(name for name in ranking(folder) if name not in aside)[:FINALISTS]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 import osgd_jax
@@ -31,6 +32,7 @@ class Problem:
       batch_size: examples in a step.
       momentum: decay rate of Nesterov momentum, for the methods that use it.
       weight_decay: times the parameters is added to the gradient; decoupled under AdamW.
+      shrink: images are averaged over squares of so many pixels, so that more training is carried.
     """
 
     name: str
@@ -44,11 +46,18 @@ class Problem:
     batch_size: int = 100
     momentum: float = 0.9
     weight_decay: float = 0.0
+    shrink: int = 1
 
     @property
     def is_sequence(self) -> bool:
         """Whether the nets are 1-D: many of these train in one `vmap`."""
         return self.data == "mnist1d"
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one example, channels last."""
+        *spatial, channels = _SHAPES[self.data]
+        return (*(side // self.shrink for side in spatial), channels)
 
     def load(self, fashion_mnist: Path | None, cifar10_jpeg: Path | None) -> Dataset:
         """Load the data in memory, standardised.
@@ -71,11 +80,16 @@ class Problem:
             name, folder = f"folder:{cifar10_jpeg}", None
         loaded = data.load_named(name, train_size=self.train_size, data_dir=folder)
         splits = {
-            part: Split(loaded.standardise(split.inputs), split.labels)
+            part: Split(self._shrunk(loaded.standardise(split.inputs)), split.labels)
             for part in ("train", "validation", "test")
             for split in [getattr(loaded, part)]
         }
-        return dataclasses.replace(loaded, name=self.data, **splits)
+        return dataclasses.replace(loaded, name=self.data, input_shape=self.input_shape, **splits)
+
+    def _shrunk(self, images: np.ndarray) -> np.ndarray:
+        height, width, channels = self.input_shape
+        squares = (-1, height, self.shrink, width, self.shrink, channels)
+        return images.reshape(squares).mean((2, 4))
 
     def make(self, dataset: Dataset, seed: int) -> Any:
         """Make the net."""
@@ -90,8 +104,8 @@ class Problem:
 
     def costs(self) -> list[osgd_jax.OutputCost]:
         """What each output costs, counted without the data."""
-        blank = Dataset(self.data, _CLASSES, None, None, None, input_shape=_SHAPES[self.data])
-        return osgd_jax.cost(self.make(blank, seed=0), blank.input_shape)
+        blank = Dataset(self.data, _CLASSES, None, None, None, input_shape=self.input_shape)
+        return osgd_jax.cost(self.make(blank, seed=0), self.input_shape)
 
 
 SCREEN = Problem("mnist1d-width", "width-nested")
@@ -108,8 +122,8 @@ FAMILIES = (
 IMAGES = (
     Problem("fashion-width", "width-nested", "fashion_mnist", (8, 16), None, 2000, 6),
     Problem("cifar-width", "width-nested", "cifar10_jpeg", (8, 16), None, 2000, 6),
-    Problem("fashion-depth", "depth-nested", "fashion_mnist", (8, 16), None, 2000, 6),
-    Problem("cifar-depth", "depth-nested", "cifar10_jpeg", (8, 16), None, 2000, 6),
+    Problem("fashion-depth", "depth-nested", "fashion_mnist", (8, 16), None, 2000, 20, shrink=2),
+    Problem("cifar-depth", "depth-nested", "cifar10_jpeg", (8, 16), None, 2000, 20, shrink=2),
 )
 
 

@@ -87,10 +87,11 @@ def _problems_table() -> str:
         rows.append(
             [
                 *(problem.name, problem.net, problem.data, f"{problem.train_size:,}"),
-                *(problem.epochs, problem.batch_size, "×".join(map(str, problem.widths))),
+                *("×".join(map(str, problem.input_shape)), problem.epochs, problem.batch_size),
+                "×".join(map(str, problem.widths)),
             ]
         )
-    header = ["problem", "net", "data", "training examples", "epochs", "batch", "widths"]
+    header = ["problem", "net", "data", "training examples", "input", "epochs", "batch", "widths"]
     return _table(header, rows)
 
 
@@ -181,31 +182,38 @@ def _rates(folder: Path) -> str:
 
 def _confirmed(folder: Path) -> str:
     pairs = (("osgd-all", "osgd-shared"), ("osgd-all", "sgd"), ("osgd-shared", "sgd"))
-    pairs += (("sgd-clipped", "osgd-all"),)
-    rows, missing, differences = [], [], []
+    pairs += (("sgd-clipped", "osgd-all"), ("osgd-all-clipped", "sgd-clipped"))
+    rows, missing = [], []
+    differences: dict[tuple[str, str], list[np.ndarray]] = {pair: [] for pair in pairs}
     for problem in problems.FAMILIES:
         found = {name: result(folder, problem, name, "rates", "confirm") for name in CONFIRMED}
         seeds = plan.FRESH_SEEDS
         complete = {n: each for n, each in found.items() if each and len(each.tests) == len(seeds)}
-        if missed := found.keys() - complete.keys():
-            missing += [f"{problem.name} {name}" for name in CONFIRMED if name in missed]
+        missing += [f"{problem.name} {name}" for name in CONFIRMED if name not in complete]
+        if not complete:
             continue
-        means = [f"{each.means.mean():.2f}" for each in complete.values()]
-        compared = [str(paired(complete[a], complete[b])) for a, b in pairs]
+        scores = {
+            n: np.array([each.tests[s].mean() for s in seeds]) for n, each in complete.items()
+        }
+        means = [f"{scores[name].mean():.2f}" if name in scores else "" for name in CONFIRMED]
+        compared = [""] * len(pairs)
+        for i, pair in enumerate(pairs):
+            if scores.keys() >= set(pair):
+                difference = scores[pair[0]] - scores[pair[1]]
+                differences[pair].append(difference)
+                compared[i] = str(interval(difference))
         rows.append([problem.name, *means, *compared])
-        scores = {n: [each.tests[s].mean() for s in seeds] for n, each in complete.items()}
-        differences.append([np.subtract(scores[a], scores[b]) for a, b in pairs])
-    if differences:
-        # [pairs, problems, seeds]
-        by_pair = np.swapaxes(differences, 0, 1)
-        for over, axis in (("seeds", 1), ("problems", 2)):
-            overall = [str(interval(each)) for each in by_pair.mean(axis)]
-            rows.append([f"*mean, interval over {over}*", *[""] * len(CONFIRMED), *overall])
+    for over, axis in (("seeds", 0), ("problems", 1)):
+        overall = [
+            str(interval(np.mean(each, axis))) if each else "" for each in differences.values()
+        ]
+        rows.append([f"*mean, interval over {over}*", *[""] * len(CONFIRMED), *overall])
     said = f"\n\nMissing: {', '.join(missing)}." if missing else ""
     header = ["problem", *CONFIRMED, *(f"{a} − {b}" for a, b in pairs)]
     return (
-        "## Confirmed with fresh seeds\n\nWhich scope should be the default was asked of the tests"
-        f" above, and so needs others: {len(plan.FRESH_SEEDS)} seeds that nothing had used, at the"
+        "## Confirmed with fresh seeds\n\nWhich scope should be the default, and whether OSGD adds"
+        " to clipping, was asked of the tests above, and so needs others:"
+        f" {len(plan.FRESH_SEEDS)} seeds that no rate was chosen by, at the"
         " rates of part `rates`. Test accuracy in percent, the mean over outputs; differences"
         " paired by seed. The last rows are means over the problems: on these very nets, and as far"
         " as they stand for others.\n\n" + _table(header, rows) + said

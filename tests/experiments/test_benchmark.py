@@ -18,6 +18,7 @@ from experiments import (
     benchmark_anytime,
     benchmark_layers,
     benchmark_peer,
+    benchmark_profile,
     benchmark_report,
     benchmark_steps,
 )
@@ -118,6 +119,20 @@ def test_the_command_writes_every_figure(tmp_path):
     assert page.count("\n| branched | 1 | 4 |") == 2
 
 
+def test_profile_adds_instructions_to_the_operations_that_they_were_made_of():
+    steps = benchmark_steps.make_steps(dense_problem(), ("sgd", "osgd"), "shared")
+    found = {name: benchmark_profile.profile(step, rounds=3) for name, step in steps.items()}
+    # Forward once; backward towards the kernel once for the sum, and once for each of the losses.
+    for name, backward in (("sgd", 1), ("osgd", 2)):
+        assert found[name]["dot_general"]["runs"] == pytest.approx(1)
+        assert found[name]["transpose"]["runs"] == pytest.approx(backward)
+    row = {"net": "dense", "batch_size": 128} | found
+    (table,) = benchmark_profile.tables({"rows": [row]})
+    cells = dict(zip(table.columns[0].cells, table.columns[3].cells, strict=True))
+    total = sum(each["ms"] for each in found["osgd"].values())
+    assert float(cells["all"]) == pytest.approx(total, abs=0.01)
+
+
 def test_the_benchmark_of_layers_writes_its_tables(tmp_path):
     output = tmp_path / "layers.json"
     command = [sys.executable, "-m", "experiments.benchmark_layers", "--channels", "8"]
@@ -142,6 +157,7 @@ def test_the_benchmark_of_layers_writes_its_tables(tmp_path):
         ("anytime", benchmark_anytime),
         ("anytime_one_core", benchmark_anytime),
         ("layers", benchmark_layers),
+        ("profile", benchmark_profile),
     ],
 )
 def test_stored_tables_are_those_of_the_stored_figures(name, module):

@@ -286,7 +286,7 @@ def test_fresh_seeds_are_pooled_over_seeds_and_over_problems(tmp_path):
     both = np.array(list(gains.values()))
     for row, values in zip(rows, (both.mean(0), both.mean(1)), strict=True):
         ends = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-        mean, half_width = map(float, row[5].split(" ± "))
+        mean, half_width = map(float, row[6].split(" ± "))
         np.testing.assert_allclose([mean - half_width, mean + half_width], ends, atol=0.011)
 
 
@@ -319,6 +319,15 @@ def test_longer_training_has_half_as_many_epochs_again(tmp_path):
     study = plan.Study(tmp_path)
     assert study._runs(SCREEN, "sgd-longer").problem.epochs == 1.5 * SCREEN.epochs
     assert study._runs(SCREEN, "sgd").problem.epochs == SCREEN.epochs
+
+
+def test_shrunk_images_are_means_of_squares():
+    problem = dataclasses.replace(PROBLEMS["fashion-depth"], shrink=4)
+    images = np.random.default_rng(0).normal(size=(2, 28, 28, 1)).astype(np.float32)
+    shrunk = problem._shrunk(images)
+    assert shrunk.shape == (2, *problem.input_shape) == (2, 7, 7, 1)
+    np.testing.assert_allclose(shrunk[1, 2, 6], images[1, 8:12, 24:28].mean((0, 1)), rtol=1e-5)
+    np.testing.assert_array_equal(PROBLEMS["fashion-width"]._shrunk(images), images)
 
 
 def test_study_of_nothing_says_that_all_is_missing(tmp_path):
