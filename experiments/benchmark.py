@@ -3,7 +3,8 @@
 All methods of a net are timed in turn, round after round, so that a machine that slows down or is
 busy for a while does so for all of them. Counted work and memory come from the compiler. Each
 figure stands beside its limit (`experiments/benchmark_steps.py`). With `--peer PYTHON`, an
-interpreter that has torch and torchjd, TorchJD takes the same steps (`benchmark_peer.py`).
+interpreter that has numpy, torch and torchjd[quadprog_projector], TorchJD takes the same steps
+(`benchmark_peer.py`).
 """
 
 import dataclasses
@@ -49,7 +50,8 @@ class Config:
       rounds: how often each step is timed.
       scope: of OSGD.
       parameters: of the Jacobian whose aggregation is timed alone; 0 for none.
-      peer: Python interpreter that has torch and torchjd, to compare with TorchJD.
+      peer: Python interpreter that has numpy, torch and torchjd[quadprog_projector], to compare
+        with TorchJD.
       output: file for the results.
     """
 
@@ -93,6 +95,8 @@ def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
     Raises:
       ValueError: sizes that do not fit each other, or a peer that cannot be run.
     """
+    if config.peer:
+        benchmark_peer.check(config.peer)
     rows = []
     for family in config.nets:
         for num_outputs in config.outputs:

@@ -23,12 +23,23 @@ from experiments.benchmark_steps import Problem, make_steps, spread, time_in_tur
 _TOLERANCE = 1e-3
 
 
+def check(python: Path) -> None:
+    """Raise a ValueError where an interpreter lacks what TorchJD is run with."""
+    command = [str(python), "-c", "import numpy; from torchjd.aggregation import UPGrad; UPGrad()"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise ValueError(
+            f"peer={python} cannot run TorchJD; it needs numpy, torch and"
+            f" torchjd[quadprog_projector]: {ran.stderr.strip().splitlines()[-1]}"
+        )
+
+
 def measure(problem: Problem, python: Path, rounds: int) -> dict[str, Any]:
     """Run both libraries.
 
     Args:
       problem: of a `BranchedResNet` of basic blocks, batch normalisation and float32.
-      python: an interpreter that has torch and torchjd.
+      python: an interpreter that has numpy, torch and torchjd[quadprog_projector].
       rounds: how often each step is timed.
 
     Raises:
