@@ -199,20 +199,21 @@ def _pull_back(
 
 def _after(arrays: Sequence[jax.Array], value: jax.Array) -> jax.Array:
     """The scalar `value`, not available before the arrays are."""
-
-    def by_barrier(value, *arrays):
-        return lax.optimization_barrier((value, arrays))[0]
-
-    def by_value(value, *arrays):
-        # XLA drops barriers on CPU before it orders anything, but does not see that no number is
-        # above infinity.
-        elements = [array[(0,) * array.ndim].astype(value.dtype) for array in arrays]
-        return jnp.where(jnp.max(jnp.stack(elements)) > jnp.inf, 0, value)
-
     usable = [array for array in arrays if array.size and _is_everywhere(array, value)]
     if not usable:
         return value
-    return lax.platform_dependent(value, *usable, cpu=by_value, default=by_barrier)
+    return lax.platform_dependent(value, *usable, cpu=_after_by_value, default=_after_by_barrier)
+
+
+def _after_by_barrier(value: jax.Array, *arrays: jax.Array) -> jax.Array:
+    return lax.optimization_barrier((value, arrays))[0]
+
+
+def _after_by_value(value: jax.Array, *arrays: jax.Array) -> jax.Array:
+    # XLA drops barriers on CPU before it orders anything, but does not see that no number is above
+    # infinity.
+    elements = [array[(0,) * array.ndim].astype(value.dtype) for array in arrays]
+    return jnp.where(jnp.max(jnp.stack(elements)) > jnp.inf, 0, value)
 
 
 def _is_everywhere(array: jax.Array, value: jax.Array) -> bool:

@@ -10,6 +10,7 @@ from flax import nnx
 from three_exits import (
     EXITS,
     assert_trees_close,
+    branched,
     exits,
     is_rows,
     jacobian,
@@ -248,3 +249,23 @@ def test_nets(family, norm):
         scale = np.abs(dense).max() + 1e-3
         np.testing.assert_allclose(osgd_jax.densify(leaf), dense, rtol=0, atol=2e-3 * scale)
         assert leaf.tasks == tuple(i for i in range(3) if np.any(dense[i] != 0))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_pullbacks_wait_for_each_other(platform):
+    traced = jax.jit(osgd_jax.task_grads(branched)).trace(parameters())
+    lowered = traced.lower(lowering_platforms=(platform,))
+    # Two further losses; on CPU, where the compiler drops barriers, a comparison stands for each.
+    barriers = lowered.as_text().count("stablehlo.optimization_barrier")
+    assert barriers == (0 if platform == "cpu" else 2)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_gradient_that_is_not_finite_stays_with_its_loss(bad):
+    def losses(x):
+        return jnp.sum(x**2), bad * jnp.sum(x), jnp.sum(3 * x)
+
+    rows = jax.jit(osgd_jax.task_grads(losses))(jnp.ones(4)).rows
+    np.testing.assert_array_equal(rows[0], np.full(4, 2.0))
+    np.testing.assert_array_equal(rows[1], np.full(4, bad))
+    np.testing.assert_array_equal(rows[2], np.full(4, 3.0))
