@@ -25,6 +25,8 @@ def value_and_task_grads(
     also where arithmetic, `jnp.where` or a mean over examples comes after it. Where the array is
     indexed or multiplied by a matrix, or comes out of a `jax.checkpoint` around all of it, each
     loss counts as reaching whatever the array depends on, which costs as much as `jax.jacrev`.
+    Losses are pulled back one after the other, the last one first, so that what only later losses
+    read need not be kept in memory until all are done.
 
     Args:
       fun: returns K real scalar losses, as an array `[K]` or a tuple or list of K scalars; with
