@@ -1,11 +1,12 @@
 """The figures of STUDY.md."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.study import problems
+from experiments.study.problems import Problem
 from experiments.study.statistics import best_tuned, ceilings
 from osgd_jax import plots
 
@@ -18,30 +19,32 @@ _STYLES = {
 _ALONE = {"color": "0.5", "linestyle": "none", "marker": "_", "markersize": 16}
 
 
-def families(folder: Path) -> Path | None:
-    """Test accuracy against multiply-adds on every family; None where nothing is tested yet."""
-    figure, panels = _panels()
+def accuracies(folder: Path, among: Sequence[Problem], name: str) -> Path | None:
+    """Test accuracy against multiply-adds on some problems; None where nothing is tested yet."""
+    figure, panels = _panels(len(among))
     drawn = False
-    for axes, problem in zip(panels, problems.FAMILIES, strict=False):
+    for axes, problem in zip(panels, among, strict=True):
         costs = [output.multiply_adds for output in problem.costs()]
-        for name, style in _STYLES.items():
-            for found in best_tuned(folder, problem, name):
+        for method, style in _STYLES.items():
+            for found in best_tuned(folder, problem, method):
                 tests = np.array(list(found.tests.values()))
                 error = tests.std(axis=0, ddof=1) / np.sqrt(len(tests))
-                plots.anytime_curve(costs, found.means, error=error, label=name, axes=axes, **style)
+                plots.anytime_curve(
+                    costs, found.means, error=error, label=method, axes=axes, **style
+                )
                 drawn = True
         if (ceiling := ceilings(folder, problem)) is not None:
             plots.anytime_curve(costs, ceiling, label="each alone", axes=axes, **_ALONE)
         axes.set_title(problem.name)
         axes.set_ylabel("test accuracy, %")
-    return _save(figure, panels, folder / "families.png", drawn)
+    return _save(figure, panels, folder / name, drawn)
 
 
-def conflict(folder: Path) -> Path | None:
+def conflict(folder: Path, among: Sequence[Problem]) -> Path | None:
     """Cosines between neighbouring outputs' gradients in training; None if nothing is there."""
-    figure, panels = _panels()
+    figure, panels = _panels(len(among))
     drawn = False
-    for axes, problem in zip(panels, problems.FAMILIES, strict=False):
+    for axes, problem in zip(panels, among, strict=True):
         for name, style in _STYLES.items():
             for found in best_tuned(folder, problem, name):
                 epochs = [look["epoch"] for look in found.runs[0]["looks"]]
@@ -59,11 +62,11 @@ def conflict(folder: Path) -> Path | None:
     return _save(figure, panels, folder / "conflict.png", drawn)
 
 
-def _panels() -> tuple[Any, Any]:
+def _panels(count: int) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 7.2), layout="constrained")
-    return figure, figure.subplots(2, 3).ravel()
+    return figure, figure.subplots(2, count // 2).ravel()
 
 
 def _save(figure: Any, panels: Any, path: Path, drawn: bool) -> Path | None:

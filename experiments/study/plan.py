@@ -7,8 +7,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from experiments.study import problems
+from experiments.study import problems, times
 from experiments.study.candidates import (
+    ADAPTIVE,
     CANDIDATES,
     COMPARED,
     CONFIRMED,
@@ -17,6 +18,7 @@ from experiments.study.candidates import (
     FIXED_WEIGHTS,
     FOLLOW_UPS,
     LATER,
+    LOOKED_INTO,
     OTHERS,
     SCOPES,
     Candidate,
@@ -25,7 +27,7 @@ from experiments.study.candidates import (
 from experiments.study.problems import SCREEN, Problem
 from experiments.study.runs import TUNING_SEEDS, Runs, accuracies, by_rate, read
 
-Part = Literal["screen", "families", "rates", "confirm", "settings", "images"]
+Part = Literal["screen", "families", "rates", "confirm", "settings", "images", "conflict", "times"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 RANKING_SEEDS = TUNING_SEEDS["rates"]
@@ -34,8 +36,13 @@ TEST_SEEDS = range(100, 120)
 # Not seen by anything before the question that they answer was put.
 FRESH_SEEDS = range(200, 240)
 
+# Settings are tuned by the seeds that tested them first.
+SETTING_SEEDS = FRESH_SEEDS[:20]
+
 # An image net trains for minutes, so that fewer are trained.
 IMAGE_TEST_SEEDS = range(100, 110)
+
+TIMES = "times.json"
 
 # Of all candidates so many go on from tuning to ranking, and from there to the tests, beside those
 # that answer a question.
@@ -71,29 +78,35 @@ class Study:
                 self._test(problem, self.shortlist(), TEST_SEEDS)
         elif part == "rates":
             for problem in problems.FAMILIES:
-                for name in CORE:
-                    runs = self._runs(problem, name)
-                    runs.finish("test", runs.tune("rates"), TEST_SEEDS)
-            for name in COMPARED:
-                runs = self._runs(problems.IMAGES[0], name)
-                runs.finish("test", runs.tune("rates"), TEST_SEEDS[:10])
+                self._retune(problem, CORE, "test", TEST_SEEDS)
+            self._retune(problems.SHORT[0], COMPARED, "test", IMAGE_TEST_SEEDS)
         elif part == "confirm":
             for problem in problems.FAMILIES:
-                for name in CONFIRMED:
-                    runs = self._runs(problem, name)
-                    runs.finish("confirm", runs.tune("rates"), FRESH_SEEDS)
+                self._retune(problem, CONFIRMED, "confirm", FRESH_SEEDS)
         elif part == "settings":
             for problem in problems.SETTINGS:
                 self._test(problem, ("sgd", best_scope(self.folder)), RANKING_SEEDS)
-        else:
+                self._retune(problem, COMPARED, "confirm", SETTING_SEEDS)
+            self._retune(SCREEN, ADAPTIVE, "confirm", SETTING_SEEDS)
+        elif part == "images":
+            for problem in problems.SHORT:
+                self._test(problem, COMPARED, IMAGE_TEST_SEEDS)
             for problem in problems.IMAGES:
                 self._test(problem, self.shortlist(images=True), IMAGE_TEST_SEEDS)
+        elif part == "times":
+            among = (*problems.FAMILIES, *problems.IMAGES)
+            times.complete(self.folder / TIMES, among, self._load, self.advance)
+        else:
+            for problem in problems.FAMILIES:
+                self._retune(problem, LOOKED_INTO, "conflict", RANKING_SEEDS)
+            for problem in problems.IMAGES:
+                self._retune(problem, LOOKED_INTO, "conflict", RANKING_SEEDS[:3], "tune")
 
     def shortlist(self, images: bool = False) -> tuple[str, ...]:
         """The candidates that go on from the screen to other problems."""
         chosen = finalists(self.folder)
         if images:
-            return ("sgd", "sgd-clipped", *SCOPES[:2], *chosen[:1])
+            return (*COMPARED, "sgd-longer", *best_fixed(self.folder), *chosen)
         always = ("sgd", *best_fixed(self.folder), "sgd-clipped", "adamw", *SCOPES[:3])
         return tuple(dict.fromkeys((*always, *CONTROLS, *FOLLOW_UPS, *chosen)))
 
@@ -111,6 +124,18 @@ class Study:
         for name in (*names, *ceilings):
             runs = self._runs(problem, name)
             runs.finish("test", runs.tune(), seeds)
+
+    def _retune(
+        self,
+        problem: Problem,
+        names: tuple[str, ...],
+        stage: str,
+        seeds: range,
+        tuning: str = "rates",
+    ) -> None:
+        for name in names:
+            runs = self._runs(problem, name)
+            runs.finish(stage, runs.tune(tuning), seeds)
 
     def _runs(self, problem: Problem, name: str) -> Runs:
         candidate: Candidate = (CANDIDATES | alone(problem))[name]

@@ -119,11 +119,27 @@ FAMILIES = (
     Problem("mnist1d-branched-small", "branched", widths=(8, 8), blocks=(2, 2)),
 )
 
-IMAGES = (
-    Problem("fashion-width", "width-nested", "fashion_mnist", (8, 16), None, 2000, 6),
-    Problem("cifar-width", "width-nested", "cifar10_jpeg", (8, 16), None, 2000, 6),
-    Problem("fashion-depth", "depth-nested", "fashion_mnist", (8, 16), None, 2000, 20, shrink=2),
-    Problem("cifar-depth", "depth-nested", "cifar10_jpeg", (8, 16), None, 2000, 20, shrink=2),
+
+def _image(name: str, net: str, widths: tuple[int, ...] = (8, 16), **changes: Any) -> Problem:
+    data = {"fashion": "fashion_mnist", "cifar": "cifar10_jpeg"}[name.partition("-")[0]]
+    return Problem(name, net, data, widths, train_size=2000, **changes)
+
+
+# The first that were tried: at full resolution, six epochs are what is carried.
+SHORT = (
+    _image("fashion-width-short", "width-nested", epochs=6),
+    _image("cifar-width-short", "width-nested", epochs=6),
+)
+
+IMAGES = tuple(
+    problem
+    for data in ("fashion", "cifar")
+    for problem in (
+        _image(f"{data}-width", "width-nested", epochs=20, shrink=2),
+        _image(f"{data}-depth", "depth-nested", epochs=20, shrink=2),
+        _image(f"{data}-branched", "branched", blocks=(2, 2), epochs=20, shrink=2),
+        _image(f"{data}-both", "nested", (4, 8), epochs=20, shrink=2),
+    )
 )
 
 
@@ -141,4 +157,7 @@ SETTINGS = (
     _setting("3000-examples", train_size=3000, epochs=20),
 )
 
-PROBLEMS = {problem.name: problem for problem in (*FAMILIES, *IMAGES, *SETTINGS)}
+# All but the settings.
+ALL = (*FAMILIES, *IMAGES, *SHORT)
+
+PROBLEMS = {problem.name: problem for problem in (*ALL, *SETTINGS)}

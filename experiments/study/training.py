@@ -72,10 +72,7 @@ class Trainer:
           test: whether to look at the test data.
           advance: called after each epoch.
         """
-        rates = jnp.array([run.learning_rate for run in runs], jnp.float32)
-        seeds = jnp.array([run.seed for run in runs])
-        nets = [self._split_net(run.seed)[1:] for run in runs]
-        state = self._start(jax.tree.map(lambda *leaves: jnp.stack(leaves), *nets), seeds, rates)
+        state, rates = self._initial(runs)
         orders = [np.random.default_rng(run.seed) for run in runs]
         train, batch_size = self.dataset.train, self.problem.batch_size
         looks = []
@@ -89,6 +86,20 @@ class Trainer:
             advance()
         return self._kept(state, looks, look_at.tolist(), test)
 
+    def stepper(self) -> Callable[[], Any]:
+        """A function that trains on one part of an epoch, each time from where it ended before."""
+        state, rates = self._initial([Run(seed=0, learning_rate=0.1)] * self.group)
+        order = np.random.default_rng(0)
+        batches = epoch_batches(self.dataset.train.size, self.problem.batch_size, order)
+        part = self._gather(self._parts(np.stack([batches] * self.group))[0])
+
+        def step() -> State:
+            nonlocal state
+            state = self._step(state, part, rates)
+            return state
+
+        return step
+
     def flops(self) -> float:
         """Floating-point operations of one net's step, counted before compilation."""
         params, rest = self._split_net(0)[1:]
@@ -98,6 +109,13 @@ class Trainer:
         batch = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:2], jnp.int32)
         lowered = jax.jit(self._steps_one).lower(state, batch, rate)
         return lowered.cost_analysis()["flops"]  # pyright: ignore[reportOptionalSubscript] - XLA always counts
+
+    def _initial(self, runs: Sequence[Run]) -> tuple[State, jax.Array]:
+        rates = jnp.array([run.learning_rate for run in runs], jnp.float32)
+        seeds = jnp.array([run.seed for run in runs])
+        nets = [self._split_net(run.seed)[1:] for run in runs]
+        nets = jax.tree.map(lambda *leaves: jnp.stack(leaves), *nets)
+        return self._start(nets, seeds, rates), rates
 
     def _kept(
         self, state: State, looks: list[Any], look_at: list[int], test: bool
@@ -202,6 +220,9 @@ class Trainer:
             "losses": jnp.stack(losses),
             "gradient_norms": osgd_jax.task_norms(grads),
             "task_cosines": osgd_jax.task_cosines(osgd_jax.gramian(grads)),
+            "stage_cosines": jnp.stack(
+                [osgd_jax.task_cosines(osgd_jax.gramian(s)) for s in grads["stages"].values()]
+            ),
             "shared_norm": jnp.sqrt(sum(of_shared, jnp.zeros(()))),
             "private_norm": jnp.sqrt(sum(of_private, jnp.zeros(()))),
         }

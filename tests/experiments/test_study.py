@@ -17,11 +17,11 @@ from scipy import stats
 import osgd_jax
 from experiments.methods import Method
 from experiments.nets import make_net
-from experiments.study import candidates, plan, report, smoke
+from experiments.study import candidates, plan, report, smoke, tables, why
 from experiments.study.candidates import CANDIDATES, Candidate
 from experiments.study.problems import PROBLEMS, SCREEN
 from experiments.study.runs import TESTS, TUNING_SEEDS, Runs, best_rate, read, to_tune
-from experiments.study.statistics import Result, best_tuned, paired, result
+from experiments.study.statistics import Result, best_tuned, interval, paired, result
 from experiments.study.training import Run, Trainer
 from experiments.training import compile_runs
 
@@ -290,6 +290,24 @@ def test_fresh_seeds_are_pooled_over_seeds_and_over_problems(tmp_path):
         np.testing.assert_allclose([mean - half_width, mean + half_width], ends, atol=0.011)
 
 
+def test_gains_are_paired_by_seed_and_their_mean_is_over_problems(tmp_path):
+    among = [PROBLEMS["mnist1d-width"], PROBLEMS["mnist1d-depth"]]
+    for problem, gain in zip(among, (0.01, 0.03), strict=True):
+        _store(tmp_path, problem, "sgd", _tuned_and_tested(0.4, 0.6, "tune"))
+        _store(tmp_path, problem, "osgd-all", _tuned_and_tested(0.4, 0.6 + gain, "tune"))
+    for k in range(3):
+        _store(tmp_path, among[0], f"alone-{k + 1}", _tuned_and_tested(0.4, 0.65, "tune"))
+    text = tables.gains(tmp_path, (*among, SCREEN), ("sgd", "alone", "osgd-all", "pcgrad"))
+    ends = interval(np.array([1.0, 3.0, 1.0]))
+    assert "| mnist1d-width | 60.1 | +5.00 | +1.00 ± 0.00 |  | 3 |" in text
+    assert "| mnist1d-depth | 60.1 |  | +3.00 ± 0.00 |  | 3 |" in text
+    assert f"| *mean, interval over problems* |  | +5.00 ± 0.00 | {ends} |  |  |" in text
+    missing = "mnist1d-width pcgrad, mnist1d-depth alone, mnist1d-depth pcgrad"
+    assert f"Missing: {missing}, mnist1d-width pcgrad." in text
+    nothing = tables.gains(tmp_path, among, ("sgd", "osgd-all"), "rates", "confirm")
+    assert "Missing: mnist1d-width sgd, mnist1d-depth sgd." in nothing
+
+
 def test_branched_nets_are_compared_at_equal_work(tmp_path):
     branched = PROBLEMS["mnist1d-branched"]
     runs = _tuned_and_tested(0.4, 0.6, "tune")
@@ -298,7 +316,7 @@ def test_branched_nets_are_compared_at_equal_work(tmp_path):
     _store(tmp_path, branched, "sgd", runs)
     work = np.array([output.multiply_adds for output in branched.costs()])
     between = np.sqrt(work[0] * work[1])
-    found = report._branched_at(tmp_path, "sgd", np.array([work[0] / 2, between, work[1]]))
+    found = why._branched_at(tmp_path, SCREEN, "sgd", np.array([work[0] / 2, between, work[1]]))
     np.testing.assert_allclose(found, [-np.inf, 70, 80])
 
 
@@ -327,7 +345,7 @@ def test_shrunk_images_are_means_of_squares():
     shrunk = problem._shrunk(images)
     assert shrunk.shape == (2, *problem.input_shape) == (2, 7, 7, 1)
     np.testing.assert_allclose(shrunk[1, 2, 6], images[1, 8:12, 24:28].mean((0, 1)), rtol=1e-5)
-    np.testing.assert_array_equal(PROBLEMS["fashion-width"]._shrunk(images), images)
+    np.testing.assert_array_equal(PROBLEMS["fashion-width-short"]._shrunk(images), images)
 
 
 def test_study_of_nothing_says_that_all_is_missing(tmp_path):

@@ -1,0 +1,56 @@
+"""How long a step of training takes by each method, all measured in turn in one process."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from experiments.benchmark_report import machine
+from experiments.benchmark_steps import spread, time_in_turn
+from experiments.data import Dataset
+from experiments.study.candidates import CANDIDATES, COMPARED
+from experiments.study.problems import Problem
+from experiments.study.training import Trainer
+
+_ROUNDS = 40
+
+
+def measure(problem: Problem, dataset: Dataset) -> dict[str, dict[str, float]]:
+    """Time of a step by the time of SGD's in the same round, by method.
+
+    One net is trained at a time: a step of it, or an epoch where a call trains on a whole one.
+    """
+    steps = {
+        name: Trainer(problem, dataset, CANDIDATES[name].make(problem), group=1).stepper()
+        for name in COMPARED
+    }
+    seconds = time_in_turn(steps, _ROUNDS)
+    return {name: spread(each / seconds["sgd"]) for name, each in seconds.items()}
+
+
+def complete(
+    path: Path,
+    among: Iterable[Problem],
+    load: Callable[[Problem], Dataset],
+    advance: Callable[[str], None],
+) -> None:
+    """Measure what is not in the file yet.
+
+    Args:
+      path: of the file.
+      among: problems to measure.
+      load: loads the data of a problem.
+      advance: called with a line before each problem.
+    """
+    times = read(path)
+    for problem in among:
+        if problem.name not in times:
+            advance(f"{problem.name}: time of a step")
+            times[problem.name] = measure(problem, load(problem)) | {"machine": machine()}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(times, indent=1) + "\n")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What was measured, by problem and method."""
+    return json.loads(path.read_text()) if path.exists() else {}
