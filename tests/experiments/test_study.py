@@ -17,7 +17,7 @@ from scipy import stats
 import osgd_jax
 from experiments.methods import Method
 from experiments.nets import make_net
-from experiments.study import candidates, plan, report, smoke, tables, why
+from experiments.study import candidates, plan, report, smoke, tables, times, why
 from experiments.study.candidates import CANDIDATES, Candidate
 from experiments.study.problems import PROBLEMS, SCREEN
 from experiments.study.runs import TESTS, TUNING_SEEDS, Runs, best_rate, read, to_tune
@@ -138,6 +138,41 @@ def test_runs_are_kept_and_not_done_again(tmp_path, dataset):
     resumed.finish("test", rate, range(100, 103))
     assert [r["seed"] for r in resumed.kept if r["stage"] == "test"] == [100, 101, 102]
     assert all("test_accuracy" not in r for r in resumed.kept if r["stage"] == "tune")
+
+
+def test_conflict_of_each_stage_is_looked_at_and_shown(tmp_path, dataset):
+    trainer = Trainer(_SMALL, dataset, CANDIDATES["osgd-all"].make(_SMALL), group=1)
+    state, _ = trainer._initial([Run(0, 0.1)])
+    batches = (trainer._gather(np.arange(100)[None, None] + start) for start in (0, 100))
+    looks = np.concatenate([trainer._look(state, each)["stage_cosines"] for each in batches])
+    # No earlier loss reaches what a later output adds.
+    reached = np.array(
+        [[[i >= k and j >= k for j in range(3)] for i in range(3)] for k in range(3)]
+    )
+    assert (looks[:, ~reached] == 0).all()
+    assert (np.abs(looks[:, reached]) > 1e-4).all()
+    np.testing.assert_allclose(looks[:, 0].diagonal(axis1=1, axis2=2), 1, rtol=1e-3)
+    kept = [{"stage_cosines": look.tolist()} for look in looks]
+    _store(tmp_path, SCREEN, "sgd", [{"stage": "conflict", "looks": kept}])
+    first, later = looks[:, 1, 1, 2]
+    assert f" | {first:+.2f} → {later:+.2f} | 1 |" in why._conflict(tmp_path)
+
+
+def test_times_are_those_of_sgd_in_the_same_round_and_kept(tmp_path, dataset):
+    path = tmp_path / "times.json"
+    asked = []
+
+    def load(problem):
+        asked.append(problem.name)
+        return dataset
+
+    tiny = dataclasses.replace(_SMALL, widths=(4,), outputs=2)
+    for _ in range(2):
+        times.complete(path, [tiny], load, advance=lambda line: None)
+    assert asked == ["small"]
+    found = times.read(path)["small"]
+    assert found["sgd"]["median"] == 1
+    assert all(found[name]["quarter"] > 0 for name in candidates.COMPARED)
 
 
 def test_grid_goes_on_beyond_its_end(tmp_path, dataset):
