@@ -18,7 +18,7 @@ from experiments.study.candidates import (
     FIXED_WEIGHTS,
     FOLLOW_UPS,
     LATER,
-    LOOKED_INTO,
+    LEADING,
     OTHERS,
     SCOPES,
     Candidate,
@@ -36,7 +36,8 @@ TEST_SEEDS = range(100, 120)
 # Not seen by anything before the question that they answer was put.
 FRESH_SEEDS = range(200, 240)
 
-# Settings are tuned by the seeds that tested them first.
+# Settings, and images that are asked again: their rates are chosen by the seeds of the ranking,
+# which tested the settings first.
 SETTING_SEEDS = FRESH_SEEDS[:20]
 
 # An image net trains for minutes, so that fewer are trained.
@@ -86,27 +87,28 @@ class Study:
         elif part == "settings":
             for problem in problems.SETTINGS:
                 self._test(problem, ("sgd", best_scope(self.folder)), RANKING_SEEDS)
-                self._retune(problem, COMPARED, "confirm", SETTING_SEEDS)
+                self._retune(problem, LEADING, "confirm", SETTING_SEEDS)
             self._retune(SCREEN, ADAPTIVE, "confirm", SETTING_SEEDS)
         elif part == "images":
             for problem in problems.SHORT:
                 self._test(problem, COMPARED, IMAGE_TEST_SEEDS)
             for problem in problems.IMAGES:
                 self._test(problem, self.shortlist(images=True), IMAGE_TEST_SEEDS)
+            self._retune(problems.ASKED_AGAIN, LEADING, "confirm", SETTING_SEEDS)
         elif part == "times":
             among = (*problems.FAMILIES, *problems.IMAGES)
             times.complete(self.folder / TIMES, among, self._load, self.advance)
         else:
             for problem in problems.FAMILIES:
-                self._retune(problem, LOOKED_INTO, "conflict", RANKING_SEEDS)
+                self._retune(problem, ("sgd",), "conflict", RANKING_SEEDS)
             for problem in problems.IMAGES:
-                self._retune(problem, LOOKED_INTO, "conflict", RANKING_SEEDS[:3], "tune")
+                self._retune(problem, ("sgd",), "conflict", RANKING_SEEDS[:3], "tune")
 
     def shortlist(self, images: bool = False) -> tuple[str, ...]:
         """The candidates that go on from the screen to other problems."""
         chosen = finalists(self.folder)
         if images:
-            return (*COMPARED, "sgd-longer", *best_fixed(self.folder), *chosen)
+            return (*COMPARED, *chosen[:1])
         always = ("sgd", *best_fixed(self.folder), "sgd-clipped", "adamw", *SCOPES[:3])
         return tuple(dict.fromkeys((*always, *CONTROLS, *FOLLOW_UPS, *chosen)))
 

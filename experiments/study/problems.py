@@ -157,6 +157,9 @@ SETTINGS = (
     _setting("3000-examples", train_size=3000, epochs=20),
 )
 
+# OSGD was ahead of clipping here, with rates chosen by two seeds.
+ASKED_AGAIN = next(problem for problem in IMAGES if problem.name == "fashion-branched")
+
 # All but the settings.
 ALL = (*FAMILIES, *IMAGES, *SHORT)
 

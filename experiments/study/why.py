@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.study import figures, plan, problems, tables, times
-from experiments.study.candidates import CONTROLS, LOOKED_INTO, SCOPES
+from experiments.study.candidates import CONTROLS, SCOPES
 from experiments.study.problems import Problem
 from experiments.study.runs import read
 from experiments.study.statistics import Result, best_tuned, paired
@@ -55,24 +55,22 @@ def sections(folder: Path) -> Iterator[str]:
 def _conflict(folder: Path) -> str:
     rows, missing = [], []
     for problem in (*problems.FAMILIES, *problems.IMAGES):
-        for name in LOOKED_INTO:
-            kept = read(folder / problem.name / f"{name}.jsonl")
-            looks = [run["looks"] for run in kept if run["stage"] == "conflict"]
-            if not looks:
-                missing.append(f"{problem.name} {name}")
-                continue
-            cosines = np.array([[look["stage_cosines"] for look in run] for run in looks], float)
-            first, later = cosines[:, 0].mean(0), cosines[:, 1:].mean((0, 1))
-            shown = [f"{first[pair]:+.2f} → {later[pair]:+.2f}" for pair in _PAIRS]
-            rows.append([problem.name, name, *shown, len(looks)])
-    header = ["problem", "method"]
-    header += [f"stage {stage + 1}: losses {i + 1}, {j + 1}" for stage, i, j in _PAIRS] + ["seeds"]
+        kept = read(folder / problem.name / "sgd.jsonl")
+        looks = [run["looks"] for run in kept if run["stage"] == "conflict"]
+        if not looks:
+            missing.append(problem.name)
+            continue
+        cosines = np.array([[look["stage_cosines"] for look in run] for run in looks], float)
+        first, later = cosines[:, 0].mean(0), cosines[:, 1:].mean((0, 1))
+        shown = [f"{first[pair]:+.2f} → {later[pair]:+.2f}" for pair in _PAIRS]
+        rows.append([problem.name, *shown, len(looks)])
+    pairs = [f"stage {stage + 1}: losses {i + 1}, {j + 1}" for stage, i, j in _PAIRS]
     said = f"\n\nMissing: {', '.join(missing)}." if missing else ""
     return (
         "Where do losses conflict? Cosines between the gradients of two losses by the parameters of"
-        " one stage, which are those that an output adds: at the first step → mean of four looks"
-        " after it, the last one at the start of the last epoch.\n\n"
-    ) + (tables.table(header, rows) + said)
+        " one stage, which are those that an output adds, in training by SGD: at the first step →"
+        " mean of four looks after it, the last one at the start of the last epoch.\n\n"
+    ) + (tables.table(["problem", *pairs, "seeds"], rows) + said)
 
 
 def _optimization(found: Result) -> list[str]:
@@ -100,9 +98,8 @@ def _price(folder: Path) -> str:
     return (
         "## What it costs\n\nWork is counted before compilation, from the traced step. All train"
         " for equal epochs but `sgd-longer`, which has half as many again: about the work of OSGD,"
-        " and more than its time. The time of a step is that of one net's training, measured in"
-        " turn with SGD's (part `times`), the median of the ratios.\n\n"
-        + tables.table(header, rows)
+        " and about its time. The time of a step is that of one net's training, measured in turn"
+        " with SGD's (part `times`), the median of the ratios.\n\n" + tables.table(header, rows)
     )
 
 
