@@ -70,7 +70,7 @@ for a seed, the same number of epochs and the same schedule (half a cosine down 
 Nesterov momentum of 0.9, unless the method is another optimizer. Nets are normalised by batch.
 
 Two seeds turned out to choose badly where single seeds fail. So the methods that the conclusions
-speak of were then tuned anew with {ranking} seeds, on the nets for sequences, in every setting and
+speak of were then tuned anew with {ranking} seeds, on the nets for sequences, in some settings and
 on {problems.SHORT[0].name}, and tested at those rates; comparisons below take both sides from
 there, or both from two seeds.
 
