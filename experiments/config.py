@@ -49,6 +49,8 @@ class Config:
       warmup_epochs: epochs in which the rate rises from zero.
       momentum: decay rate of Nesterov momentum.
       weight_decay: times the parameters is added to the gradient.
+      clip_norm: the norm to which a longer gradient is scaled down, after balancing; not clipped
+        if not given.
       loss_weights: what each output's loss is multiplied with; 1 if not given.
       label_smoothing: share of the targets spread over all classes.
       distillation: share of the earlier outputs' losses that pulls them to the last output.
@@ -101,6 +103,7 @@ class Config:
     warmup_epochs: float = 0.0
     momentum: float = 0.9
     weight_decay: float = 0.0
+    clip_norm: float | None = None
     loss_weights: tuple[float, ...] | None = None
     label_smoothing: float = 0.0
     distillation: float = 0.0
@@ -138,6 +141,8 @@ class Config:
             _require(self, field, 0 <= getattr(self, field) <= 1, "between 0 and 1")
         for field in ("learning_rate", "temperature"):
             _require(self, field, getattr(self, field) > 0, "above 0")
+        clips = self.clip_norm is None or self.clip_norm > 0
+        _require(self, "clip_norm", clips, "above 0")
         inside = 0 < self.validation_fraction < 0.5
         _require(self, "validation_fraction", inside, "between 0 and 0.5")
         weights = self.loss_weights

@@ -96,13 +96,13 @@ class Config:
       output: file for the results; a table is written beside it.
     """
 
-    data: tuple[Literal["mnist1d", "digits"], ...] = ("mnist1d",)
+    data: tuple[Literal["mnist1d", "digits"], ...] = ("mnist1d", "digits")
     nets: tuple[Literal["width-nested", "depth-nested", "branched"], ...] = ("width-nested",)
-    widths: tuple[int, ...] = (32, 32, 32)
+    widths: tuple[int, ...] = (16, 16)
     train_size: int = 1000
-    epochs: int = 60
+    epochs: int = 40
     batch_size: int = 100
-    learning_rates: tuple[float, ...] = (0.1, 0.2, 0.4)
+    learning_rates: tuple[float, ...] = (0.2, 0.4)
     seeds: int = 3
     output: Path = Path("experiments/results/held_weights.json")
 

@@ -41,6 +41,7 @@ def method(
     scope: str = "shared",
     order: str = "first_to_last",
     weight_decay: float = 0.0,
+    clip_norm: float | None = None,
     num_tasks: int | None = None,
     seed: int = 0,
 ) -> Method:
@@ -53,13 +54,16 @@ def method(
       scope: which parameters are balanced together, as for `osgd_jax.aggregate`.
       order: of priority, for OSGD.
       weight_decay: times the parameters is added to the gradient.
+      clip_norm: the norm to which a longer gradient is scaled down, before weight decay is added.
       num_tasks: number of outputs, for the methods that keep a state for each.
       seed: for what the method draws at random.
 
     Raises:
       ValueError: an unknown name, or a weighting that needs more than its name.
     """
-    optimizer = functools.partial(_sgd, momentum=momentum, weight_decay=weight_decay)
+    optimizer = functools.partial(
+        _sgd, momentum=momentum, weight_decay=weight_decay, clip_norm=clip_norm
+    )
     if name == "sgd":
         return Method(name, optimizer)
     if name == "osgd":
@@ -76,13 +80,17 @@ def method(
 
 def alone(output: int, *, momentum: float) -> Method:
     """Train the subnetwork of one output on its own loss, the ceiling for joint training."""
-    optimizer = functools.partial(_sgd, momentum=momentum, weight_decay=0.0)
+    optimizer = functools.partial(_sgd, momentum=momentum, weight_decay=0.0, clip_norm=None)
     return Method(f"output {output + 1} alone", optimizer, output=output)
 
 
-def _sgd(schedule: Any, *, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+def _sgd(
+    schedule: Any, *, momentum: float, weight_decay: float, clip_norm: float | None
+) -> optax.GradientTransformation:
     sgd = optax.sgd(schedule, momentum=momentum, nesterov=True)
-    return optax.chain(optax.add_decayed_weights(weight_decay), sgd) if weight_decay else sgd
+    if weight_decay:
+        sgd = optax.chain(optax.add_decayed_weights(weight_decay), sgd)
+    return sgd if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), sgd)
 
 
 def _weighting(name: str, num_tasks: int | None) -> weightings.Weighting:

@@ -91,6 +91,7 @@ def build(config: Config, dataset: data.Dataset, placed: Placement) -> Programs:
         scope=config.scope,
         order=config.order,
         weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
         num_tasks=config.outputs,
         seed=config.seed,
     )

@@ -177,7 +177,7 @@ def osgd(
     """Orthogonalized SGD: `orthogonalize`, then `optax.sgd`.
 
     Where the task gradients align, the step is shorter than that of SGD on the sum of the losses,
-    so the best learning rate is usually larger, up to K times.
+    so the best learning rate is often larger, up to K times.
 
     Source: Wan, Hoffmann, Lu and Maire, ICML 2020.
 

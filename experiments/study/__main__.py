@@ -21,8 +21,8 @@ class Config:
     """What to run.
 
     Attributes:
-      parts: of the study, in this order; the others need what `screen` finds. None for a report
-        of what there is.
+      parts: of the study, in this order; the others need what `screen` finds. `--parts` without a
+        name only writes the report of what there is.
       fashion_mnist: folder where `tensorflow_datasets` keeps Fashion-MNIST.
       cifar10_jpeg: folder of CIFAR-10 (JPEG): train and test, with a folder for each class.
       output: folder of the results.

@@ -16,7 +16,7 @@ from experiments.study.candidates import (
     SCOPES,
 )
 from experiments.study.problems import SCREEN
-from experiments.study.runs import at_rates, best_rate, by_rate, read, to_tune
+from experiments.study.runs import TESTS, at_rates, best_rate, by_rate, read, to_tune
 from experiments.study.statistics import interval, paired, result
 
 COMMAND = "python -m experiments.study"
@@ -70,9 +70,9 @@ for a seed, the same number of epochs and the same schedule (half a cosine down 
 Nesterov momentum of 0.9, unless the method is another optimizer. Nets are normalised by batch.
 
 Two seeds turned out to choose badly where single seeds fail. So the methods that the conclusions
-speak of were then tuned anew with {ranking} seeds, on the nets for sequences, in some settings and
-on {problems.SHORT[0].name}, and tested at those rates; comparisons below take both sides from
-there, or both from two seeds.
+speak of were then tuned anew with {ranking} seeds, on the nets for sequences, in some settings
+and on {problems.SHORT[0].name} and {problems.ASKED_AGAIN.name}, and tested at those rates;
+comparisons below take both sides from there, or both from two seeds.
 
 All candidates are tuned ({tuning} seeds) on {SCREEN.name}. The best {plan.RANKED}, and those that
 answer a question, are ranked on validation data with {ranking} other seeds. The best
@@ -193,11 +193,15 @@ def _confirmed(folder: Path) -> str:
 
 
 def _screen(folder: Path) -> str:
-    tuned, ranking, tested = plan.tuned(folder), plan.ranking(folder), plan.finalists(folder)
+    tuned, ranking = plan.tuned(folder), plan.ranking(folder)
     rows = []
     for name, score in tuned.items():
         means = by_rate(read(folder / SCREEN.name / f"{name}.jsonl"))
-        went = "tests, other problems" if name in tested else "ranking" if name in ranking else ""
+        stages = {run["stage"] for run in read(folder / SCREEN.name / f"{name}.jsonl")}
+        elsewhere = any((folder / p.name / f"{name}.jsonl").exists() for p in problems.FAMILIES[1:])
+        steps = {"ranking": name in ranking, "tests": bool(stages & set(TESTS))}
+        steps["other problems"] = elsewhere
+        went = ", ".join(step for step, gone in steps.items() if gone)
         ranked = f"{ranking[name]:.1f}" if name in ranking else ""
         rate = max(means, key=lambda rate: means[rate])
         rows.append([name, CANDIDATES[name].about, f"{rate:g}", f"{score:.1f}", ranked, went])

@@ -61,6 +61,7 @@ def test_several_steps_in_one_call_give_what_single_steps_give(tmp_path):
 def test_sgd_logs_the_conflict_too(tmp_path):
     options = ("--optimizer", "sgd", "--distillation", "0.5", "--loss-weights", "1", "2")
     options += ("--schedule", "step", "--precision", "bfloat16", "--label-smoothing", "0.1")
+    options += ("--clip-norm", "1")
     finish("train", *SMALL, *options, "--workdir", tmp_path)
     records = metrics(tmp_path)
     assert all(np.shape(record["task_cosines"]) == (2, 2) for record in records)
@@ -78,6 +79,14 @@ def test_row_methods_are_known_by_name(name):
         grads, method.balance.init(params), params, losses=jnp.ones(2)
     )
     assert jax.tree.map(jnp.shape, direction) == jax.tree.map(jnp.shape, params)
+
+
+def test_clipping_shortens_what_weight_decay_then_adds_to():
+    clipped = methods.method("sgd", momentum=0.0, weight_decay=0.5, clip_norm=1.0).optimizer(0.1)
+    params = jnp.array([2.0, 0.0])
+    for gradient, shortened in (([3.0, 4.0], [0.6, 0.8]), ([0.3, 0.4], [0.3, 0.4])):
+        update, _ = clipped.update(jnp.array(gradient), clipped.init(params), params)
+        np.testing.assert_allclose(update, -0.1 * (np.array(shortened) + 0.5 * params), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["famo", "moco"])
@@ -101,6 +110,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_output(tmp_path):
     [
         (["--epochs", "0"], "epochs=0 must be at least 1"),
         (["--loss-weights", "1"], "loss_weights=(1.0,) must be 2 numbers"),
+        (["--clip-norm", "0"], "clip_norm=0.0 must be above 0"),
         (["--optimizer", "adam"], "optimizer='adam' is unknown; use one of sgd, osgd"),
         (["--data", "cifar11"], "data='cifar11' is unknown; use digits, mnist1d, tfds:NAME"),
         (["--data", "folder:/nowhere"], "/nowhere does not exist"),
