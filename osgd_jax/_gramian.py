@@ -90,11 +90,11 @@ def leaves_of(grads: ArrayTree, params: ArrayTree | None = None) -> list[TaskRow
                     " from osgd_jax.task_grads or jax.jacrev of stacked losses."
                 )
             leaf = TaskRows(leaf, tuple(range(leaf.shape[0])), leaf.shape[0])
-        known = set(leaf.tasks) & set(range(leaf.num_tasks))
-        if not len(known) == len(leaf.tasks) == leaf.rows.shape[0] or leaf.num_tasks < 1:
+        known = tuple(sorted(set(leaf.tasks) & set(range(leaf.num_tasks))))
+        if known != leaf.tasks or leaf.rows.shape[:1] != (len(known),) or leaf.num_tasks < 1:
             raise ValueError(
-                f"{name} has {leaf.rows.shape[0]} rows for the tasks {leaf.tasks} of"
-                f" {leaf.num_tasks}; it needs a row for each, and K >= 1 tasks."
+                f"{name} has rows of shape {leaf.rows.shape} for the tasks {leaf.tasks} of"
+                f" {leaf.num_tasks}; it needs a row for each, in ascending order, and K >= 1 tasks."
             )
         if not jnp.issubdtype(leaf.rows.dtype, jnp.floating):
             raise ValueError(

@@ -141,6 +141,14 @@ def _labels(scope: Any, grads: ArrayTree, params: ArrayTree | None) -> list[Hash
 
 
 def _group_by_label(labels: Sequence[Hashable]) -> Groups:
+    for label in labels:
+        try:
+            hash(label)
+        except TypeError:
+            raise ValueError(
+                f"a label given as scope is {label!r}, of type {type(label).__name__}; labels must"
+                " be hashable, such as strings or integers."
+            ) from None
     ids = {label: index for index, label in enumerate(dict.fromkeys(labels))}
     return Groups(
         np.array([ids[label] for label in labels], int), np.zeros(len(labels), bool), len(ids)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.extend as jex
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from osgd_jax import _linear_program
@@ -109,8 +110,19 @@ def reach(
     grads_of = task_grads(fun, argnums, has_aux)
 
     def reach_fun(*args, **kwargs):
-        grads = jax.eval_shape(grads_of, *args, **kwargs)
-        grads = grads[0] if has_aux else grads
+        leaves, treedef = jax.tree.flatten((args, kwargs))
+        is_array = [isinstance(x, jax.Array | jax.ShapeDtypeStruct | np.ndarray) for x in leaves]
+
+        # Flags and the like stay what they are, for the function to branch on.
+        def grads_alone(*arrays):
+            given = iter(arrays)
+            filled = [next(given) if a else x for a, x in zip(is_array, leaves, strict=True)]
+            args, kwargs = treedef.unflatten(filled)
+            result = grads_of(*args, **kwargs)
+            return result[0] if has_aux else result
+
+        arrays = [x for a, x in zip(is_array, leaves, strict=True) if a]
+        grads = jax.eval_shape(grads_alone, *arrays)
         return jax.tree.map(
             lambda leaf: leaf.tasks, grads, is_leaf=lambda node: isinstance(node, TaskRows)
         )

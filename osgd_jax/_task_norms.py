@@ -16,7 +16,8 @@ def clip_task_norms(max_norm: float) -> optax.GradientTransformation:
     """Scale down each task's gradient whose norm over all parameters is above a limit.
 
     The counterpart of `optax.clip_by_global_norm`, task by task. Takes and returns task gradients:
-    it stands before `aggregate` or `orthogonalize` in `optax.chain`.
+    it stands before `aggregate` or `orthogonalize` in `optax.chain`, but not before one with an
+    `axis_name`: each device would clip the gradients of its own examples.
 
     Args:
       max_norm: the largest norm that passes unchanged, above zero.
@@ -25,7 +26,8 @@ def clip_task_norms(max_norm: float) -> optax.GradientTransformation:
       A transformation of task gradients.
 
     Raises:
-      ValueError: `max_norm` is not above zero; from `update`, as `aggregate`.
+      ValueError: `max_norm` is not above zero; from `update`, as `aggregate`, and for gradients
+        that differ between the devices of a mesh axis, inside `jax.shard_map`.
     """
     if isinstance(max_norm, int | float) and not max_norm > 0:
         raise ValueError(f"max_norm={max_norm} must be above zero.")
@@ -36,13 +38,13 @@ def normalize_task_norms() -> optax.GradientTransformation:
     """Scale each task's gradient to norm one over all parameters; a zero gradient stays zero.
 
     Takes and returns task gradients: it stands before `aggregate` or `orthogonalize` in
-    `optax.chain`.
+    `optax.chain`, but not before one with an `axis_name`, as `clip_task_norms`.
 
     Returns:
       A transformation of task gradients.
 
     Raises:
-      ValueError: from `update`, as `aggregate`.
+      ValueError: from `update`, as `clip_task_norms`.
     """
     return _scale_tasks(lambda norms: jnp.where(norms == 0, 0, 1 / jnp.where(norms == 0, 1, norms)))
 
@@ -76,6 +78,7 @@ def _scale_tasks(factors: Callable[[jax.Array], jax.Array]) -> optax.GradientTra
         leaves = _gramian.leaves_of(updates, params)
         if not leaves:
             return updates, state
+        _check_whole(leaves)
         scales = factors(task_norms(updates))
 
         def scale(leaf: TaskRows | jax.Array):
@@ -91,3 +94,15 @@ def _scale_tasks(factors: Callable[[jax.Array], jax.Array]) -> optax.GradientTra
         return jax.tree.map(scale, updates, is_leaf=is_task_rows), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+def _check_whole(leaves: list[TaskRows]) -> None:
+    """Raise a ValueError for gradients that are each device's own."""
+    axes = frozenset().union(*(jax.typeof(each.rows).manual_axis_type.varying for each in leaves))
+    if axes:
+        named = " and ".join(map(repr, sorted(map(str, axes))))
+        raise ValueError(
+            f"the task gradients differ between the devices of the mesh axis {named}, so that each"
+            " would scale them by norms of its own. Average them first, by jax.lax.pmean, and leave"
+            " out axis_name in what comes after."
+        )

@@ -73,7 +73,8 @@ def aggregate(
     Returns:
       A transformation. Its `update(grads, state, params=None, *, losses=None)` takes the K losses
       for the weightings that need them. A NaN or infinity in a gradient makes every array of its
-      group NaN.
+      group NaN that a loss reaches, and is forgotten: the weighting's state stays as it was. So it
+      does where it would no longer be finite, as after a loss that is not.
 
     Raises:
       ValueError: from here, for an unknown scope; from `update` while tracing, for leaves that
@@ -223,23 +224,35 @@ def _weigh(weighting, leaves, groups, state, losses, key, axis_name) -> tuple[li
     )
     gramians = _data_parallel.total(partial, axis_name)
     losses = stack_losses(losses, dtype)
+    finite = jnp.all(jnp.isfinite(largest), axis=1, keepdims=True)
 
     def weigh(gramian, scales, state):
         kwargs = {"scales": scales} if weighting.scaling == "row" else {}
         return weighting.weigh(gramian, state, losses=losses, key=key, **kwargs)
 
     if groups.num_groups == 1:
-        weights, state = weigh(gramians[0], scales[0], state)
+        weights, next_state = weigh(gramians[0], scales[0], state)
         weights = weights[None]
+        state = _unless_spoiled(next_state, state, finite[0, 0])
     else:
         weights, _ = jax.vmap(weigh, in_axes=(0, 0, None))(gramians, scales, state)
     # Not all weightings let a NaN through, and not all arrays of a group have the row with it.
-    finite = jnp.all(jnp.isfinite(largest), axis=1, keepdims=True)
     weights = jnp.where(finite, saturate(weights, largest), jnp.nan).astype(dtype)
     return [
         own if private is True else jnp.where(private, own, weights[group])
         for private, group in zip(python_bools(groups.private), groups.ids, strict=True)
     ], state
+
+
+def _unless_spoiled(next_state: Any, state: Any, finite: jax.Array) -> Any:
+    """The next state; the old one where a gradient, or what was finite in the state, is not.
+
+    A NaN that is remembered would never go away, and a weighting may hide it.
+    """
+    for new, old in zip(jax.tree.leaves(next_state), jax.tree.leaves(state), strict=True):
+        if jnp.issubdtype(jnp.result_type(new), jnp.inexact):
+            finite &= jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old))
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), next_state, state)
 
 
 def check_one_group(groups: _scopes.Groups, method: str) -> None:

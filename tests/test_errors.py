@@ -44,7 +44,15 @@ CASES = {
     "complex gradients": (lambda: update(jnp.ones((2, 3), jnp.complex64)), "complex64.*real"),
     "as many rows as tasks": (
         lambda: update({"a": TaskRows(jnp.ones((3, 3)), (0, 1), 2)}),
-        r"\['a'\] has 3 rows for the tasks \(0, 1\)",
+        r"\['a'\] has rows of shape \(3, 3\) for the tasks \(0, 1\)",
+    ),
+    "rows in another order": (
+        lambda: update({"a": TaskRows(jnp.ones((2, 3)), (1, 0), 2)}),
+        r"for the tasks \(1, 0\) of 2; it needs a row for each, in ascending order",
+    ),
+    "a row without an axis": (
+        lambda: update({"a": TaskRows(jnp.ones(()), (0,), 1)}),
+        r"rows of shape \(\) for the tasks \(0,\) of 1; it needs a row for each",
     ),
     "gradients without the task axis": (
         lambda: update({"a": jnp.ones(3), "b": jnp.ones(3)}, PARAMS),
@@ -86,6 +94,10 @@ CASES = {
     "unknown scope": (
         lambda: osgd_jax.osgd(0.1, scope="layer"),
         "scope='layer' is unknown; use one of 'shared', 'all', 'leaf', 'reach', a tree of labels",
+    ),
+    "labels that cannot be told apart": (
+        lambda: update(TWO, scope={"a": jnp.array(0), "b": jnp.array(1)}),
+        "a label given as scope is Array.*labels must be hashable",
     ),
     "labels of another structure": (
         lambda: update(TWO, scope={"a": 0, "c": 1}),

@@ -333,6 +333,7 @@ ERRORS = {
     "beta": (lambda: osgd_jax.db_mtl(K, beta=1.5), "beta=1.5 must be between 0 and 1"),
     "gamma": (lambda: osgd_jax.moco(K, gamma=-1), "gamma=-1 must be at least 0"),
     "step size": (lambda: osgd_jax.excess_mtl(K, -1.0), "step_size=-1.0 must be at least 0"),
+    "no key": (lambda: osgd_jax.graddrop(None), "needs a PRNG key or a seed"),
     "leak": (lambda: osgd_jax.graddrop(0, leak=2), "leak=2 must be between 0 and 1"),
     "leaks": (
         lambda: update_of(osgd_jax.graddrop(0, leak=(0, 1)), RAGGED[0]),

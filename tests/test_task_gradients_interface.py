@@ -216,6 +216,18 @@ def test_reach_computes_nothing():
     assert osgd_jax.reach(branched)(shapes) == EXITS
 
 
+def test_reach_takes_what_task_grads_takes():
+    def losses(params, x, train=False, mode="both"):
+        late = params["b"] if train and mode == "both" else params["a"]
+        return (jnp.sum(params["a"] * x), jnp.sum(late)), {"mode": mode}
+
+    params, x = {"a": jnp.ones(2), "b": jnp.ones(2)}, jax.ShapeDtypeStruct((2,), jnp.float32)
+    reach = osgd_jax.reach(losses, has_aux=True)
+    assert reach(params, x, True) == {"a": (0,), "b": (1,)}
+    assert reach(params, x, train=True, mode="one") == {"a": (0, 1), "b": ()}
+    assert reach(params, 2.0) == {"a": (0, 1), "b": ()}
+
+
 # ---------------------------------------------------------------------------------------------
 # TaskRows
 # ---------------------------------------------------------------------------------------------

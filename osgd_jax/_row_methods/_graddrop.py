@@ -44,9 +44,13 @@ def graddrop(
       A transformation that takes task gradients and returns an update.
 
     Raises:
-      ValueError: a leak that is not between 0 and 1; from `update`, as `aggregate`, and another
-        number of leaks than of tasks.
+      ValueError: no key; a leak that is not between 0 and 1; from `update`, as `aggregate`, and
+        another number of leaks than of tasks.
     """
+    if key is None:
+        raise ValueError(
+            "graddrop draws signs at each step and needs a PRNG key or a seed: pass key=."
+        )
     leaks = np.asarray(leak, float)
     if leaks.ndim > 1 or not ((leaks >= 0) & (leaks <= 1)).all():
         raise ValueError(f"leak={leak!r} must be between 0 and 1, one number or one for each task.")

@@ -1,6 +1,7 @@
 """Checks of arguments that several nets share; each raises a ValueError that names the argument."""
 
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -12,7 +13,8 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 def check_positive(name: str, value: int) -> None:
     """Raises a ValueError unless `value` is an integer of at least one."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    # NumPy's integers, too.
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or value.__index__() < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
 
 

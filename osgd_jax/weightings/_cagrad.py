@@ -59,7 +59,8 @@ def cagrad(c: float = 0.5) -> Weighting:
         dual_scale = 2 * (1 + c)
 
         def norm_of(x):
-            return jnp.sqrt(x @ matrix @ x)
+            # Not from `matrix`: where gradients cancel, rounding would swallow what smooths.
+            return jnp.sqrt(jnp.maximum(x @ rows.cosines @ x, 0) + smoothing * (a @ x) ** 2)
 
         def gradient(x):
             return (along_mean + c * (matrix @ x) / norm_of(x)) / dual_scale + a * (a @ x - 1)

@@ -14,21 +14,23 @@ def fairgrad(alpha: float = 2.0) -> Weighting:
     The direction maximises sum_i <g_i, d>^(1 - alpha) / (1 - alpha) over a ball, for which
     (G w)_i = w_i^(-1/alpha). With alpha = 1 this is `nash_mtl`; the larger alpha, the nearer to
     equal decreases. The weights, and so the length of the direction, are those of that equation. At
-    Pareto-stationary points, which have no solution, they are large but finite.
+    Pareto-stationary points, which have no solution, they are large but finite. The equation is met
+    within 1 % up to alpha = 2 where the norms of the gradients are a million times apart, with
+    alpha = 10 where they are a thousand times apart, and with far larger ones only for like norms.
 
     Source: Ban and Ji, "Fair Resource Allocation in Multi-Task Learning", ICML 2024.
 
     Args:
-      alpha: kind of fairness, positive.
+      alpha: kind of fairness, at least 0.5: below that the powers leave the range of the dtype.
 
     Returns:
       A weighting; the weights are positive.
 
     Raises:
-      ValueError: `alpha` is not positive.
+      ValueError: `alpha` is below 0.5.
     """
-    if alpha <= 0:
-        raise ValueError(f"alpha={alpha!r} must be positive; alpha = 0 would be the mean.")
+    if not alpha >= 0.5:
+        raise ValueError(f"alpha={alpha!r} must be at least 0.5; alpha = 0 would be the mean.")
 
     def weigh(
         gramian: jax.Array,

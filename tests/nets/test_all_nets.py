@@ -177,6 +177,14 @@ def test_wrong_arguments_are_named(family, kwargs, message):
 
 
 @families
+def test_sizes_may_be_integers_of_numpy(family):
+    net = nnx.eval_shape(
+        lambda: FAMILIES[family].make(num_classes=np.int64(3), rngs=nnx.Rngs(0), num_outputs=2)
+    )
+    assert net.num_classes == 3
+
+
+@families
 def test_wrong_inputs_are_named(family):
     net = build(family, 1)
     for shape in [(2, 8, 2), (2, 8, 8, 3), (8, 8, 2)]:

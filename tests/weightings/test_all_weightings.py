@@ -184,7 +184,7 @@ def test_preferences(name):
     ("name", "arguments"),
     [
         ("cagrad", {"c": -1}),
-        ("fairgrad", {"alpha": 0}),
+        ("fairgrad", {"alpha": 0.4}),
         ("gradvac", {"num_tasks": 2, "beta": 2}),
         ("dwa", {"num_tasks": 2, "period": 0}),
         ("stch", {"mu": 0}),
@@ -307,6 +307,35 @@ def test_a_state_per_task_is_for_one_group(name, scope):
     tx = osgd_jax.aggregate(made(name, 3), scope=scope, key=KEY)
     with pytest.raises(ValueError, match="keeps a state per task"):
         tx.update(grads, tx.init(params), params, losses=losses)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if jax.tree.leaves(made(n, 3).init())])
+@pytest.mark.parametrize("bad", ["gradient inf", "gradient nan", "loss nan", "loss inf"])
+def test_what_is_not_finite_is_not_remembered(name, bad):
+    params, grads, losses = small_problem()
+    where, value = bad.split()
+    bad_grads, bad_losses = grads, losses
+    if where == "loss":
+        bad_losses = losses.at[1].set(float(value))
+    else:
+        bad_grads = jax.tree.map(lambda leaf: leaf.at[:1].set(float(value)), grads)
+    tx = osgd_jax.aggregate(made(name, 3), key=KEY)
+    update = jax.jit(tx.update)
+
+    def run(*steps):
+        state = tx.init(params)
+        for each, values in steps:
+            updates, state = update(each, state, params, losses=values)
+        return updates, state
+
+    good, spoiled = (grads, losses), (bad_grads, bad_losses)
+    after, state = run(good, spoiled, good)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after, state.weighting)))
+    if where == "gradient":
+        # As if the bad step had not been, but for the random numbers that it drew.
+        updates, state = run(good, spoiled)
+        assert np.isnan(updates["shared"]).all()
+        jax.tree.map(np.testing.assert_array_equal, state.weighting, run(good)[1].weighting)
 
 
 @every_weighting

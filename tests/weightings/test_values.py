@@ -157,6 +157,30 @@ def test_cagrad_closes_the_duality_gap(num_tasks, c):
         assert upper - worst_case <= 1e-5 * longest * np.linalg.norm(direction)
 
 
+@pytest.mark.parametrize(
+    ("c", "rows"),
+    [
+        (0.5, [[8, 6], [0, 1], [-7, -1], [-4, -3]]),
+        (0.9, [[-7, -8], [7, 8], [-1, 0]]),
+        (0.4, [[-7, 7], [6, -6], [0, 2], [4, -1]]),
+    ],
+)
+def test_cagrad_where_gradients_cancel(c, rows):
+    rows = np.array(rows, float)
+    direction = matrices.direction_of(weightings.cagrad(c), rows.astype(np.float32))
+    mean = rows.mean(axis=0)
+    radius = c * np.linalg.norm(mean)
+    angles = np.linspace(0, 2 * np.pi, 2000)
+    within = [
+        mean + share * radius * np.array([np.cos(angle), np.sin(angle)])
+        for angle in angles
+        for share in np.linspace(0, 1, 50)
+    ]
+    assert np.linalg.norm(direction - mean) <= radius * (1 + 1e-3)
+    best = max((rows @ point).min() for point in within)
+    assert (rows @ direction).min() >= best - 1e-3 * np.linalg.norm(rows, axis=1).max() * radius
+
+
 @sizes
 @pytest.mark.parametrize("alpha", [0.5, 1, 2, 5])
 def test_fairgrad_solves_its_equation(num_tasks, alpha):
