@@ -15,7 +15,7 @@ def fairgrad(alpha: float = 2.0) -> Weighting:
     (G w)_i = w_i^(-1/alpha). With alpha = 1 this is `nash_mtl`; the larger alpha, the nearer to
     equal decreases. The weights, and so the length of the direction, are those of that equation. At
     Pareto-stationary points, which have no solution, they are large but finite. The equation is met
-    within 1 % up to alpha = 2 where the norms of the gradients are a million times apart, with
+    within 2 % up to alpha = 2 where the norms of the gradients are a million times apart, with
     alpha = 10 where they are a thousand times apart, and with far larger ones only for like norms.
 
     Source: Ban and Ji, "Fair Resource Allocation in Multi-Task Learning", ICML 2024.

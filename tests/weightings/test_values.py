@@ -171,13 +171,10 @@ def test_cagrad_where_gradients_cancel(c, rows):
     mean = rows.mean(axis=0)
     radius = c * np.linalg.norm(mean)
     angles = np.linspace(0, 2 * np.pi, 2000)
-    within = [
-        mean + share * radius * np.array([np.cos(angle), np.sin(angle)])
-        for angle in angles
-        for share in np.linspace(0, 1, 50)
-    ]
+    circle = radius * np.stack([np.cos(angles), np.sin(angles)])
+    within = mean[:, None, None] + circle[:, :, None] * np.linspace(0, 1, 50)
     assert np.linalg.norm(direction - mean) <= radius * (1 + 1e-3)
-    best = max((rows @ point).min() for point in within)
+    best = np.tensordot(rows, within, 1).min(axis=0).max()
     assert (rows @ direction).min() >= best - 1e-3 * np.linalg.norm(rows, axis=1).max() * radius
 
 
@@ -189,6 +186,17 @@ def test_fairgrad_solves_its_equation(num_tasks, alpha):
     weights = matrices.weights_of(weighting, stack)
     decreases = np.einsum("nkp,nlp,nl->nk", stack, stack, weights)
     np.testing.assert_allclose(decreases, weights ** (-1 / alpha), rtol=2e-4)
+
+
+@pytest.mark.parametrize(("alpha", "apart"), [(0.5, 1e6), (1, 1e6), (2, 1e6), (10, 1e3)])
+def test_fairgrad_of_gradients_far_apart(alpha, apart):
+    rng = np.random.default_rng(0)
+    norms = apart ** rng.uniform(-1, 0, (16, 3, 1))
+    stack = (norms * rng.normal(size=(16, 3, 20))).astype(np.float32)
+    weights = matrices.weights_of(weightings.fairgrad(alpha), stack)
+    stack = np.float64(stack)
+    decreases = np.einsum("nkp,nlp,nl->nk", stack, stack, weights)
+    np.testing.assert_allclose(decreases * weights ** (1 / alpha), 1, atol=0.02)
 
 
 def test_the_length_of_fairgrad_follows_the_scale_of_the_gradients():
