@@ -237,8 +237,11 @@ CORE += ("aligned_mtl", *CONTROLS)
 # Tuned so on the first images, too.
 COMPARED = ("sgd", "sgd-clipped", *SCOPES[:2])
 
-# Tuned so in every setting, and on the images where OSGD was ahead of clipping.
+# Tuned so in every setting.
 LEADING = ("sgd", "sgd-clipped", "osgd-all")
+
+# Tuned so on the images that were asked again.
+ASKED_AGAIN = (*LEADING, "aligned_mtl")
 
 # Tuned so under AdamW.
 ADAPTIVE = ("adamw", "osgd-adamw")

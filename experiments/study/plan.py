@@ -10,6 +10,7 @@ import numpy as np
 from experiments.study import problems, times
 from experiments.study.candidates import (
     ADAPTIVE,
+    ASKED_AGAIN,
     CANDIDATES,
     COMPARED,
     CONFIRMED,
@@ -76,7 +77,7 @@ class Study:
             self._screen()
         elif part == "families":
             for problem in problems.FAMILIES[1:]:
-                self._test(problem, self.shortlist(), TEST_SEEDS)
+                self._test(problem, self.shortlist(problem), TEST_SEEDS)
         elif part == "rates":
             for problem in problems.FAMILIES:
                 self._retune(problem, CORE, "test", TEST_SEEDS)
@@ -93,8 +94,9 @@ class Study:
             for problem in problems.SHORT:
                 self._test(problem, COMPARED, IMAGE_TEST_SEEDS)
             for problem in problems.IMAGES:
-                self._test(problem, self.shortlist(images=True), IMAGE_TEST_SEEDS)
-            self._retune(problems.ASKED_AGAIN, LEADING, "confirm", SETTING_SEEDS)
+                self._test(problem, self.shortlist(problem), IMAGE_TEST_SEEDS)
+            for problem in problems.ASKED_AGAIN:
+                self._retune(problem, ASKED_AGAIN, "confirm", SETTING_SEEDS)
         elif part == "times":
             among = (*problems.FAMILIES, *problems.IMAGES)
             times.complete(self.folder / TIMES, among, self._load, self.advance)
@@ -104,12 +106,14 @@ class Study:
             for problem in problems.IMAGES:
                 self._retune(problem, ("sgd",), "conflict", RANKING_SEEDS[:3], "tune")
 
-    def shortlist(self, images: bool = False) -> tuple[str, ...]:
-        """The candidates that go on from the screen to other problems."""
-        chosen = finalists(self.folder)
-        if images:
+    def shortlist(self, problem: Problem) -> tuple[str, ...]:
+        """The candidates that go on from the screen to another problem."""
+        chosen, fixed = finalists(self.folder), best_fixed(self.folder)
+        if problem in problems.WIDE:
+            return (*COMPARED, *fixed, *chosen)
+        if problem in problems.IMAGES:
             return (*COMPARED, *chosen[:1])
-        always = ("sgd", *best_fixed(self.folder), "sgd-clipped", "adamw", *SCOPES[:3])
+        always = ("sgd", *fixed, "sgd-clipped", "adamw", *SCOPES[:3])
         return tuple(dict.fromkeys((*always, *CONTROLS, *FOLLOW_UPS, *chosen)))
 
     def _screen(self) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from experiments.study import figures, plan, problems, tables, why
 from experiments.study.candidates import (
     ADAPTIVE,
+    ASKED_AGAIN,
     CANDIDATES,
     COMPARED,
     CONFIRMED,
@@ -61,6 +62,8 @@ def write(folder: Path) -> Path:
 
 def _how() -> str:
     tuning, ranking, tests = 2, len(plan.RANKING_SEEDS), len(plan.TEST_SEEDS)
+    again = " and ".join(problem.name for problem in problems.ASKED_AGAIN)
+    wide = " and ".join(problem.name for problem in problems.WIDE)
     return f"""## How it was done
 
 Every method gets the same budget: five learning rates, a factor of two apart, two seeds each, and
@@ -70,15 +73,16 @@ for a seed, the same number of epochs and the same schedule (half a cosine down 
 Nesterov momentum of 0.9, unless the method is another optimizer. Nets are normalised by batch.
 
 Two seeds turned out to choose badly where single seeds fail. So the methods that the conclusions
-speak of were then tuned anew with {ranking} seeds, on the nets for sequences, in some settings
-and on {problems.SHORT[0].name} and {problems.ASKED_AGAIN.name}, and tested at those rates;
-comparisons below take both sides from there, or both from two seeds.
+speak of were then tuned anew with {ranking} seeds, on the nets for sequences, in all
+settings and on {problems.SHORT[0].name}, {again}, and tested at those
+rates; comparisons below take both sides from there, or both from two seeds.
 
 All candidates are tuned ({tuning} seeds) on {SCREEN.name}. The best {plan.RANKED}, and those that
 answer a question, are ranked on validation data with {ranking} other seeds. The best
 {plan.FINALISTS} of the ranking, and those that answer a question, go to the test data, with {tests}
 seeds that were not used before, and to the other problems with sequences; to images, where nets
-are trained one by one, go SGD, SGD clipped, two scopes and the best other method, with
+are trained one by one, go SGD, SGD clipped, two scopes and the best other method, and on
+{wide} all of the best {plan.FINALISTS} and the best fixed weights, with
 {len(plan.IMAGE_TEST_SEEDS)} seeds or as many as the tables say. Differences are paired by seed,
 with 95 % intervals of Student's t. There are many comparisons here and no correction for that: of
 twenty intervals one is expected to leave out zero by chance."""
@@ -109,7 +113,7 @@ def _families(folder: Path) -> Iterator[str]:
         " all that was tested, two chose; these rates were tested before the others were known."
     )
     for problem in problems.FAMILIES:
-        names = plan.Study(folder).shortlist()
+        names = plan.Study(folder).shortlist(problem)
         yield f"### {problem.name}"
         yield tables.results(folder, problem, CORE, "rates")
         yield tables.BY_TWO_SEEDS
@@ -243,26 +247,26 @@ def _settings(folder: Path) -> str:
 
 
 def _images(folder: Path) -> Iterator[str]:
-    names = plan.Study(folder).shortlist(images=True)
+    study, again = plan.Study(folder), problems.ASKED_AGAIN
+    everywhere = study.shortlist(problems.IMAGES[-1])
     yield "## Images"
     yield (
         "Mean test accuracy over outputs of SGD in percent, and what others differ by; *alone* is"
         " each output's subnetwork trained on its own loss. Rates were chosen with two seeds; what"
-        f" ten make of {problems.ASKED_AGAIN.name} is shown there."
+        " ten make of two nets is shown below the table."
     )
-    yield tables.gains(folder, problems.IMAGES, (names[0], "alone", *names[1:]))
+    yield tables.gains(folder, problems.IMAGES, (everywhere[0], "alone", *everywhere[1:]))
+    yield (
+        "Asked again of fresh seeds, at rates chosen with"
+        f" {len(plan.RANKING_SEEDS)} others; from SGD, and from SGD clipped:"
+    )
+    yield tables.gains(folder, again, ASKED_AGAIN, "rates", "confirm")
+    yield tables.gains(folder, again, ASKED_AGAIN[1:], "rates", "confirm")
     if picture := figures.accuracies(folder, problems.IMAGES, "images.png"):
         yield f"![Accuracy against multiply-adds on images]({folder.name}/{picture.name})"
     for problem in problems.IMAGES:
         yield f"### {problem.name}"
-        yield tables.results(folder, problem, names)
-        if problem == problems.ASKED_AGAIN:
-            yield (
-                "OSGD ahead of clipping: asked again of fresh seeds, at rates chosen with"
-                f" {len(plan.RANKING_SEEDS)} others:"
-            )
-            yield tables.gains(folder, (problem,), LEADING, "rates", "confirm")
-            yield tables.gains(folder, (problem,), LEADING[1:], "rates", "confirm")
+        yield tables.results(folder, problem, study.shortlist(problem))
     for problem in problems.SHORT:
         yield f"### {problem.name}"
         if problem == problems.SHORT[0]:
