@@ -56,15 +56,17 @@ def table(results: dict[str, Any]) -> Table:
 
 
 def notes(results: dict[str, Any]) -> list[str]:
-    """What a reader must know beside the table: the paired difference, rates at the grid's edge."""
+    """What a reader must know beside the table: paired differences, rates at the grid's edge."""
     runs = {
         method["method"]: 100 * np.array(method["test_accuracy"]) for method in results["methods"]
     }
-    difference = (runs["osgd"] - runs["sgd"]).mean(axis=1)
-    lines = [
-        f"osgd − sgd, mean over outputs, paired by seed: {difference.mean():+.2f} ±"
-        f" {standard_error(difference):.2f} points."
-    ]
+    lines = []
+    for name, base in (("osgd", "sgd"), ("sgd clipped", "sgd"), ("osgd", "sgd clipped")):
+        difference = (runs[name] - runs[base]).mean(axis=1)
+        lines.append(
+            f"{name} − {base}, mean over outputs, paired by seed: {difference.mean():+.2f} ±"
+            f" {standard_error(difference):.2f} points."
+        )
     grid = results["config"]["learning_rates"]
     for method in results["methods"]:
         if len(grid) > 1 and method["learning_rate"] in (min(grid), max(grid)):

@@ -26,7 +26,8 @@ def test_compares_methods_from_one_grid_and_writes_table_plot_and_results(tmp_pa
     assert ran.returncode == 0, ran.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     names = [method["method"] for method in results["methods"]]
-    assert names == ["sgd", "osgd", "output 1 alone", "output 2 alone", "output 3 alone"]
+    alone = ["output 1 alone", "output 2 alone", "output 3 alone"]
+    assert names == ["sgd", "sgd clipped", "osgd", *alone]
     for method in results["methods"]:
         by_rate = {
             each["learning_rate"]: np.mean(each["seeds"])
@@ -69,6 +70,27 @@ def test_an_unknown_choice_is_refused_with_the_choices():
     assert ran.returncode != 0
     assert "digits" in ran.stdout + ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_differences_are_paired_by_seed_and_each_is_named():
+    accuracies = {
+        "sgd": [[0.5, 0.6], [0.7, 0.6]],
+        "sgd clipped": [[0.6, 0.7], [0.7, 0.8]],
+        "osgd": [[0.5, 0.7], [0.7, 0.8]],
+    }
+    methods = [
+        {"method": name, "output": None, "learning_rate": 0.2, "test_accuracy": runs}
+        for name, runs in accuracies.items()
+    ]
+    results = {"methods": methods, "config": {"learning_rates": [0.1, 0.2, 0.4]}}
+    assert [
+        note.replace(", mean over outputs, paired by seed", "")
+        for note in comparison_report.notes(results)
+    ] == [
+        "osgd − sgd: +7.50 ± 2.50 points.",
+        "sgd clipped − sgd: +10.00 ± 0.00 points.",
+        "osgd − sgd clipped: -2.50 ± 2.50 points.",
+    ]
 
 
 def test_series_gathers_single_outputs_and_takes_the_standard_error_over_seeds():
