@@ -11,8 +11,6 @@ import optax
 import osgd_jax
 from osgd_jax import weightings
 
-NAMES = ("sgd", "osgd")
-
 # Methods that are no function of the Gramian alone: transformations of their own.
 ROW_METHODS = ("db_mtl", "excess_mtl", "graddrop", "moco")
 
@@ -96,7 +94,8 @@ def _sgd(
 def _weighting(name: str, num_tasks: int | None) -> weightings.Weighting:
     """A weighting with its default arguments."""
     if name not in weightings.__all__ or name == "Weighting":
-        known = ", ".join([*NAMES, *sorted({*weightings.__all__, *ROW_METHODS} - {"Weighting"})])
+        others = {*weightings.__all__, *ROW_METHODS} - {"Weighting"}
+        known = ", ".join(["sgd", "osgd", *sorted(others)])
         raise ValueError(f"optimizer={name!r} is unknown; use one of {known}.")
     make = getattr(weightings, name)
     required = [

@@ -253,9 +253,11 @@ def _images(folder: Path) -> Iterator[str]:
     yield (
         "Mean test accuracy over outputs of SGD in percent, and what others differ by; *alone* is"
         " each output's subnetwork trained on its own loss. Rates were chosen with two seeds; what"
-        " ten make of two nets is shown below the table."
+        " ten make of two nets is shown below."
     )
     yield tables.gains(folder, problems.IMAGES, (everywhere[0], "alone", *everywhere[1:]))
+    yield "The same from SGD clipped:"
+    yield tables.gains(folder, problems.IMAGES, everywhere[1:])
     yield (
         "Asked again of fresh seeds, at rates chosen with"
         f" {len(plan.RANKING_SEEDS)} others; from SGD, and from SGD clipped:"
