@@ -16,7 +16,7 @@ benchmark: .venv/ready ## Time training steps of SGD and OSGD against their limi
 	$(BIN)/python -m experiments.benchmark
 
 study-smoke: .venv/ready ## Train a corner of the study again and compare it with what is stored
-	$(BIN)/python -m experiments.study.smoke
+	$(BIN)/python -m tests.experiments.study.smoke
 
 test: .venv/ready ## Run the tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"

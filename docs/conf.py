@@ -55,9 +55,14 @@ def _write_math(display):
 
 def _tables_of_results():
     """Every table that a program of `experiments/` has written, but for that of the weightings."""
-    folder = Path(__file__).parents[1] / "experiments" / "results"
-    names = sorted({path.name for path in folder.glob("*.md")} - {"weightings.md"})
-    text = "\n".join((folder / name).read_text() for name in names)
+    results = Path(__file__).parents[1] / "experiments" / "results"
+    written = [
+        path
+        for folder in (".", "benchmark", "study")
+        for path in sorted((results / folder).glob("*.md"))
+        if path.name not in ("weightings.md", "conclusions.md")
+    ]
+    text = "\n".join(path.read_text() for path in written)
     # Links to files beside the tables, seen from here.
     return re.sub(r"\]\((?![a-z]+:|#)", "](../experiments/results/", text)
 

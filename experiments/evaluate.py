@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import anytime, data, devices, programs
+from experiments import data, devices, metrics, programs
 from experiments.checkpoints import Checkpoints
 from experiments.step import State
 from experiments.train import load_data
@@ -56,8 +56,8 @@ def evaluate(config: Config) -> dict[str, Any]:
     validation, _ = _predict(built, placed, run.batch_size, state, dataset.validation)
     test, labels = _predict(built, placed, run.batch_size, state, dataset.test)
     costs = np.array([cost.multiply_adds for cost in built.costs])
-    accuracy = anytime.accuracies(test, labels)
-    change = anytime.monotonicity(test, labels)
+    accuracy = metrics.accuracies(test, labels)
+    change = metrics.monotonicity(test, labels)
     return {
         "checkpoint": config.checkpoint,
         "step": int(state.step),
@@ -69,13 +69,13 @@ def evaluate(config: Config) -> dict[str, Any]:
                 "multiply_adds": int(costs[k]),
                 "parameters": built.costs[k].parameters,
             }
-            for k, error in enumerate(anytime.calibration_errors(test, labels))
+            for k, error in enumerate(metrics.calibration_errors(test, labels))
         ],
-        "area_under_anytime_curve": anytime.area_under_curve(accuracy, costs),
-        "agreement": anytime.agreement(test).tolist(),
+        "area_under_anytime_curve": metrics.area_under_curve(accuracy, costs),
+        "agreement": metrics.agreement(test).tolist(),
         "gained": change.gained.tolist(),
         "lost": change.lost.tolist(),
-        "budgeted": anytime.budgeted_classification(validation, test, labels, costs),
+        "budgeted": metrics.budgeted_classification(validation, test, labels, costs),
     }
 
 

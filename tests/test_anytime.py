@@ -5,11 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from anytime_nets import ScriptedClock, Steps, evaluated, inputs
 from flax import nnx
 
-from osgd_jax import cost, nets
-from osgd_jax._anytime import AnytimePredictor
+from osgd_jax import AnytimePredictor, cost, nets
+from tests.helpers.anytime_nets import ScriptedClock, Steps, evaluated, inputs
 
 SMALL = {"num_classes": 4, "in_channels": 1, "widths": (4, 8), "blocks": (2, 1)}
 

@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from anytime_nets import Steps, evaluated, inputs
 from flax import nnx
 from jax import export
 
-from osgd_jax import nets
-from osgd_jax._anytime import AnytimePredictor
+from osgd_jax import AnytimePredictor, nets
+from tests.helpers.anytime_nets import Steps, evaluated, inputs
 
 # What the docstring of the file's module says is enough to run a file without osgd_jax.
 READER = """
@@ -43,7 +42,7 @@ np.save(sys.argv[3], np.stack(outputs))
 USER = """
 import sys
 import numpy as np
-from osgd_jax._anytime import AnytimePredictor
+from osgd_jax import AnytimePredictor
 predictor = AnytimePredictor.load(sys.argv[1])
 outputs = [output.logits for output in predictor.stream(np.load(sys.argv[2]))]
 np.save(sys.argv[3], np.stack(outputs))

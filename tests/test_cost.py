@@ -4,8 +4,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from osgd_jax import nets
-from osgd_jax._cost import OutputCost, cost
+from osgd_jax import OutputCost, cost, nets
 
 CONV = jnp.ones((3, 3, 2, 4))
 

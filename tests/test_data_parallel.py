@@ -13,7 +13,7 @@ import osgd_jax
 
 
 def test_on_eight_devices():
-    script = pathlib.Path(__file__).with_name("data_parallel_steps.py")
+    script = pathlib.Path(__file__).parent / "helpers" / "data_parallel_steps.py"
     flags = "--xla_force_host_platform_device_count=8"
     result = subprocess.run(
         [sys.executable, "-W", "error", str(script)],

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
 import osgd_jax
+from tests.helpers import reference
 
 # ---------------------------------------------------------------------------------------------
 # Properties

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
 
 import osgd_jax
+from tests.helpers import reference
 
 
 def rows(seed: int, num_tasks: int = 3, size: int = 8) -> jax.Array:

@@ -7,7 +7,7 @@ import sys
 
 
 def test_on_eight_devices():
-    script = pathlib.Path(__file__).with_name("sharded_steps.py")
+    script = pathlib.Path(__file__).parent / "helpers" / "sharded_steps.py"
     flags = "--xla_force_host_platform_device_count=8"
     result = subprocess.run(
         [sys.executable, "-W", "error", str(script)],

@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from three_exits import (
+
+import osgd_jax
+from osgd_jax import nets
+from tests.helpers.three_exits import (
     EXITS,
     assert_trees_close,
     branched,
@@ -18,9 +21,6 @@ from three_exits import (
     parameters,
     plain,
 )
-
-import osgd_jax
-from osgd_jax import nets
 
 
 def scanned(hidden, kernel):

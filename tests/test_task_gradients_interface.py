@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from three_exits import (
+
+import osgd_jax
+from osgd_jax import TaskRows
+from tests.helpers.three_exits import (
     EXITS,
     INPUTS,
     assert_trees_close,
@@ -17,9 +20,6 @@ from three_exits import (
     parameters,
     plain,
 )
-
-import osgd_jax
-from osgd_jax import TaskRows
 
 # ---------------------------------------------------------------------------------------------
 # The interface: arguments, trees, dtypes

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmark_report import machine
-from experiments.benchmark_steps import spread, time_in_turn
+from experiments.benchmark.command import machine
+from experiments.benchmark.steps import spread, time_in_turn
 from experiments.data import Dataset
 from experiments.study.candidates import CANDIDATES, COMPARED
 from experiments.study.problems import Problem

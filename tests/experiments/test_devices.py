@@ -4,7 +4,8 @@ import socket
 
 import numpy as np
 import pytest
-from running import finish, metrics, parameters, start
+
+from tests.experiments.running import finish, metrics, parameters, start
 
 _RUN = (
     *("--data", "digits", "--net", "width-nested", "--outputs", "2", "--widths", "8"),

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from running import SMALL, finish, refuse, summary
 
-from experiments import anytime
+from experiments import metrics
+from tests.experiments.running import SMALL, finish, refuse, summary
 
 
 def test_evaluates_and_reports_runs(tmp_path):
@@ -51,15 +51,15 @@ def test_numbers_of_a_small_example_by_hand():
     p = _probabilities(
         [[0, 1, 1, 0], [0, 0, 1, 0]], [[0.9, 0.6, 0.7, 0.8], [0.95, 0.85, 0.75, 0.55]]
     )
-    np.testing.assert_allclose(anytime.accuracies(p, labels), [0.5, 0.75])
+    np.testing.assert_allclose(metrics.accuracies(p, labels), [0.5, 0.75])
     # Each example is alone in its bin of width 1/15.
     wanted = [(0.1 + 0.6 + 0.3 + 0.8) / 4, (0.05 + 0.15 + 0.25 + 0.55) / 4]
-    np.testing.assert_allclose(anytime.calibration_errors(p, labels), wanted)
-    np.testing.assert_allclose(anytime.agreement(p), [[1, 0.75], [0.75, 1]])
-    change = anytime.monotonicity(p, labels)
+    np.testing.assert_allclose(metrics.calibration_errors(p, labels), wanted)
+    np.testing.assert_allclose(metrics.agreement(p), [[1, 0.75], [0.75, 1]])
+    change = metrics.monotonicity(p, labels)
     np.testing.assert_allclose(change.gained, [0.25])
     np.testing.assert_allclose(change.lost, [0])
-    assert anytime.area_under_curve(
+    assert metrics.area_under_curve(
         np.array([0.5, 0.7, 0.9]), np.array([1, 2, 4])
     ) == pytest.approx((0.5 * 1 + 0.7 * 2) / 3)
 
@@ -67,8 +67,8 @@ def test_numbers_of_a_small_example_by_hand():
 def test_thresholds_send_the_wanted_shares_out():
     rng = np.random.default_rng(0)
     confidence, shares = rng.uniform(size=(3, 1000)), np.array([0.5, 0.3, 0.2])
-    thresholds = anytime.exit_thresholds(confidence, shares)
-    taken = anytime.exits(confidence, thresholds)
+    thresholds = metrics.exit_thresholds(confidence, shares)
+    taken = metrics.exits(confidence, thresholds)
     np.testing.assert_allclose(np.bincount(taken) / 1000, shares)
     # Those that stop at the first output are the most confident there.
     assert confidence[0][taken == 0].min() > confidence[0][taken != 0].max()

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from running import environment, finish, refuse, summary
 
 from experiments import data
+from tests.experiments.running import environment, finish, refuse, summary
 
 _DATA = Path(__file__).parents[3] / "shared" / "data"
 _SMALL = ("--net", "width-nested", "--outputs", "2", "--widths", "4", "--batch-size", "50")

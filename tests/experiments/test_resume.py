@@ -9,7 +9,17 @@ import time
 
 import numpy as np
 import pytest
-from running import SMALL, environment, finish, metrics, parameters, refuse, start, summary
+
+from tests.experiments.running import (
+    SMALL,
+    environment,
+    finish,
+    metrics,
+    parameters,
+    refuse,
+    start,
+    summary,
+)
 
 _LONG = (*SMALL, "--epochs", "8", "--save-every", "3", "--log-every", "1", "--mixup", "0.2")
 _LONG = (*_LONG, "--optimizer", "osgd", "--order", "random", "--weight-decay", "1e-3")

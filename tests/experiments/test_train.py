@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from running import SMALL, finish, metrics, refuse, summary
 
 from experiments import methods
 from osgd_jax import weightings
+from tests.experiments.running import SMALL, finish, metrics, refuse, summary
 
 
 def test_writes_configuration_metrics_and_summary(tmp_path):

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from small_nets import FAMILIES, advance_call, build, example, randomise, train_call
 
 import osgd_jax
+from tests.nets.small_nets import FAMILIES, advance_call, build, example, randomise, train_call
 
 families = pytest.mark.parametrize("family", FAMILIES)
 norms = pytest.mark.parametrize("norm", ["batch", "group"])

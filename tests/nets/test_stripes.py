@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from small_nets import example, randomise
 
 from osgd_jax import nets
+from tests.nets.small_nets import example, randomise
 
 
 def test_fractions():

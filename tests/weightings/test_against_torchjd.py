@@ -4,11 +4,11 @@ Needs torch and `torchjd[full]`, which are not among the test requirements: run 
 """
 
 import jax
-import matrices
 import numpy as np
 import pytest
 
 from osgd_jax import weightings
+from tests.weightings import matrices
 
 torch = pytest.importorskip("torch")
 torchjd = pytest.importorskip("torchjd.aggregation")

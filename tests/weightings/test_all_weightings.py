@@ -4,13 +4,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import matrices
 import numpy as np
 import pytest
 
 import osgd_jax
 from osgd_jax import weightings
-from osgd_jax.weightings._catalogue import CATALOGUE, PROPERTIES
+from tests.weightings import matrices
+from tests.weightings.catalogue import CATALOGUE, PROPERTIES
 
 NAMES = sorted(CATALOGUE)
 KEY = jax.random.key(7)

@@ -2,13 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-import matrices
 import numpy as np
 import pytest
 from scipy import optimize
 
 from osgd_jax import weightings
 from osgd_jax.weightings import _solvers
+from tests.weightings import matrices
 
 
 def unit(vector):

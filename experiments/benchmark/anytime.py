@@ -1,0 +1,247 @@
+"""What it costs to run an anytime net stage by stage, and how it keeps deadlines.
+
+A net of each family is trained for a moment and run by `AnytimePredictor`. All ways to run a net
+are timed in turn, round after round, so that a machine that slows down or is busy for a while does
+so for all of them; ratios are medians of the ratios within a round.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+from rich.table import Table
+
+import osgd_jax
+from experiments import data, methods
+from experiments.benchmark import command
+from experiments.nets import make_net
+from experiments.training import compile_runs
+from osgd_jax import AnytimePredictor
+
+TITLE = "Benchmark of running stage by stage"
+_LATE = 1.1  # an answer counts as late after this many times its deadline
+_WARM_UP = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to measure.
+
+    Attributes:
+      data: built-in data set, whose test examples are run.
+      nets: families.
+      outputs: number of outputs, K.
+      widths: channels of each level of resolution.
+      blocks: residual blocks of each level.
+      epochs: of training, by OSGD.
+      learning_rate: at the start of training.
+      batch_size: examples that are run at a time.
+      rounds: how often each way to run a net is timed.
+      deadlines: random deadlines to answer by.
+      bins: ranges of deadlines for which accuracy is shown.
+      output: file for the results.
+    """
+
+    data: Literal["digits", "mnist1d"] = "digits"
+    nets: tuple[Literal["branched", "width-nested", "depth-nested", "nested"], ...] = (
+        "branched",
+        "width-nested",
+        "depth-nested",
+        "nested",
+    )
+    outputs: int = 3
+    widths: tuple[int, ...] = (16, 32)
+    blocks: tuple[int, ...] = (2, 2)
+    epochs: int = 3
+    learning_rate: float = 0.4
+    batch_size: int = 128
+    rounds: int = 100
+    deadlines: int = 1000
+    bins: int = 6
+    output: Path = Path("experiments/results/benchmark/anytime.json")
+
+    def __post_init__(self):
+        for field in ("outputs", "epochs", "batch_size", "rounds", "deadlines", "bins"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} must be at least 1.")
+
+
+def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
+    """A row of figures for each net.
+
+    Raises:
+      ValueError: sizes that do not fit each other or the data.
+    """
+    dataset = data.load(config.data)
+    test = dataset.test
+    if not config.batch_size <= len(test.labels):
+        raise ValueError(f"batch_size={config.batch_size} exceeds {len(test.labels)} examples.")
+    rows = []
+    for family in config.nets:
+        report(family)
+        net = _train(config, family, dataset)
+        predictor = AnytimePredictor(net)
+        x = test.inputs[: config.batch_size]
+        latencies = predictor.calibrate(x)
+        costs = osgd_jax.cost(net, dataset.input_shape)
+        row = {
+            "net": family,
+            "outputs": config.outputs,
+            "batch_size": config.batch_size,
+            "multiply_adds": [cost.multiply_adds for cost in costs],
+            "calibrated_ms": [1e3 * latency for latency in latencies],
+            **_compare_ways(net, predictor, x, config.rounds),
+            **_meet_deadlines(config, predictor, test),
+        }
+        rows.append(row)
+    return {"rows": rows}
+
+
+def _train(config: Config, family: str, dataset: data.Dataset) -> Any:
+    def make(rngs: nnx.Rngs) -> Any:
+        return make_net(
+            family,
+            dataset,
+            num_outputs=config.outputs,
+            widths=config.widths,
+            blocks=config.blocks,
+            rngs=rngs,
+        )
+
+    osgd = methods.method("osgd", momentum=0.9)
+    runs = compile_runs(make, dataset, osgd, epochs=config.epochs, batch_size=100)
+    trained = runs.train(0, config.learning_rate)
+    net = make(nnx.Rngs(0))
+    nnx.update(net, trained.params, trained.rest)
+    return net
+
+
+def _compare_ways(
+    net: Any, predictor: AnytimePredictor, x: np.ndarray, rounds: int
+) -> dict[str, Any]:
+    """All stages against one forward pass, each output against the subnetwork of its own."""
+    ways = {
+        "forward": _forward(net, slice(None)),
+        "predict": lambda x: predictor.predict(x).logits,
+        **{
+            f"subnetwork {k}": _forward(net.subnetwork(k), slice(k, None))
+            for k in range(predictor.num_outputs)
+        },
+    }
+    times = {name: [] for name in ways}
+    streamed = []
+    for round_index in range(_WARM_UP + rounds):
+        measured = {name: _seconds(way, x) for name, way in ways.items()}
+        elapsed = [output.elapsed for output in predictor.stream(x)]
+        if round_index >= _WARM_UP:
+            streamed.append(elapsed)
+            for name, seconds in measured.items():
+                times[name].append(seconds)
+    forward, stream = np.array(times["forward"]), np.array(streamed)
+    alone = np.stack([times[f"subnetwork {k}"] for k in range(predictor.num_outputs)], axis=1)
+    return {
+        "forward_ms": 1e3 * float(np.median(forward)),
+        "predict_over_forward": float(np.median(np.array(times["predict"]) / forward)),
+        "stream_over_forward": float(np.median(stream[:, -1] / forward)),
+        "output_ms": (1e3 * np.median(stream, axis=0)).tolist(),
+        "subnetwork_ms": (1e3 * np.median(alone, axis=0)).tolist(),
+        "output_over_subnetwork": np.median(stream / alone, axis=0).tolist(),
+    }
+
+
+def _forward(net: Any, outputs: slice) -> Callable[[np.ndarray], Any]:
+    """One compiled forward pass of some outputs, as it would be without stages."""
+    graphdef, state = nnx.split(nnx.view(net, use_running_average=True))
+
+    leaves, treedef = jax.tree.flatten(state)
+
+    @jax.jit
+    def forward(leaves: list[jax.Array], x: jax.Array) -> Any:
+        state = jax.tree.unflatten(treedef, leaves)
+        return nnx.merge(graphdef, state, copy=True)(x)[outputs]
+
+    return lambda x: forward(leaves, x)
+
+
+def _seconds(way: Callable[[np.ndarray], Any], x: np.ndarray) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(way(x))
+    return time.perf_counter() - start
+
+
+def _meet_deadlines(
+    config: Config, predictor: AnytimePredictor, test: data.Split
+) -> dict[str, Any]:
+    """Answers by random deadlines, from the time of output 0 to a quarter more than that of all."""
+    rng = np.random.default_rng(0)
+    latencies = next(iter(predictor.latencies.values()))
+    low, high = latencies[0], 1.25 * sum(latencies)
+    deadlines = rng.uniform(low, high, config.deadlines)
+    elapsed, exits, accuracy = (np.zeros(config.deadlines) for _ in range(3))
+    for i, deadline in enumerate(deadlines):
+        rows = rng.choice(len(test.labels), config.batch_size, replace=False)
+        answer = predictor.predict(test.inputs[rows], deadline=deadline)
+        elapsed[i], exits[i] = answer.elapsed, answer.exits[0]
+        accuracy[i] = np.mean(np.argmax(answer.logits, -1) == test.labels[rows])
+    edges = np.linspace(low, high, config.bins + 1)
+    bins = np.clip(np.digitize(deadlines, edges) - 1, 0, config.bins - 1)
+    return {
+        "late_share": float(np.mean(elapsed > deadlines)),
+        "more_than_10_percent_late_share": float(np.mean(elapsed > _LATE * deadlines)),
+        "by_deadline": [
+            {
+                "up_to_ms": 1e3 * float(edges[i + 1]),
+                "answers": int(np.sum(bins == i)),
+                "mean_output": float(np.mean(exits[bins == i])),
+                "accuracy": float(np.mean(accuracy[bins == i])),
+            }
+            for i in range(config.bins)
+            if np.any(bins == i)
+        ],
+    }
+
+
+def speed_table(rows: list[dict[str, Any]]) -> Table:
+    """Times of stages over those of a forward pass and of standalone subnetworks."""
+    shown = Table(title="Stages over one forward pass, outputs over their own subnetworks")
+    for column in ("net", "forward ms", "predict", "stream", "outputs ms", "over subnetworks"):
+        shown.add_column(column, justify="left" if column == "net" else "right", no_wrap=True)
+    for row in rows:
+        shown.add_row(
+            row["net"],
+            f"{row['forward_ms']:.2f}",
+            f"{row['predict_over_forward']:.3f}",
+            f"{row['stream_over_forward']:.3f}",
+            " ".join(f"{ms:.2f}" for ms in row["output_ms"]),
+            " ".join(f"{ratio:.2f}" for ratio in row["output_over_subnetwork"]),
+        )
+    return shown
+
+
+def deadline_table(rows: list[dict[str, Any]]) -> Table:
+    """How deadlines were kept, and accuracy in % over ranges of them, the shortest first."""
+    shown = Table(title="Random deadlines")
+    for column in ("net", "late %", ">10 % late %", "accuracy % by deadline"):
+        shown.add_column(column, justify="left" if column == "net" else "right", no_wrap=True)
+    for row in rows:
+        shown.add_row(
+            row["net"],
+            f"{100 * row['late_share']:.1f}",
+            f"{100 * row['more_than_10_percent_late_share']:.1f}",
+            " ".join(f"{100 * each['accuracy']:.1f}" for each in row["by_deadline"]),
+        )
+    return shown
+
+
+def tables(results: dict[str, Any]) -> list[Table]:
+    """Of speed and of deadlines."""
+    return [speed_table(results["rows"]), deadline_table(results["rows"])]
+
+
+if __name__ == "__main__":
+    command.run("experiments.benchmark.anytime", __doc__, Config, measure, tables, TITLE)

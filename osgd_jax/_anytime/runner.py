@@ -1,0 +1,121 @@
+"""The stages of a model, each compiled once for each shape, and run one after the other."""
+
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from osgd_jax._anytime.combine import COMBINATIONS
+from osgd_jax._anytime.stages import Arrays, Input, Model, Stage
+
+ExampleKey = tuple[tuple[int, ...], str]
+
+
+class KeyedCache:
+    """A dictionary whose missing values are made once, also when several threads ask at a time."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._locks: dict[Hashable, threading.Lock] = {}
+        self._values: dict[Hashable, Any] = {}
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The value of `key`, from `make()` the first time; other keys do not wait for it."""
+        if key not in self._values:
+            with self._lock:
+                lock = self._locks.setdefault(key, threading.Lock())
+            with lock:
+                if key not in self._values:
+                    self._values[key] = make()
+        return self._values[key]
+
+    def put(self, key: Hashable, value: Any) -> None:
+        """Sets the value of `key`."""
+        self._values[key] = value
+
+    def as_dict(self) -> dict[Any, Any]:
+        """A copy of what has been made so far."""
+        return self._values.copy()
+
+
+class Progress(NamedTuple):
+    """How far a batch has come.
+
+    Attributes:
+        example: shape and dtype of one example.
+        batch: rows of each array.
+        carry: what the next stage takes.
+        combined: what the next answer needs of the earlier ones.
+    """
+
+    example: ExampleKey
+    batch: int
+    carry: Arrays
+    combined: jax.Array | None
+
+
+class Runner:
+    """Compiles and runs the stages of a model, and combines its outputs.
+
+    Args:
+        model: a net or a file.
+        combine: a key of `COMBINATIONS`.
+    """
+
+    def __init__(self, model: Model, combine: str):
+        self.model = model
+        self.combine = combine
+        self._stages = KeyedCache()
+        self._programs = KeyedCache()
+
+    @property
+    def examples(self) -> list[ExampleKey]:
+        """Shapes and dtypes of the examples seen so far."""
+        return list(self._stages.as_dict())
+
+    @property
+    def programs(self) -> list[Hashable]:
+        """One entry for each program compiled so far."""
+        return list(self._programs.as_dict())
+
+    def stages(self, example: ExampleKey) -> list[Stage]:
+        """The stages for examples of a shape and dtype."""
+        return self._stages.get(example, lambda: self.model.stages(*example))
+
+    def start(self, x: Input) -> Progress:
+        """Before stage 0."""
+        return Progress((x.shape[1:], x.dtype.name), len(x), [x], None)
+
+    def advance(self, k: int, progress: Progress) -> tuple[jax.Array, Progress]:
+        """Starts stage k: the answer of output k, not yet awaited, and the progress after it."""
+        stage = self.stages(progress.example)[k]
+        arguments = (stage.weights, progress.carry, progress.combined)
+        program = self._programs.get(
+            (k, progress.batch, progress.example), lambda: self._compile(k, stage, arguments)
+        )
+        logits, fresh, combined = program(*arguments)
+        carry = stage.next_carry(progress.carry, fresh)
+        return logits, progress._replace(carry=carry, combined=combined)
+
+    def take(self, progress: Progress, rows: np.ndarray) -> Progress:
+        """The progress of some rows of the batch."""
+        carry, combined = _take((progress.carry, progress.combined), rows)
+        return progress._replace(batch=len(rows), carry=carry, combined=combined)
+
+    def _compile(self, k: int, stage: Stage, arguments: Any) -> Any:
+        combine = COMBINATIONS[self.combine]
+
+        def run(weights: Arrays, carry: Arrays, combined: jax.Array | None) -> Any:
+            logits, fresh = stage.call(weights, carry)
+            logits, combined = combine(k, self.model.num_outputs, logits, combined)
+            return logits, fresh, combined
+
+        return jax.jit(run).lower(*arguments).compile()
+
+
+@jax.jit
+def _take(arrays: Any, rows: jax.Array) -> Any:
+    return jax.tree.map(lambda array: jnp.take(array, rows, axis=0, mode="clip"), arrays)

@@ -1,0 +1,28 @@
+from rich.console import Console
+
+from experiments.benchmark.anytime import Config, deadline_table, measure, speed_table
+
+
+def test_the_benchmark_measures_and_shows_a_net():
+    config = Config(
+        nets=("width-nested",),
+        outputs=2,
+        widths=(4, 8),
+        blocks=(1, 1),
+        epochs=1,
+        batch_size=16,
+        rounds=3,
+        deadlines=20,
+        bins=2,
+    )
+    reported = []
+    (row,) = measure(config, reported.append)["rows"]
+    assert reported == ["width-nested"]
+    assert len(row["output_ms"]) == len(row["output_over_subnetwork"]) == 2
+    assert row["predict_over_forward"] > 0
+    assert 0 <= row["more_than_10_percent_late_share"] <= row["late_share"] <= 1
+    assert sum(each["answers"] for each in row["by_deadline"]) == 20
+    console = Console(record=True, width=150)
+    for table in (speed_table([row]), deadline_table([row])):
+        console.print(table)
+    assert "width-nested" in console.export_text()

@@ -1,0 +1,181 @@
+"""The benchmark, as far as it is exact: counted work and memory, never the time."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import osgd_jax
+from experiments.benchmark import __main__ as benchmark
+from experiments.benchmark import aggregation, anytime, command, layers, profile, steps
+from experiments.benchmark.torchjd import compare as torchjd
+
+_RESULTS = Path(__file__).parents[3] / "experiments" / "results" / "benchmark"
+
+
+def page(module, written):
+    return command.page(module.TITLE, written, module.tables(written))
+
+
+def dense_problem():
+    """Two losses on one shared layer, whose work and rows are known."""
+
+    def losses(params, rest, inputs, labels):
+        hidden = jnp.tanh(inputs @ params["shared"])
+        return tuple(jnp.mean((hidden @ head) ** 2) for head in params["heads"]), rest
+
+    params = {"shared": jnp.eye(64), "heads": [jnp.ones((64, 1))] * 2}
+    batch = jnp.ones((128, 64)), jnp.zeros(128, int)
+    return steps.Problem(losses, params, (), batch)
+
+
+def test_limits_of_two_losses_on_one_layer():
+    problem = dense_problem()
+    # The layer once forward, and for each loss once backward, towards the kernel only.
+    product = 2 * 128 * 64 * 64
+    assert 3 * product < steps.least_work(problem) < 3.3 * product
+    assert steps.extra_rows_bytes(problem) == 4 * 64 * 64
+
+
+def test_steps_reach_the_limit_of_work_and_micro_batches_hold_less():
+    methods = ("sgd", "osgd", "jacrev", "micro-batches")
+    net = osgd_jax.nets.BranchedResNet(
+        num_classes=4, num_outputs=2, widths=(8, 8), blocks=(1, 1), rngs=nnx.Rngs(0)
+    )
+    problem = steps.problem(net, (256, 8, 8, 3))
+    rows = {row["method"]: row for row in steps.compare(problem, methods, "shared", rounds=1)}
+    assert rows["sgd"]["work_over_sgd"] == rows["sgd"]["memory_over_sgd"] == 1
+    assert rows["osgd"]["work_over_sgd"] <= 1.04 * rows["osgd"]["work_limit_over_sgd"]
+    assert rows["jacrev"]["work_over_sgd"] > 1.1 * rows["jacrev"]["work_limit_over_sgd"]
+    assert rows["micro-batches"]["memory_over_sgd"] < 0.5 * rows["osgd"]["memory_over_sgd"]
+
+
+def test_what_one_pullback_alone_reads_is_freed_before_the_next():
+    net = osgd_jax.nets.BranchedResNet(num_classes=10, num_outputs=3, rngs=nnx.Rngs(0))
+    problem = steps.problem(net, (128, 32, 32, 3))
+    made = steps.make_steps(problem, ("sgd", "osgd"), "shared")
+    limit = made["sgd"].temporary_bytes + steps.extra_rows_bytes(problem)
+    # 1.20 where the compiler orders the pullbacks.
+    assert made["osgd"].temporary_bytes < 1.05 * limit
+
+
+def test_micro_batches_take_the_same_step():
+    problem = dense_problem()
+    made = steps.make_steps(problem, ("osgd", "micro-batches"), "shared")
+    whole, _, _ = made["osgd"].run()
+    (in_parts, _), _ = made["micro-batches"].run()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), in_parts, whole)
+
+
+def test_aggregation_is_held_against_the_bytes_that_it_must_move():
+    row = aggregation.measure(num_tasks=2, num_parameters=4096, rounds=1)
+    seconds = {part: row[part]["ms"]["median"] / 1e3 for part in ("gramian", "aggregate")}
+    moved = {"gramian": 2 * 4 * 4096, "aggregate": 5 * 4 * 4096}
+    for part, length in moved.items():
+        least = length / (1e9 * row["bandwidth_gb_per_s"]["median"])
+        np.testing.assert_allclose(row[part]["over_limit"]["median"], seconds[part] / least)
+
+
+def test_gradients_of_two_libraries_are_compared_loss_by_loss():
+    ours = {"0/w": np.ones(4), "0/b": np.ones(5), "1/w": np.full(4, 100.0), "1/b": np.zeros(5)}
+    assert torchjd.largest_difference(ours, ours) == 0
+    # Small beside all gradients, large beside its own.
+    theirs = ours | {"0/w": np.zeros(4)}
+    assert torchjd.largest_difference(ours, theirs) == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="0/w"):
+        torchjd.largest_difference(ours, {"0/b": np.ones(5)})
+
+
+def test_the_command_writes_every_figure(tmp_path):
+    output = tmp_path / "benchmark.json"
+    arguments = [sys.executable, "-m", "experiments.benchmark", "--nets", "branched"]
+    arguments += ["--outputs", "1", "--batch-sizes", "4", "--image-size", "8", "--rounds", "1"]
+    arguments += ["--methods", "sgd", "osgd", "--parameters", "1000", "--output", str(output)]
+    ran = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    written = json.loads(output.read_text())
+    assert [row["method"] for row in written["rows"]] == ["sgd", "osgd"]
+    # One loss alone leaves nothing to balance.
+    assert written["rows"][1]["work_over_sgd"] == pytest.approx(1, abs=0.02)
+    assert len(written["aggregation"]) == 1
+    assert {"date", "device", "versions"} <= written["machine"].keys()
+    assert "time/limit" in ran.stdout
+    page = output.with_suffix(".md").read_text()
+    assert "--image-size 8 --rounds 1" in page
+    assert str(tmp_path) not in page
+    assert page.count("\n| branched | 1 | 4 |") == 2
+
+
+def test_profile_adds_instructions_to_the_operations_that_they_were_made_of():
+    made = steps.make_steps(dense_problem(), ("sgd", "osgd"), "shared")
+    found = {name: profile.profile(step, rounds=3) for name, step in made.items()}
+    # Forward once; backward towards the kernel once for the sum, and once for each of the losses.
+    for name, backward in (("sgd", 1), ("osgd", 2)):
+        assert found[name]["dot_general"]["runs"] == pytest.approx(1)
+        assert found[name]["transpose"]["runs"] == pytest.approx(backward)
+    row = {"net": "dense", "batch_size": 128} | found
+    (table,) = profile.tables({"rows": [row]})
+    cells = dict(zip(table.columns[0].cells, table.columns[3].cells, strict=True))
+    total = sum(each["ms"] for each in found["osgd"].values())
+    assert float(cells["all"]) == pytest.approx(total, abs=0.01)
+
+
+def test_the_benchmark_of_layers_writes_its_tables(tmp_path):
+    output = tmp_path / "layers.json"
+    arguments = [sys.executable, "-m", "experiments.benchmark.layers", "--channels", "8"]
+    arguments += ["--batch-sizes", "2", "--rounds", "1", "--output", str(output)]
+    ran = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    written = json.loads(output.read_text())
+    assert [row["spatial_dims"] for row in written["stripes"]] == [1, 2]
+    # Of all pairs of channels (1/4, 1/2, 1) of them reach 11/16; the stem reads the whole image.
+    for row in written["stripes"]:
+        assert 11 / 16 <= row["work"] <= 0.72
+    assert output.with_suffix(".md").read_text() == page(layers, written)
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("steps", benchmark),
+        ("steps_outputs", benchmark),
+        ("steps_batches", benchmark),
+        ("steps_memory", benchmark),
+        ("anytime", anytime),
+        ("anytime_one_core", anytime),
+        ("layers", layers),
+        ("profile", profile),
+    ],
+)
+def test_stored_tables_are_those_of_the_stored_figures(name, module):
+    figures = _RESULTS / f"{name}.json"
+    assert figures.with_suffix(".md").read_text() == page(module, json.loads(figures.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (["--rounds", "0"], "rounds=0 must be at least 1"),
+        (["--methods", "osgd"], "must contain sgd"),
+        (["--methods", "sgd", "micro-batches", "--batch-sizes", "6"], "multiples of 4"),
+    ],
+)
+def test_wrong_settings_are_refused_in_a_sentence(wrong, sentence):
+    arguments = [sys.executable, "-m", "experiments.benchmark", *wrong]
+    ran = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert ran.returncode != 0
+    assert sentence in " ".join(ran.stderr.split())
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_peer_that_cannot_run_is_said(tmp_path):
+    net = osgd_jax.nets.BranchedResNet(num_classes=2, num_outputs=1, rngs=nnx.Rngs(0))
+    problem = steps.problem(net, (2, 8, 8, 3))
+    with pytest.raises(ValueError, match=r"cannot run TorchJD"):
+        torchjd.measure(problem, sys.executable, rounds=1)

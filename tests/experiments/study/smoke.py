@@ -1,0 +1,78 @@
+"""Train a corner of the study again and compare it with what is stored.
+
+    python -m tests.experiments.study.smoke
+
+Rounding differs between machines, and training makes much of little. So the gradients at the start
+have to agree closely, and accuracies after training as means only.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.study.candidates import CANDIDATES
+from experiments.study.problems import SCREEN
+from experiments.study.runs import TUNING_SEEDS, best_rate, read
+from experiments.study.training import Run, Trainer
+
+CORNER = ("sgd", "osgd-all")
+FOLDER = Path("experiments/results/study")
+
+_GRADIENTS_TOLERANCE = 1e-2
+_POINTS_TOLERANCE = 5.0
+
+
+def stored(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The tuning runs of a candidate at its best rate.
+
+    Raises:
+      ValueError: there are none.
+    """
+    path = folder / SCREEN.name / f"{name}.jsonl"
+    kept = [run for run in read(path) if run["stage"] == "tune"]
+    if not kept:
+        raise ValueError(f"{path} has no tuning runs to compare with.")
+    return [run for run in kept if run["learning_rate"] == best_rate(kept)]
+
+
+def again(kept: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The same runs, trained now."""
+    dataset = SCREEN.load(None, None)
+    trainer = Trainer(SCREEN, dataset, CANDIDATES[name].make(SCREEN), len(TUNING_SEEDS["tune"]))
+    return trainer.train([Run(run["seed"], run["learning_rate"]) for run in kept], test=False)
+
+
+def differences(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
+    """What does not agree, a line each."""
+    found = []
+    for old, new in zip(before, now, strict=True):
+        for field in ("losses", "gradient_norms", "task_cosines", "shared_norm"):
+            a, b = (np.array(run["looks"][0][field], float) for run in (old, new))
+            if not np.allclose(a, b, rtol=_GRADIENTS_TOLERANCE, atol=_GRADIENTS_TOLERANCE):
+                found.append(f"seed {old['seed']}: {field} at the start were {a}, are {b}.")
+    means = [100 * np.mean([run["validation_accuracy"] for run in runs]) for runs in (before, now)]
+    if abs(means[1] - means[0]) > _POINTS_TOLERANCE:
+        found.append(f"mean validation accuracy was {means[0]:.1f}, is {means[1]:.1f}.")
+    return found
+
+
+def main() -> None:
+    """Command line."""
+    failed = False
+    for name in CORNER:
+        try:
+            before = stored(FOLDER, name)
+        except ValueError as error:
+            sys.exit(f"error: {error}")
+        now = again(before, name)
+        lines = differences(before, now)
+        failed |= bool(lines)
+        for line in lines or ["agrees with what is stored."]:
+            print(f"{name}: {line}")
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The study's statistics and tables, of runs whose outcome is known."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.study import candidates, plan, report, tables, why
+from experiments.study.problems import PROBLEMS, SCREEN
+from experiments.study.runs import TESTS, TUNING_SEEDS, to_tune
+from experiments.study.statistics import Result, best_tuned, interval, paired, result
+from tests.experiments.study.storing import store
+
+_BELOW = tuple(rate / 32 for rate in candidates.GRID)
+
+
+def _run(stage, seed, rate, accuracy):
+    split = "test" if stage in TESTS else "validation"
+    return {
+        "stage": stage,
+        "seed": seed,
+        "learning_rate": rate,
+        f"{split}_accuracy": [accuracy] * 3,
+    }
+
+
+def _tuned_and_tested(best, tested, stage):
+    """Runs at the whole grid, and below it where it must go on; tests at the best of its rates."""
+    rates = candidates.GRID if best in candidates.GRID[1:-1] else (*candidates.GRID, *_BELOW)
+    tuning = [
+        _run(stage, seed, rate, 0.9 if rate == best else 0.5)
+        for rate in rates
+        for seed in TUNING_SEEDS[stage]
+    ]
+    return tuning + [_run("test", seed, best, tested + seed / 1000) for seed in range(3)]
+
+
+@pytest.mark.parametrize("stage", list(TUNING_SEEDS))
+def test_tuning_is_complete_with_every_seed_and_the_rates_beyond_the_best_end(stage):
+    grid, seeds = candidates.GRID, TUNING_SEEDS[stage]
+    inside = _tuned_and_tested(0.4, 0.6, stage)
+    assert to_tune(inside, stage, grid) == []
+    assert to_tune(inside[1:], stage, grid) == [(seeds[0], grid[0])]
+    below = _tuned_and_tested(0.1, 0.6, stage)
+    assert to_tune(below, stage, grid) == []
+    on_grid = [run for run in below if run["learning_rate"] in grid]
+    assert to_tune(on_grid, stage, grid) == [(seed, rate) for rate in _BELOW for seed in seeds]
+
+
+def test_result_is_of_the_tests_at_the_rate_that_the_stage_chose(tmp_path):
+    end = min(_BELOW)
+    runs = _tuned_and_tested(end, 0.6, "tune") + _tuned_and_tested(0.4, 0.7, "rates")
+    store(tmp_path, SCREEN, "sgd", runs)
+    for stage, rate, mean in (("tune", end, 60.1), ("rates", 0.4, 70.1)):
+        found = result(tmp_path, SCREEN, "sgd", stage)
+        assert (found.rate, found.is_edge) == (rate, rate == end)
+        np.testing.assert_allclose(found.means, [mean] * 3)
+    fresh = [_run("confirm", seed, 0.4, 0.8) for seed in range(3)]
+    store(tmp_path, SCREEN, "sgd", runs + fresh)
+    found = result(tmp_path, SCREEN, "sgd", "rates", "confirm")
+    np.testing.assert_allclose(found.means, [80] * 3)
+
+
+def test_comparison_takes_all_rates_from_one_stage(tmp_path):
+    both = _tuned_and_tested(0.8, 0.6, "tune") + _tuned_and_tested(0.4, 0.7, "rates")
+    store(tmp_path, SCREEN, "sgd", both)
+    store(tmp_path, SCREEN, "osgd-all", both)
+    store(tmp_path, SCREEN, "osgd-reach", _tuned_and_tested(0.2, 0.65, "tune"))
+    rates = [found.rate for found in best_tuned(tmp_path, SCREEN, "osgd-all", "sgd")]
+    assert rates == [0.4, 0.4]
+    assert [f.rate for f in best_tuned(tmp_path, SCREEN, "osgd-reach", "sgd")] == [0.2, 0.8]
+    assert best_tuned(tmp_path, SCREEN, "pcgrad", "sgd") == []
+    lacking = ("rates", 1.6, TUNING_SEEDS["rates"][-1])
+    unfinished = [
+        run for run in both if (run["stage"], run["learning_rate"], run["seed"]) != lacking
+    ]
+    store(tmp_path, SCREEN, "sgd", unfinished)
+    assert [f.rate for f in best_tuned(tmp_path, SCREEN, "osgd-all", "sgd")] == [0.8, 0.8]
+
+
+def test_paired_interval_is_that_of_a_paired_t_test():
+    rng = np.random.default_rng(0)
+    a, b = ({seed: rng.normal(size=3) for seed in range(8)} for _ in range(2))
+    first, second = (Result("", 0.1, False, tests, []) for tests in (a, b))
+    means = [np.array([tests[s].mean() for s in range(8)]) for tests in (a, b)]
+    expected = stats.ttest_rel(*means).confidence_interval(0.95)
+    found = paired(first, second)
+    np.testing.assert_allclose(found.mean - found.half_width, expected.low)
+    np.testing.assert_allclose(found.mean + found.half_width, expected.high)
+
+
+def test_rates_are_compared_with_those_of_the_shared_scope(tmp_path):
+    store(tmp_path, SCREEN, "sgd", _tuned_and_tested(0.4, 0.6, "rates"))
+    store(tmp_path, SCREEN, "osgd-shared", _tuned_and_tested(0.2, 0.7, "rates"))
+    text = report._rates(tmp_path)
+    row = "| mnist1d-width | sgd | 0.4 | 50.0 | 50.0 | 90.0 | 50.0 | 50.0 | +0.00 ± 0.00 | -10.00"
+    assert row in text
+    assert "mnist1d-width osgd-all" in text.split("Missing: ")[1]
+
+
+def test_fresh_seeds_are_pooled_over_seeds_and_over_problems(tmp_path):
+    rng = np.random.default_rng(0)
+    gains = {}
+    for problem in ("mnist1d-width", "mnist1d-depth"):
+        gains[problem] = rng.normal(1, 0.3, len(plan.FRESH_SEEDS))
+        for name in candidates.CONFIRMED:
+            extra = gains[problem] / 100 if name == "osgd-all" else np.zeros(40)
+            fresh = [
+                _run("confirm", seed, 0.4, 0.5 + more)
+                for seed, more in zip(plan.FRESH_SEEDS, extra, strict=True)
+            ]
+            store(tmp_path, PROBLEMS[problem], name, _tuned_and_tested(0.4, 0, "rates") + fresh)
+    rows = [line.split(" | ") for line in report._confirmed(tmp_path).splitlines() if "*" in line]
+    both = np.array(list(gains.values()))
+    for row, values in zip(rows, (both.mean(0), both.mean(1)), strict=True):
+        ends = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        mean, half_width = map(float, row[6].split(" ± "))
+        np.testing.assert_allclose([mean - half_width, mean + half_width], ends, atol=0.011)
+
+
+def test_gains_are_paired_by_seed_and_their_mean_is_over_problems(tmp_path):
+    among = [PROBLEMS["mnist1d-width"], PROBLEMS["mnist1d-depth"]]
+    for problem, gain in zip(among, (0.01, 0.03), strict=True):
+        store(tmp_path, problem, "sgd", _tuned_and_tested(0.4, 0.6, "tune"))
+        store(tmp_path, problem, "osgd-all", _tuned_and_tested(0.4, 0.6 + gain, "tune"))
+    for k in range(3):
+        store(tmp_path, among[0], f"alone-{k + 1}", _tuned_and_tested(0.4, 0.65, "tune"))
+    text = tables.gains(tmp_path, (*among, SCREEN), ("sgd", "alone", "osgd-all", "pcgrad"))
+    ends = interval(np.array([1.0, 3.0, 1.0]))
+    assert "| mnist1d-width | 60.1 | +5.00 | +1.00 ± 0.00 |  | 3 |" in text
+    assert "| mnist1d-depth | 60.1 |  | +3.00 ± 0.00 |  | 3 |" in text
+    assert f"| *mean, interval over problems* |  | +5.00 ± 0.00 | {ends} |  |  |" in text
+    missing = "mnist1d-width pcgrad, mnist1d-depth alone, mnist1d-depth pcgrad"
+    assert f"Missing: {missing}, mnist1d-width pcgrad." in text
+    nothing = tables.gains(tmp_path, among, ("sgd", "osgd-all"), "rates", "confirm")
+    assert "Missing: mnist1d-width sgd, mnist1d-depth sgd." in nothing
+
+
+def test_branched_nets_are_compared_at_equal_work(tmp_path):
+    branched = PROBLEMS["mnist1d-branched"]
+    runs = _tuned_and_tested(0.4, 0.6, "tune")
+    for run in runs[-3:]:
+        run["test_accuracy"] = [0.6, 0.8, 0.9]
+    store(tmp_path, branched, "sgd", runs)
+    work = np.array([output.multiply_adds for output in branched.costs()])
+    between = np.sqrt(work[0] * work[1])
+    found = why._branched_at(tmp_path, SCREEN, "sgd", np.array([work[0] / 2, between, work[1]]))
+    np.testing.assert_allclose(found, [-np.inf, 70, 80])
+
+
+def test_study_of_nothing_says_that_all_is_missing(tmp_path):
+    text = report.write(tmp_path).read_text()
+    assert "Missing: sgd, " in text
+    assert "Conclusions: missing." in text

@@ -1,0 +1,117 @@
+"""The study's runs: how they are trained, looked at, timed and kept."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import optax
+import pytest
+
+from experiments.methods import Method
+from experiments.nets import make_net
+from experiments.study import candidates, plan, times, why
+from experiments.study.candidates import CANDIDATES, Candidate
+from experiments.study.problems import PROBLEMS, SCREEN
+from experiments.study.runs import Runs, best_rate
+from experiments.study.training import Run, Trainer
+from experiments.training import compile_runs
+from tests.experiments.study.storing import store
+
+_SMALL = dataclasses.replace(SCREEN, name="small", widths=(8, 8), train_size=200, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return _SMALL.load(None, None)
+
+
+@pytest.mark.parametrize("name", ["sgd", "osgd-shared"])
+def test_group_trains_as_single_runs_do(name, dataset):
+    """The second implementation is that of `compare`: unvectorized, step by step."""
+    method = CANDIDATES[name].make(_SMALL)
+    make = functools.partial(make_net, "width-nested", dataset, num_outputs=3, widths=(8, 8))
+    single = compile_runs(lambda rngs: make(rngs=rngs), dataset, method, epochs=2, batch_size=100)
+    runs = [Run(0, 0.1), Run(1, 0.2)]
+    trained = Trainer(_SMALL, dataset, method, group=2).train(runs, test=True)
+    for run, kept in zip(runs, trained, strict=True):
+        expected = single.train(run.seed, run.learning_rate)
+        for split in ("train", "validation", "test"):
+            found = single.accuracy(expected, getattr(dataset, split))
+            np.testing.assert_allclose(kept[f"{split}_accuracy"], found, atol=0.011)
+
+
+def test_runs_are_kept_and_not_done_again(tmp_path, dataset):
+    runs = Runs(tmp_path, _SMALL, lambda: dataset, "sgd", CANDIDATES["sgd"])
+    rate = runs.tune()
+    runs.finish("test", rate, range(100, 103))
+
+    def no_data():
+        raise AssertionError("a run was done again")
+
+    resumed = Runs(tmp_path, _SMALL, no_data, "sgd", CANDIDATES["sgd"])
+    assert resumed.tune() == rate
+    resumed.finish("test", rate, range(100, 103))
+    assert [r["seed"] for r in resumed.kept if r["stage"] == "test"] == [100, 101, 102]
+    assert all("test_accuracy" not in r for r in resumed.kept if r["stage"] == "tune")
+
+
+def test_grid_goes_on_beyond_its_end(tmp_path, dataset):
+    def make(problem):
+        return Method("sgd", functools.partial(optax.sgd))
+
+    rates = (1e-6, 2e-6, 4e-6, 8e-6, 16e-6)
+    runs = Runs(tmp_path, _SMALL, lambda: dataset, "slow", Candidate(make, "slow", rates))
+    runs.tune()
+    tried = sorted({run["learning_rate"] for run in runs.kept})
+    best = best_rate([run for run in runs.kept if run["learning_rate"] in rates])
+    assert (len(tried) == 10) == (best in (rates[0], rates[-1]))
+
+
+def test_conflict_of_each_stage_is_looked_at_and_shown(tmp_path, dataset):
+    trainer = Trainer(_SMALL, dataset, CANDIDATES["osgd-all"].make(_SMALL), group=1)
+    state, _ = trainer._initial([Run(0, 0.1)])
+    batches = (trainer._gather(np.arange(100)[None, None] + start) for start in (0, 100))
+    looks = np.concatenate([trainer._look(state, each)["stage_cosines"] for each in batches])
+    # No earlier loss reaches what a later output adds.
+    reached = np.array(
+        [[[i >= k and j >= k for j in range(3)] for i in range(3)] for k in range(3)]
+    )
+    assert (looks[:, ~reached] == 0).all()
+    assert (np.abs(looks[:, reached]) > 1e-4).all()
+    np.testing.assert_allclose(looks[:, 0].diagonal(axis1=1, axis2=2), 1, rtol=1e-3)
+    kept = [{"stage_cosines": look.tolist()} for look in looks]
+    store(tmp_path, SCREEN, "sgd", [{"stage": "conflict", "looks": kept}])
+    first, later = looks[:, 1, 1, 2]
+    assert f" | {first:+.2f} → {later:+.2f} | 1 |" in why._conflict(tmp_path)
+
+
+def test_times_are_those_of_sgd_in_the_same_round_and_kept(tmp_path, dataset):
+    path = tmp_path / "times.json"
+    asked = []
+
+    def load(problem):
+        asked.append(problem.name)
+        return dataset
+
+    tiny = dataclasses.replace(_SMALL, widths=(4,), outputs=2)
+    for _ in range(2):
+        times.complete(path, [tiny], load, advance=lambda line: None)
+    assert asked == ["small"]
+    found = times.read(path)["small"]
+    assert found["sgd"]["median"] == 1
+    assert all(found[name]["quarter"] > 0 for name in candidates.COMPARED)
+
+
+def test_longer_training_has_half_as_many_epochs_again(tmp_path):
+    study = plan.Study(tmp_path)
+    assert study._runs(SCREEN, "sgd-longer").problem.epochs == 1.5 * SCREEN.epochs
+    assert study._runs(SCREEN, "sgd").problem.epochs == SCREEN.epochs
+
+
+def test_shrunk_images_are_means_of_squares():
+    problem = dataclasses.replace(PROBLEMS["fashion-depth"], shrink=4)
+    images = np.random.default_rng(0).normal(size=(2, 28, 28, 1)).astype(np.float32)
+    shrunk = problem._shrunk(images)
+    assert shrunk.shape == (2, *problem.input_shape) == (2, 7, 7, 1)
+    np.testing.assert_allclose(shrunk[1, 2, 6], images[1, 8:12, 24:28].mean((0, 1)), rtol=1e-5)
+    np.testing.assert_array_equal(PROBLEMS["fashion-width-short"]._shrunk(images), images)

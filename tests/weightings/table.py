@@ -1,0 +1,110 @@
+"""The table of all weightings: what each needs, what holds of it by test, and what it costs.
+
+    python -m tests.weightings.table
+
+writes weightings.md, for the documentation, and weightings.json in experiments/results/benchmark.
+It takes half a minute on two CPU cores. The properties are those of the catalogue, which the tests
+in this folder check; the times are of one compiled call from the Gramian to the weights.
+"""
+
+import json
+import platform
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.weightings.catalogue import CATALOGUE, PROPERTIES, Entry
+
+RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "benchmark"
+NUM_TASKS = (3, 8, 32)
+
+# No weightings, but transformations of their own: source, needs, scopes, what the state holds.
+ROW_METHODS = {
+    "graddrop": ("Chen et al., NeurIPS 2020", "key", "none: each number by itself", "a key"),
+    "moco": ("Fernando et al., ICLR 2023", "—", "shared, all", "K copies of the parameters"),
+    "db_mtl": ("Lin et al., arXiv 2308.12029", "losses", "shared, all", "K copies"),
+    "excess_mtl": ("He et al., ICML 2024", "—", "shared, all", "K copies"),
+}
+
+
+def main() -> None:
+    rows = [{"name": name, **measure(entry)} for name, entry in CATALOGUE.items()]
+    machine = f"{jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}"
+    RESULTS.mkdir(exist_ok=True)
+    result = {"machine": machine, "num_tasks": NUM_TASKS, "weightings": rows}
+    (RESULTS / "weightings.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / "weightings.md").write_text(table(rows, machine))
+
+
+def measure(entry: Entry) -> dict:
+    """What the table says of one weighting."""
+    return {
+        "paper": entry.paper,
+        "losses": entry.losses,
+        "state": bool(jax.tree.leaves(entry.make(2).init())),
+        "key": entry.key,
+        "properties": sorted(entry.properties),
+        "microseconds": [seconds_per_call(entry, num_tasks) * 1e6 for num_tasks in NUM_TASKS],
+    }
+
+
+def seconds_per_call(entry: Entry, num_tasks: int) -> float:
+    """Time of one compiled call: the least of several means, for the least disturbed."""
+    weighting = entry.make(num_tasks)
+    rows = np.random.default_rng(0).normal(size=(num_tasks, 2 * num_tasks))
+    gramian = jnp.asarray(rows @ rows.T, jnp.float32)
+    losses = jnp.ones(num_tasks) if entry.losses else None
+    key = None if entry.key == "no" else jax.random.key(0)
+    weigh = jax.jit(lambda gramian, state: weighting.weigh(gramian, state, losses=losses, key=key))
+    state = weighting.init()
+    jax.block_until_ready(weigh(gramian, state))
+    means = []
+    for _ in range(5):
+        start = time.perf_counter()
+        for _ in range(20):
+            jax.block_until_ready(weigh(gramian, state))
+        means.append((time.perf_counter() - start) / 20)
+    return min(means)
+
+
+def table(rows: list[dict], machine: str) -> str:
+    """The table in Markdown."""
+    head = ["weighting", "source", "needs", *PROPERTIES, *(f"K = {k}" for k in NUM_TASKS)]
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
+    for row in rows:
+        key = {"no": [], "optional": ["key (optional)"], "required": ["key"]}[row["key"]]
+        needs = [need for need in ("losses", "state") if row[need]] + key
+        cells = [f"`{row['name']}`", row["paper"], ", ".join(needs) or "—"]
+        cells += ["yes" if name in row["properties"] else "" for name in PROPERTIES]
+        cells += [f"{microseconds:.0f}" for microseconds in row["microseconds"]]
+        lines.append("| " + " | ".join(cells) + " |")
+    meanings = [f"- *{name}*: {meaning}." for name, meaning in PROPERTIES.items()]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "The properties, which hold by test (a blank is no claim; g_i are the gradients, d the"
+            " direction):",
+            "",
+            *meanings,
+            "",
+            f"Times: microseconds a compiled call, from the Gramian to the weights; {machine}.",
+            "",
+            "Methods that are no function of the Gramian alone, as transformations of their own:",
+            "",
+            "| method | source | needs | scopes | state |",
+            "| --- | --- | --- | --- | --- |",
+            *(
+                "| " + " | ".join([f"`osgd_jax.{name}`", *cells]) + " |"
+                for name, cells in ROW_METHODS.items()
+            ),
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
