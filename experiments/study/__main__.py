@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from experiments.study import report
-from experiments.study.plan import PARTS, Part, Study
+from experiments.study.plan import PARTS, RUNS, Part, Study
+from experiments.study.store import Store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,9 @@ def main() -> None:
             def advance(line: str) -> None:
                 progress.update(task, advance=1, description=line)
 
-            study = Study(config.output, config.fashion_mnist, config.cifar10_jpeg, advance)
+            study = Study(
+                Store(config.output / RUNS), config.fashion_mnist, config.cifar10_jpeg, advance
+            )
             for part in config.parts:
                 study.run(part)
         written = report.write(config.output)

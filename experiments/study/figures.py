@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.study.problems import Problem
 from experiments.study.statistics import best_tuned, ceilings
+from experiments.study.store import Store
 from osgd_jax import plots
 
 _STYLES = {
@@ -19,35 +20,35 @@ _STYLES = {
 _ALONE = {"color": "0.5", "linestyle": "none", "marker": "_", "markersize": 16}
 
 
-def accuracies(folder: Path, among: Sequence[Problem], name: str) -> Path | None:
+def accuracies(store: Store, among: Sequence[Problem], name: str) -> Path | None:
     """Test accuracy against multiply-adds on some problems; None where nothing is tested yet."""
     figure, panels = _panels(len(among))
     drawn = False
     for axes, problem in zip(panels, among, strict=True):
         costs = [output.multiply_adds for output in problem.costs()]
         for method, style in _STYLES.items():
-            for found in best_tuned(folder, problem, method):
+            for found in best_tuned(store, problem, method):
                 tests = np.array(list(found.tests.values()))
                 error = tests.std(axis=0, ddof=1) / np.sqrt(len(tests))
                 plots.anytime_curve(
                     costs, found.means, error=error, label=method, axes=axes, **style
                 )
                 drawn = True
-        if (ceiling := ceilings(folder, problem)) is not None:
+        if (ceiling := ceilings(store, problem)) is not None:
             plots.anytime_curve(costs, ceiling, label="each alone", axes=axes, **_ALONE)
         axes.set_title(problem.name)
         axes.set_ylabel("test accuracy, %")
-    return _save(figure, panels, folder / name, drawn)
+    return _save(figure, panels, store.path.parent / name, drawn)
 
 
-def conflict(folder: Path, among: Sequence[Problem]) -> Path | None:
+def conflict(store: Store, among: Sequence[Problem]) -> Path | None:
     """Cosines between neighbouring outputs' gradients in training; None if nothing is there."""
     figure, panels = _panels(len(among))
     drawn = False
     for axes, problem in zip(panels, among, strict=True):
         for name, style in _STYLES.items():
-            for found in best_tuned(folder, problem, name):
-                epochs = [look["epoch"] for look in found.runs[0]["looks"]]
+            for found in best_tuned(store, problem, name):
+                epochs = found.runs[0]["looks"]["epoch"]
                 cosines = found.series("task_cosines")
                 for k, line in zip(
                     range(problem.outputs - 1), ("-", "--", ":", "-."), strict=False
@@ -59,7 +60,7 @@ def conflict(folder: Path, among: Sequence[Problem]) -> Path | None:
         axes.set_xlabel("epoch")
         axes.set_ylabel("cosine between gradients")
         axes.grid(alpha=0.3)
-    return _save(figure, panels, folder / "conflict.png", drawn)
+    return _save(figure, panels, store.path.parent / "conflict.png", drawn)
 
 
 def _panels(count: int) -> tuple[Any, Any]:

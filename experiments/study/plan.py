@@ -1,7 +1,7 @@
 """What is run where: all candidates on one problem, the best of them on the others."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,24 +26,20 @@ from experiments.study.candidates import (
     alone,
 )
 from experiments.study.problems import SCREEN, Problem
-from experiments.study.runs import TUNING_SEEDS, Runs, accuracies, by_rate, read
+from experiments.study.runs import FIRST, FRESH, TEN, TWO, Runs, by_rate
+from experiments.study.store import Run, Store
 
 Part = Literal["screen", "families", "rates", "confirm", "settings", "images", "conflict", "times"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
-RANKING_SEEDS = TUNING_SEEDS["rates"]
-TEST_SEEDS = range(100, 120)
-
-# Not seen by anything before the question that they answer was put.
-FRESH_SEEDS = range(200, 240)
-
 # Settings, and images that are asked again: their rates are chosen by the seeds of the ranking,
 # which tested the settings first.
-SETTING_SEEDS = FRESH_SEEDS[:20]
+SETTING_SEEDS = FRESH[:20]
 
 # An image net trains for minutes, so that fewer are trained.
-IMAGE_TEST_SEEDS = range(100, 110)
+IMAGE_TEST_SEEDS = FIRST[:10]
 
+RUNS = "runs.jsonl"
 TIMES = "times.json"
 
 # Of all candidates so many go on from tuning to ranking, and from there to the tests, beside those
@@ -57,16 +53,16 @@ _ALWAYS_TESTED = (*_ALWAYS_RANKED, *OTHERS, *CONTROLS)
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A study in a folder.
+    """A study that is kept in a store.
 
     Attributes:
-      folder: of the results.
+      store: of its runs.
       fashion_mnist: where `tensorflow_datasets` keeps Fashion-MNIST; its default if None.
       cifar10_jpeg: folder of CIFAR-10 (JPEG).
       advance: called with a line after each epoch of a group of nets.
     """
 
-    folder: Path
+    store: Store
     fashion_mnist: Path | None = None
     cifar10_jpeg: Path | None = None
     advance: Callable[[str], None] = lambda line: None
@@ -77,38 +73,38 @@ class Study:
             self._screen()
         elif part == "families":
             for problem in problems.FAMILIES[1:]:
-                self._test(problem, self.shortlist(problem), TEST_SEEDS)
+                self._test(problem, self.shortlist(problem), FIRST)
         elif part == "rates":
             for problem in problems.FAMILIES:
-                self._retune(problem, CORE, "test", TEST_SEEDS)
+                self._retune(problem, CORE, "test", FIRST)
             self._retune(problems.SHORT[0], COMPARED, "test", IMAGE_TEST_SEEDS)
         elif part == "confirm":
             for problem in problems.FAMILIES:
-                self._retune(problem, CONFIRMED, "confirm", FRESH_SEEDS)
+                self._retune(problem, CONFIRMED, "test", FRESH)
         elif part == "settings":
             for problem in problems.SETTINGS:
-                self._test(problem, ("sgd", best_scope(self.folder)), RANKING_SEEDS)
-                self._retune(problem, LEADING, "confirm", SETTING_SEEDS)
-            self._retune(SCREEN, ADAPTIVE, "confirm", SETTING_SEEDS)
+                self._test(problem, ("sgd", best_scope(self.store)), TEN)
+                self._retune(problem, LEADING, "test", SETTING_SEEDS)
+            self._retune(SCREEN, ADAPTIVE, "test", SETTING_SEEDS)
         elif part == "images":
             for problem in problems.SHORT:
                 self._test(problem, COMPARED, IMAGE_TEST_SEEDS)
             for problem in problems.IMAGES:
                 self._test(problem, self.shortlist(problem), IMAGE_TEST_SEEDS)
             for problem in problems.ASKED_AGAIN:
-                self._retune(problem, ASKED_AGAIN, "confirm", SETTING_SEEDS)
+                self._retune(problem, ASKED_AGAIN, "test", SETTING_SEEDS)
         elif part == "times":
             among = (*problems.FAMILIES, *problems.IMAGES)
-            times.complete(self.folder / TIMES, among, self._load, self.advance)
+            times.complete(self.store.path.parent / TIMES, among, self._load, self.advance)
         else:
             for problem in problems.FAMILIES:
-                self._retune(problem, ("sgd",), "conflict", RANKING_SEEDS)
+                self._retune(problem, ("sgd",), "look", TEN)
             for problem in problems.IMAGES:
-                self._retune(problem, ("sgd",), "conflict", RANKING_SEEDS[:3], "tune")
+                self._retune(problem, ("sgd",), "look", TEN[:3], TWO)
 
     def shortlist(self, problem: Problem) -> tuple[str, ...]:
         """The candidates that go on from the screen to another problem."""
-        chosen, fixed = finalists(self.folder), best_fixed(self.folder)
+        chosen, fixed = finalists(self.store), best_fixed(self.store)
         if problem in problems.WIDE:
             return (*COMPARED, *fixed, *chosen)
         if problem in problems.IMAGES:
@@ -119,11 +115,11 @@ class Study:
     def _screen(self) -> None:
         for name in CANDIDATES:
             self._runs(SCREEN, name).tune()
-        for name in ranked(self.folder):
+        for name in ranked(self.store):
             runs = self._runs(SCREEN, name)
-            runs.finish("rank", runs.tune(), RANKING_SEEDS)
-        chosen = (*_ALWAYS_TESTED, *finalists(self.folder))
-        self._test(SCREEN, tuple(dict.fromkeys(chosen)), TEST_SEEDS)
+            runs.finish("rank", runs.tune(), TEN)
+        chosen = (*_ALWAYS_TESTED, *finalists(self.store))
+        self._test(SCREEN, tuple(dict.fromkeys(chosen)), FIRST)
 
     def _test(self, problem: Problem, names: tuple[str, ...], seeds: range) -> None:
         ceilings = alone(problem) if problem not in problems.SETTINGS else {}
@@ -137,65 +133,65 @@ class Study:
         names: tuple[str, ...],
         stage: str,
         seeds: range,
-        tuning: str = "rates",
+        tuned: range = TEN,
     ) -> None:
         for name in names:
             runs = self._runs(problem, name)
-            runs.finish(stage, runs.tune(tuning), seeds)
+            runs.finish(stage, runs.tune(tuned), seeds)
 
     def _runs(self, problem: Problem, name: str) -> Runs:
         candidate: Candidate = (CANDIDATES | alone(problem))[name]
         problem = dataclasses.replace(problem, epochs=round(candidate.epochs * problem.epochs))
-        return Runs(
-            self.folder, problem, lambda: self._load(problem), name, candidate, self.advance
-        )
+        return Runs(self.store, problem, lambda: self._load(problem), name, candidate, self.advance)
 
     def _load(self, problem: Problem) -> Any:
         return problem.load(self.fashion_mnist, self.cifar10_jpeg)
 
 
-def tuned(folder: Path) -> dict[str, float]:
+def tuned(store: Store) -> dict[str, float]:
     """Best validation accuracy of each candidate in tuning on the screen's problem, best first."""
     found = {}
-    for name, runs in _screened(folder):
+    for name, runs in _screened(store):
         if means := by_rate(runs):
             found[name] = max(means.values())
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def ranked(folder: Path) -> list[str]:
+def ranked(store: Store) -> list[str]:
     """The candidates that go on to ranking: the best, and those that always go on."""
-    order = [name for name in tuned(folder) if name not in LATER]
+    order = [name for name in tuned(store) if name not in LATER]
     return [name for name in order if name in order[:RANKED] or name in _ALWAYS_RANKED]
 
 
-def ranking(folder: Path) -> dict[str, float]:
+def ranking(store: Store) -> dict[str, float]:
     """Mean validation accuracy over the ranking seeds, best first; empty until all are ranked."""
     found = {}
-    for name, runs in _screened(folder):
-        if scores := accuracies(runs, "rank", "validation"):
-            found[name] = float(np.mean(list(scores.values())))
-    if len(tuned(folder)) < len(CANDIDATES) or not set(ranked(folder)) <= found.keys():
+    for name, runs in _screened(store):
+        if scores := [
+            100 * np.array(r["validation_accuracy"]) for r in runs if r["stage"] == "rank"
+        ]:
+            found[name] = float(np.mean(scores))
+    if len(tuned(store)) < len(CANDIDATES) or not set(ranked(store)) <= found.keys():
         return {}
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def finalists(folder: Path) -> tuple[str, ...]:
+def finalists(store: Store) -> tuple[str, ...]:
     """The best five of the methods in the ranking, baselines and controls aside."""
     aside = {"sgd", *FIXED_WEIGHTS, *OTHERS, *CONTROLS, *FOLLOW_UPS, *LATER}
-    return tuple(name for name in ranking(folder) if name not in aside)[:FINALISTS]
+    return tuple(name for name in ranking(store) if name not in aside)[:FINALISTS]
 
 
-def best_fixed(folder: Path) -> tuple[str, ...]:
+def best_fixed(store: Store) -> tuple[str, ...]:
     """The best of the fixed weights in the ranking, if it is done."""
-    return tuple(name for name in ranking(folder) if name in FIXED_WEIGHTS)[:1]
+    return tuple(name for name in ranking(store) if name in FIXED_WEIGHTS)[:1]
 
 
-def best_scope(folder: Path) -> str:
+def best_scope(store: Store) -> str:
     """The best of OSGD's scopes in the ranking."""
-    return next(name for name in ranking(folder) if name in SCOPES)
+    return next(name for name in ranking(store) if name in SCOPES)
 
 
-def _screened(folder: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def _screened(store: Store) -> Iterator[tuple[str, Sequence[Run]]]:
     for name in CANDIDATES:
-        yield name, read(folder / SCREEN.name / f"{name}.jsonl")
+        yield name, store.of(SCREEN.name, name)

@@ -17,8 +17,9 @@ from experiments.study.candidates import (
     SCOPES,
 )
 from experiments.study.problems import SCREEN
-from experiments.study.runs import TESTS, at_rates, best_rate, by_rate, read, to_tune
+from experiments.study.runs import FIRST, FRESH, TEN, TWO, at_rates, best_rate, by_rate, to_tune
 from experiments.study.statistics import interval, paired, result
+from experiments.study.store import Store
 
 COMMAND = "python -m experiments.study"
 
@@ -38,7 +39,7 @@ def write(folder: Path) -> Path:
     Returns:
       The path of STUDY.md.
     """
-    conclusions = folder / "conclusions.md"
+    store, conclusions = Store(folder / plan.RUNS), folder / "conclusions.md"
     parts = [
         "# The study of Orthogonalized SGD",
         f"Made by `{COMMAND}` from the runs in `{folder.name}/`, beside this file; every run is"
@@ -47,13 +48,13 @@ def write(folder: Path) -> Path:
         conclusions.read_text().strip() if conclusions.exists() else "Conclusions: missing.",
         _how(),
         _problems_table(),
-        *_families(folder),
-        _rates(folder),
-        _confirmed(folder),
-        _screen(folder),
-        *why.sections(folder),
-        _settings(folder),
-        *_images(folder),
+        *_families(store),
+        _rates(store),
+        _confirmed(store),
+        _screen(store),
+        *why.sections(store),
+        _settings(store),
+        *_images(store),
     ]
     path = folder.parent / "STUDY.md"
     path.write_text("\n\n".join(part for part in parts if part) + "\n")
@@ -61,7 +62,7 @@ def write(folder: Path) -> Path:
 
 
 def _how() -> str:
-    tuning, ranking, tests = 2, len(plan.RANKING_SEEDS), len(plan.TEST_SEEDS)
+    tuning, ranking, tests = 2, len(TEN), len(FIRST)
     again = " and ".join(problem.name for problem in problems.ASKED_AGAIN)
     wide = " and ".join(problem.name for problem in problems.WIDE)
     return f"""## How it was done
@@ -102,34 +103,34 @@ def _problems_table() -> str:
     return tables.table(header, rows)
 
 
-def _families(folder: Path) -> Iterator[str]:
+def _families(store: Store) -> Iterator[str]:
     yield "## Does it beat SGD, and at which outputs?"
     yield (
         "Test accuracy in percent. The last columns are paired differences of the mean over"
         " outputs. *Alone* is each output's subnetwork trained on its own loss, at its own best"
         " rate: the ceiling; what SGD lacks to it is the gap that balancing could close. A rate"
         " with an asterisk is at the end of what was tried. The first table of each net is the one"
-        f" to read: each rate was chosen with {len(plan.RANKING_SEEDS)} seeds. In the second, of"
+        f" to read: each rate was chosen with {len(TEN)} seeds. In the second, of"
         " all that was tested, two chose; these rates were tested before the others were known."
     )
     for problem in problems.FAMILIES:
-        names = plan.Study(folder).shortlist(problem)
+        names = plan.Study(store).shortlist(problem)
         yield f"### {problem.name}"
-        yield tables.results(folder, problem, CORE, "rates")
+        yield tables.results(store, problem, CORE, TEN)
         yield tables.BY_TWO_SEEDS
-        yield tables.results(folder, problem, names)
-    if picture := figures.accuracies(folder, problems.FAMILIES, "families.png"):
-        yield f"![Accuracy against multiply-adds]({folder.name}/{picture.name})"
+        yield tables.results(store, problem, names)
+    if picture := figures.accuracies(store, problems.FAMILIES, "families.png"):
+        yield f"![Accuracy against multiply-adds]({store.path.parent.name}/{picture.name})"
 
 
-def _rates(folder: Path) -> str:
+def _rates(store: Store) -> str:
     rows, missing = [], []
     for problem in problems.FAMILIES:
-        found = {name: read(folder / problem.name / f"{name}.jsonl") for name in CORE}
+        found = {name: store.of(problem.name, name) for name in CORE}
         complete = {
-            name: (best_rate(runs, "rates"), at_rates(runs, "rates"))
+            name: (best_rate(runs, TEN), at_rates(runs, TEN))
             for name, runs in found.items()
-            if not to_tune(runs, "rates", CANDIDATES[name].rates)
+            if not to_tune(runs, TEN, CANDIDATES[name].rates)
         }
         missing += [f"{problem.name} {name}" for name in CORE if name not in complete]
         best = {name: scores[rate] for name, (rate, scores) in complete.items()}
@@ -139,7 +140,7 @@ def _rates(folder: Path) -> str:
             if name != "osgd-shared" and "osgd-shared" in best:
                 base = best["osgd-shared"]
                 values = np.array([best[name][seed] - base[seed] for seed in sorted(base)])
-                tests = tables.gain(folder, problem, name, "osgd-shared")
+                tests = tables.gain(store, problem, name, "osgd-shared")
                 differences = [str(interval(values)), tests]
             shown = ["" if np.isnan(mean) else f"{mean:.1f}" for mean in near]
             rows.append([problem.name, name, f"{rate:g}", *shown, *differences])
@@ -148,7 +149,7 @@ def _rates(folder: Path) -> str:
     header += ["best − osgd-shared's", "tests − osgd-shared's"]
     return (
         "## Which scope, and how much does the rate matter?\n\nValidation accuracy in percent, the"
-        f" mean over outputs and {len(plan.RANKING_SEEDS)} seeds, at the best rate and at multiples"
+        f" mean over outputs and {len(TEN)} seeds, at the best rate and at multiples"
         " of it. The last columns compare best with best, paired by seed: on this data, where both"
         " were chosen, so that they flatter alike, and on test data, with other seeds.\n\n"
         + tables.table(header, rows)
@@ -156,14 +157,14 @@ def _rates(folder: Path) -> str:
     )
 
 
-def _confirmed(folder: Path) -> str:
+def _confirmed(store: Store) -> str:
     pairs = (("osgd-all", "osgd-shared"), ("osgd-all", "sgd"), ("osgd-shared", "sgd"))
     pairs += (("sgd-clipped", "osgd-all"), ("osgd-all-clipped", "sgd-clipped"))
     rows, missing = [], []
     differences: dict[tuple[str, str], list[np.ndarray]] = {pair: [] for pair in pairs}
     for problem in problems.FAMILIES:
-        found = {name: result(folder, problem, name, "rates", "confirm") for name in CONFIRMED}
-        seeds = plan.FRESH_SEEDS
+        found = {name: result(store, problem, name, TEN, FRESH) for name in CONFIRMED}
+        seeds = FRESH
         complete = {n: each for n, each in found.items() if each and len(each.tests) == len(seeds)}
         missing += [f"{problem.name} {name}" for name in CONFIRMED if name not in complete]
         if not complete:
@@ -189,21 +190,21 @@ def _confirmed(folder: Path) -> str:
     return (
         "## Confirmed with fresh seeds\n\nWhich scope should be the default, and whether OSGD adds"
         " to clipping, was asked of the tests above, and so needs others:"
-        f" {len(plan.FRESH_SEEDS)} seeds that no rate was chosen by, at the"
+        f" {len(FRESH)} seeds that no rate was chosen by, at the"
         " rates of part `rates`. Test accuracy in percent, the mean over outputs; differences"
         " paired by seed. The last rows are means over the problems: on these very nets, and as far"
         " as they stand for others.\n\n" + tables.table(header, rows) + said
     )
 
 
-def _screen(folder: Path) -> str:
-    tuned, ranking = plan.tuned(folder), plan.ranking(folder)
+def _screen(store: Store) -> str:
+    tuned, ranking = plan.tuned(store), plan.ranking(store)
     rows = []
     for name, score in tuned.items():
-        means = by_rate(read(folder / SCREEN.name / f"{name}.jsonl"))
-        stages = {run["stage"] for run in read(folder / SCREEN.name / f"{name}.jsonl")}
-        elsewhere = any((folder / p.name / f"{name}.jsonl").exists() for p in problems.FAMILIES[1:])
-        steps = {"ranking": name in ranking, "tests": bool(stages & set(TESTS))}
+        means = by_rate(store.of(SCREEN.name, name))
+        stages = {run["stage"] for run in store.of(SCREEN.name, name)}
+        elsewhere = any(store.of(p.name, name) for p in problems.FAMILIES[1:])
+        steps = {"ranking": name in ranking, "tests": "test" in stages}
         steps["other problems"] = elsewhere
         went = ", ".join(step for step, gone in steps.items() if gone)
         ranked = f"{ranking[name]:.1f}" if name in ranking else ""
@@ -215,39 +216,40 @@ def _screen(folder: Path) -> str:
     return (
         f"## What was screened, and on what evidence\n\nValidation accuracy in percent, mean over"
         f" outputs, on {SCREEN.name}: at the best rate in tuning (2 seeds) and in ranking"
-        f" ({len(plan.RANKING_SEEDS)} seeds). What was tried to make OSGD better is named so.\n\n"
+        f" ({len(TEN)} seeds). What was tried to make OSGD better is named so.\n\n"
     ) + (tables.table(header, rows) + said)
 
 
-def _settings(folder: Path) -> str:
+def _settings(store: Store) -> str:
     rows = []
     for problem in (SCREEN, *problems.SETTINGS):
-        base = result(folder, problem, "sgd")
+        seeds = FIRST if problem is SCREEN else TEN
+        base = result(store, problem, "sgd", TWO, seeds)
         for name in SCOPES:
-            found = result(folder, problem, name)
+            found = result(store, problem, name, TWO, seeds)
             if base and found:
                 means = (f"{each.means.mean():.1f}" for each in (base, found))
                 difference = str(paired(found, base))
                 rows.append([problem.name, name, *means, difference, len(found.tests)])
     header = ["setting", "method", "SGD", "OSGD", "OSGD − SGD", "seeds"]
-    fresh = "rates", "confirm"
+    fresh = TEN, FRESH
     return "\n\n".join(
         (
             "## In other settings",
             "Mean test accuracy over outputs of SGD in percent, and what others differ by; all"
-            f" tuned anew in each setting with {len(plan.RANKING_SEEDS)} seeds and tested with"
+            f" tuned anew in each setting with {len(TEN)} seeds and tested with"
             " others.",
-            tables.gains(folder, (SCREEN, *problems.SETTINGS), LEADING, *fresh),
+            tables.gains(store, (SCREEN, *problems.SETTINGS), LEADING, *fresh),
             "The same under AdamW:",
-            tables.gains(folder, (SCREEN,), ADAPTIVE, *fresh),
+            tables.gains(store, (SCREEN,), ADAPTIVE, *fresh),
             tables.BY_TWO_SEEDS,
             tables.table(header, rows),
         )
     )
 
 
-def _images(folder: Path) -> Iterator[str]:
-    study, again = plan.Study(folder), problems.ASKED_AGAIN
+def _images(store: Store) -> Iterator[str]:
+    study, again = plan.Study(store), problems.ASKED_AGAIN
     everywhere = study.shortlist(problems.IMAGES[-1])
     yield "## Images"
     yield (
@@ -255,23 +257,24 @@ def _images(folder: Path) -> Iterator[str]:
         " each output's subnetwork trained on its own loss. Rates were chosen with two seeds; what"
         " ten make of two nets is shown below."
     )
-    yield tables.gains(folder, problems.IMAGES, (everywhere[0], "alone", *everywhere[1:]))
+    yield tables.gains(store, problems.IMAGES, (everywhere[0], "alone", *everywhere[1:]))
     yield "The same from SGD clipped:"
-    yield tables.gains(folder, problems.IMAGES, everywhere[1:])
+    yield tables.gains(store, problems.IMAGES, everywhere[1:])
     yield (
         "Asked again of fresh seeds, at rates chosen with"
-        f" {len(plan.RANKING_SEEDS)} others; from SGD, and from SGD clipped:"
+        f" {len(TEN)} others; from SGD, and from SGD clipped:"
     )
-    yield tables.gains(folder, again, ASKED_AGAIN, "rates", "confirm")
-    yield tables.gains(folder, again, ASKED_AGAIN[1:], "rates", "confirm")
-    if picture := figures.accuracies(folder, problems.IMAGES, "images.png"):
-        yield f"![Accuracy against multiply-adds on images]({folder.name}/{picture.name})"
+    yield tables.gains(store, again, ASKED_AGAIN, TEN, FRESH)
+    yield tables.gains(store, again, ASKED_AGAIN[1:], TEN, FRESH)
+    if picture := figures.accuracies(store, problems.IMAGES, "images.png"):
+        link = f"{store.path.parent.name}/{picture.name}"
+        yield f"![Accuracy against multiply-adds on images]({link})"
     for problem in problems.IMAGES:
         yield f"### {problem.name}"
-        yield tables.results(folder, problem, study.shortlist(problem))
+        yield tables.results(store, problem, study.shortlist(problem))
     for problem in problems.SHORT:
         yield f"### {problem.name}"
         if problem == problems.SHORT[0]:
-            yield tables.results(folder, problem, COMPARED, "rates")
+            yield tables.results(store, problem, COMPARED, TEN)
             yield tables.BY_TWO_SEEDS
-        yield tables.results(folder, problem, COMPARED)
+        yield tables.results(store, problem, COMPARED)

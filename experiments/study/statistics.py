@@ -1,6 +1,5 @@
 """What a study's runs say: means, paired differences and their intervals."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,7 +7,8 @@ from scipy import stats
 
 from experiments.study.candidates import CANDIDATES, alone
 from experiments.study.problems import Problem
-from experiments.study.runs import accuracies, best_rate, by_rate, read, to_tune
+from experiments.study.runs import FIRST, TEN, TWO, best_rate, by_rate, to_tune
+from experiments.study.store import Store
 
 
 class Result(NamedTuple):
@@ -33,10 +33,9 @@ class Result(NamedTuple):
         """Mean over seeds, `[K]`."""
         return np.mean(list(self.tests.values()), axis=0)
 
-    def series(self, *fields: str) -> np.ndarray:
+    def series(self, field: str) -> np.ndarray:
         """A field of the looks, the mean over runs: `[looks, ...]`."""
-        looks = [[look[fields[0]] for look in run["looks"]] for run in self.runs]
-        return np.nanmean(np.array(looks, float), axis=0)
+        return np.nanmean(np.array([run["looks"][field] for run in self.runs], float), axis=0)
 
 
 class Interval(NamedTuple):
@@ -49,44 +48,43 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         return f"{self.mean:+.2f} ± {self.half_width:.2f}"
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether zero lies outside."""
-        return abs(self.mean) > self.half_width
-
 
 def result(
-    folder: Path, problem: Problem, name: str, stage: str = "tune", tests: str = "test"
+    store: Store, problem: Problem, name: str, tuned: range = TWO, tested: range = FIRST
 ) -> Result | None:
-    """The tests of a candidate, at the rate that one stage chose.
+    """The tests of a candidate, at the rate that some seeds chose.
 
     Args:
-      folder: of the runs.
+      store: the runs.
       problem: what was trained.
       name: of the candidate.
-      stage: `"tune"`, with two seeds, or `"rates"`, with ten.
-      tests: the stage of the tests: `"test"`, or `"confirm"` with fresh seeds.
+      tuned: the seeds that chose the rate.
+      tested: those of the tests, of which some may be missing.
 
     Returns:
-      None where tuning is not complete or its tests are missing.
+      None where tuning is not complete or there are no tests.
     """
-    kept = read(folder / problem.name / f"{name}.jsonl")
-    if to_tune(kept, stage, (CANDIDATES | alone(problem))[name].rates):
+    kept = store.of(problem.name, name)
+    if to_tune(kept, tuned, (CANDIDATES | alone(problem))[name].rates):
         return None
-    tried, rate = list(by_rate(kept, stage)), best_rate(kept, stage)
-    runs = [run for run in kept if run["stage"] == tests and run["learning_rate"] == rate]
-    scores = accuracies(runs, tests, "test")
-    return Result(name, rate, rate in (tried[0], tried[-1]), scores, runs) if scores else None
+    tried, rate = list(by_rate(kept, tuned)), best_rate(kept, tuned)
+    runs = [
+        run
+        for run in kept
+        if (run["stage"], run["learning_rate"]) == ("test", rate) and run["seed"] in tested
+    ]
+    scores = {run["seed"]: 100 * np.array(run["test_accuracy"]) for run in runs}
+    return Result(name, rate, rate in (tried[0], tried[-1]), scores, runs) if runs else None
 
 
-def best_tuned(folder: Path, problem: Problem, *names: str) -> list[Result]:
-    """The tests of some candidates, all at rates that one stage chose: `"rates"` if all have it.
+def best_tuned(store: Store, problem: Problem, *names: str) -> list[Result]:
+    """The first tests of some candidates, all at rates that ten seeds chose, or else two.
 
     Returns:
       Nothing where tests of one of them are missing.
     """
-    for stage in ("rates", "tune"):
-        found = [result(folder, problem, name, stage) for name in names]
+    for tuned in (TEN, TWO):
+        found = [result(store, problem, name, tuned) for name in names]
         if all(found):
             return [each for each in found if each is not None]
     return []
@@ -114,9 +112,9 @@ def interval(values: np.ndarray) -> Interval:
     return Interval(float(np.mean(values)), float(width), len(values))
 
 
-def ceilings(folder: Path, problem: Problem) -> np.ndarray | None:
+def ceilings(store: Store, problem: Problem) -> np.ndarray | None:
     """Mean test accuracy of each output trained alone, `[K]`; None where a run is missing."""
-    found = [result(folder, problem, name) for name in alone(problem)]
+    found = [result(store, problem, name) for name in alone(problem)]
     if any(each is None for each in found):
         return None
     return np.array([each.means[0] for each in found if each is not None])

@@ -1,24 +1,25 @@
 """The tables of STUDY.md: methods on one problem, and methods on many."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.study.candidates import CANDIDATES
 from experiments.study.problems import Problem
+from experiments.study.runs import FIRST, TWO
 from experiments.study.statistics import best_tuned, ceilings, interval, paired, result
+from experiments.study.store import Store
 
 BY_TWO_SEEDS = "Rates chosen with two seeds:"
 
 
-def results(folder: Path, problem: Problem, names: Sequence[str], stage: str = "tune") -> str:
+def results(store: Store, problem: Problem, names: Sequence[str], tuned: range = TWO) -> str:
     """The tests of all candidates on one problem, best first; those of `names` may be missing."""
-    bases = {name: result(folder, problem, name, stage) for name in ("sgd", "sgd-clipped")}
+    bases = {name: result(store, problem, name, tuned) for name in ("sgd", "sgd-clipped")}
     rows, missing = [], []
     for name in dict.fromkeys((*names, *CANDIDATES)):
-        found = result(folder, problem, name, stage)
+        found = result(store, problem, name, tuned)
         if found is None:
             missing += [name] if name in names else []
             continue
@@ -32,7 +33,7 @@ def results(folder: Path, problem: Problem, names: Sequence[str], stage: str = "
             + [f"{found.means.mean():.2f}", *differences, len(found.tests)]
         )
     rows.sort(key=lambda row: -float(row[-4]))
-    if (ceiling := ceilings(folder, problem)) is not None:
+    if (ceiling := ceilings(store, problem)) is not None:
         means = [f"{mean:.1f}" for mean in ceiling]
         rows.append(["*alone*", "", *means, f"{np.mean(ceiling):.2f}", "", "", ""])
     else:
@@ -44,25 +45,25 @@ def results(folder: Path, problem: Problem, names: Sequence[str], stage: str = "
 
 
 def gains(
-    folder: Path,
+    store: Store,
     among: Sequence[Problem],
     names: Sequence[str],
-    stage: str = "tune",
-    tests: str = "test",
+    tuned: range = TWO,
+    tested: range = FIRST,
 ) -> str:
     """How far candidates are above the first of them, a row for each problem, and their means.
 
     Args:
-      folder: of the runs.
+      store: the runs.
       among: the problems.
       names: of the candidates; `"alone"` for each output trained alone.
-      stage: that chose the rates.
-      tests: stage of the tests.
+      tuned: the seeds that chose the rates.
+      tested: those of the tests.
     """
     rows, missing = [], []
     means: dict[str, list[float]] = {name: [] for name in names[1:]}
     for problem in among:
-        base = result(folder, problem, names[0], stage, tests)
+        base = result(store, problem, names[0], tuned, tested)
         if base is None:
             missing.append(f"{problem.name} {names[0]}")
             continue
@@ -70,10 +71,10 @@ def gains(
         for name in names[1:]:
             shown = ""
             if name == "alone":
-                if (ceiling := ceilings(folder, problem)) is not None:
+                if (ceiling := ceilings(store, problem)) is not None:
                     means[name].append(float(np.mean(ceiling - base.means)))
                     shown = f"{means[name][-1]:+.2f}"
-            elif found := result(folder, problem, name, stage, tests):
+            elif found := result(store, problem, name, tuned, tested):
                 difference = paired(found, base)
                 means[name].append(difference.mean)
                 shown = str(difference)
@@ -88,9 +89,9 @@ def gains(
     return table(header, rows) + said
 
 
-def gain(folder: Path, problem: Problem, name: str, base: str) -> str:
+def gain(store: Store, problem: Problem, name: str, base: str) -> str:
     """How far a candidate is above another on test data, both tuned by the same stage."""
-    found = best_tuned(folder, problem, name, base)
+    found = best_tuned(store, problem, name, base)
     return str(paired(found[0], found[1])) if found else "missing"
 
 

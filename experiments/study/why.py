@@ -1,7 +1,6 @@
 """What STUDY.md says of the reasons: length, direction and conflict; work; kinds of nets."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,22 +8,22 @@ import numpy as np
 from experiments.study import figures, plan, problems, tables, times
 from experiments.study.candidates import CONTROLS, SCOPES
 from experiments.study.problems import Problem
-from experiments.study.runs import read
 from experiments.study.statistics import Result, best_tuned, paired
+from experiments.study.store import Store
 
 # Stage, and two losses that its parameters reach, of nets with three outputs.
 _PAIRS = ((0, 0, 1), (0, 0, 2), (0, 1, 2), (1, 1, 2))
 
 
-def sections(folder: Path) -> Iterator[str]:
+def sections(store: Store) -> Iterator[str]:
     """Sections of the report: why, at what cost, and whether nested nets are better."""
     yield "## Why: direction, length, conflict"
     rows = []
     for problem in problems.FAMILIES:
         row: list[Any] = [problem.name]
         for name in ("osgd-all", *CONTROLS):
-            row.append(tables.gain(folder, problem, name, "sgd"))
-        rows.append([*row, tables.gain(folder, problem, "osgd-all", "sgd-osgd-length")])
+            row.append(tables.gain(store, problem, name, "sgd"))
+        rows.append([*row, tables.gain(store, problem, "osgd-all", "sgd-osgd-length")])
     header = ["problem", "OSGD", "SGD's direction, OSGD's length", "OSGD's direction, SGD's length"]
     header.append("OSGD − SGD's direction, OSGD's length")
     yield (
@@ -35,7 +34,7 @@ def sections(folder: Path) -> Iterator[str]:
     rows = []
     for problem in problems.ALL:
         for name in ("sgd", "sgd-clipped", *SCOPES[:3]):
-            for found in best_tuned(folder, problem, name):
+            for found in best_tuned(store, problem, name):
                 rows.append([problem.name, name, *_optimization(found)])
     header = ["problem", "method", "training loss", "training accuracy", "test accuracy"]
     header += ["worst seed", "median", "best", "shared : private step, first", "last"]
@@ -45,22 +44,22 @@ def sections(folder: Path) -> Iterator[str]:
         " over shared parameters by that over private ones, at the first step and at the start of"
         " the last epoch:\n\n" + tables.table(header, rows)
     )
-    yield _conflict(folder)
-    if picture := figures.conflict(folder, problems.FAMILIES):
-        yield f"![Cosines between the task gradients]({folder.name}/{picture.name})"
-    yield _price(folder)
-    yield _nested_or_branched(folder)
+    yield _conflict(store)
+    if picture := figures.conflict(store, problems.FAMILIES):
+        yield f"![Cosines between the task gradients]({store.path.parent.name}/{picture.name})"
+    yield _price(store)
+    yield _nested_or_branched(store)
 
 
-def _conflict(folder: Path) -> str:
+def _conflict(store: Store) -> str:
     rows, missing = [], []
     for problem in (*problems.FAMILIES, *problems.IMAGES):
-        kept = read(folder / problem.name / "sgd.jsonl")
-        looks = [run["looks"] for run in kept if run["stage"] == "conflict"]
+        kept = store.of(problem.name, "sgd")
+        looks = [run["looks"]["stage_cosines"] for run in kept if run["stage"] == "look"]
         if not looks:
             missing.append(problem.name)
             continue
-        cosines = np.array([[look["stage_cosines"] for look in run] for run in looks], float)
+        cosines = np.array(looks, float)
         first, later = cosines[:, 0].mean(0), cosines[:, 1:].mean((0, 1))
         shown = [f"{first[pair]:+.2f} → {later[pair]:+.2f}" for pair in _PAIRS]
         rows.append([problem.name, *shown, len(looks)])
@@ -83,13 +82,13 @@ def _optimization(found: Result) -> list[str]:
     return [f"{loss:.3f}", *shown, *ratios]
 
 
-def _price(folder: Path) -> str:
+def _price(store: Store) -> str:
     rows = []
-    seconds = times.read(folder / plan.TIMES)
+    seconds = times.read(store.path.parent / plan.TIMES)
     for problem in problems.ALL:
         for name in (*SCOPES[:3], "sgd-clipped", "sgd-longer"):
-            if found := best_tuned(folder, problem, name, "sgd"):
-                work, than = (each.runs[0]["step_flops"] * each.runs[0]["steps"] for each in found)
+            if found := best_tuned(store, problem, name, "sgd"):
+                work, than = (each.runs[0]["work"] for each in found)
                 step = seconds.get(problem.name, {}).get(name)
                 time = f"{step['median']:.2f}" if step else ""
                 gain = str(paired(found[0], found[1]))
@@ -103,15 +102,15 @@ def _price(folder: Path) -> str:
     )
 
 
-def _nested_or_branched(folder: Path) -> str:
+def _nested_or_branched(store: Store) -> str:
     rows = []
     for problem in (*problems.FAMILIES, *problems.IMAGES):
         for name in ("sgd", "sgd-clipped"):
-            found = best_tuned(folder, problem, name)
+            found = best_tuned(store, problem, name)
             if problem.net == "branched" or not found:
                 continue
             work = np.array([output.multiply_adds for output in problem.costs()])
-            rivals = _branched_at(folder, problem, name, work)
+            rivals = _branched_at(store, problem, name, work)
             for k, (mean, rival) in enumerate(zip(found[0].means, rivals, strict=True)):
                 if np.isfinite(rival):
                     cost = f"{work[k] / 1e3:,.0f}"
@@ -125,14 +124,14 @@ def _nested_or_branched(folder: Path) -> str:
     )
 
 
-def _branched_at(folder: Path, nested: Problem, name: str, work: np.ndarray) -> np.ndarray:
+def _branched_at(store: Store, nested: Problem, name: str, work: np.ndarray) -> np.ndarray:
     """Test accuracy of the best branched net on the same data at these multiply-adds.
 
     −∞ where none has as many.
     """
     best = np.full(len(work), -np.inf)
     for problem in (*problems.FAMILIES, *problems.IMAGES):
-        found = best_tuned(folder, problem, name)
+        found = best_tuned(store, problem, name)
         if problem.net == "branched" and problem.data == nested.data and found:
             costs = np.log([output.multiply_adds for output in problem.costs()])
             at = np.interp(np.log(work), costs, found[0].means, left=-np.inf, right=-np.inf)

@@ -14,33 +14,33 @@ import numpy as np
 
 from experiments.study.candidates import CANDIDATES
 from experiments.study.problems import SCREEN
-from experiments.study.runs import TUNING_SEEDS, best_rate, read
+from experiments.study.runs import FIRST
+from experiments.study.statistics import best_tuned
+from experiments.study.store import Store
 from experiments.study.training import Run, Trainer
 
 CORNER = ("sgd", "osgd-all")
-FOLDER = Path("experiments/results/study")
+RUNS = Path("experiments/results/study/runs.jsonl")
 
 _GRADIENTS_TOLERANCE = 1e-2
 _POINTS_TOLERANCE = 5.0
 
 
-def stored(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The tuning runs of a candidate at its best rate.
+def stored(path: Path, name: str) -> list[dict[str, Any]]:
+    """The first two of a candidate's tests.
 
     Raises:
       ValueError: there are none.
     """
-    path = folder / SCREEN.name / f"{name}.jsonl"
-    kept = [run for run in read(path) if run["stage"] == "tune"]
-    if not kept:
-        raise ValueError(f"{path} has no tuning runs to compare with.")
-    return [run for run in kept if run["learning_rate"] == best_rate(kept)]
+    for found in best_tuned(Store(path), SCREEN, name):
+        return [run for run in found.runs if run["seed"] in FIRST[:2]]
+    raise ValueError(f"{path} has no tests of {name} to compare with.")
 
 
 def again(kept: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """The same runs, trained now."""
     dataset = SCREEN.load(None, None)
-    trainer = Trainer(SCREEN, dataset, CANDIDATES[name].make(SCREEN), len(TUNING_SEEDS["tune"]))
+    trainer = Trainer(SCREEN, dataset, CANDIDATES[name].make(SCREEN), len(kept))
     return trainer.train([Run(run["seed"], run["learning_rate"]) for run in kept], test=False)
 
 
@@ -48,8 +48,8 @@ def differences(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list
     """What does not agree, a line each."""
     found = []
     for old, new in zip(before, now, strict=True):
-        for field in ("losses", "gradient_norms", "task_cosines", "shared_norm"):
-            a, b = (np.array(run["looks"][0][field], float) for run in (old, new))
+        for field in ("task_cosines", "shared_norm", "private_norm"):
+            a, b = np.array(old["looks"][field][0]), np.array(new["looks"][0][field])
             if not np.allclose(a, b, rtol=_GRADIENTS_TOLERANCE, atol=_GRADIENTS_TOLERANCE):
                 found.append(f"seed {old['seed']}: {field} at the start were {a}, are {b}.")
     means = [100 * np.mean([run["validation_accuracy"] for run in runs]) for runs in (before, now)]
@@ -63,7 +63,7 @@ def main() -> None:
     failed = False
     for name in CORNER:
         try:
-            before = stored(FOLDER, name)
+            before = stored(RUNS, name)
         except ValueError as error:
             sys.exit(f"error: {error}")
         now = again(before, name)

@@ -1,10 +1,11 @@
-"""Runs put where the study keeps its own."""
+"""Runs as a study keeps them."""
 
-import json
+from experiments.study.store import Store
 
 
-def store(folder, problem, name, runs):
-    """Write the runs of a candidate."""
-    path = folder / problem.name / f"{name}.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(json.dumps(run) + "\n" for run in runs))
+def store(folder, *candidates):
+    """A store of candidates, each a problem, a name and its runs."""
+    found = Store(folder / "runs.jsonl")
+    for problem, name, runs in candidates:
+        found.add({"problem": problem.name, "candidate": name} | run for run in runs)
+    return found

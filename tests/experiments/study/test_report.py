@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.study import candidates, plan, report, tables, why
+from experiments.study import candidates, report, tables, why
 from experiments.study.problems import PROBLEMS, SCREEN
-from experiments.study.runs import TESTS, TUNING_SEEDS, to_tune
+from experiments.study.runs import FIRST, FRESH, TEN, TWO, to_tune
 from experiments.study.statistics import Result, best_tuned, interval, paired, result
 from tests.experiments.study.storing import store
 
@@ -14,67 +14,61 @@ _BELOW = tuple(rate / 32 for rate in candidates.GRID)
 
 
 def _run(stage, seed, rate, accuracy):
-    split = "test" if stage in TESTS else "validation"
-    return {
-        "stage": stage,
-        "seed": seed,
-        "learning_rate": rate,
-        f"{split}_accuracy": [accuracy] * 3,
-    }
+    split = "test" if stage == "test" else "validation"
+    run = {"stage": stage, "learning_rate": rate, "seed": seed}
+    return run | {f"{split}_accuracy": [accuracy] * 3}
 
 
-def _tuned_and_tested(best, tested, stage):
+def _tuned_and_tested(best, tested, seeds):
     """Runs at the whole grid, and below it where it must go on; tests at the best of its rates."""
     rates = candidates.GRID if best in candidates.GRID[1:-1] else (*candidates.GRID, *_BELOW)
     tuning = [
-        _run(stage, seed, rate, 0.9 if rate == best else 0.5)
-        for rate in rates
-        for seed in TUNING_SEEDS[stage]
+        _run("tune", seed, rate, 0.9 if rate == best else 0.5) for rate in rates for seed in seeds
     ]
-    return tuning + [_run("test", seed, best, tested + seed / 1000) for seed in range(3)]
+    return tuning + [_run("test", seed, best, tested + seed % 100 / 1000) for seed in FIRST[:3]]
 
 
-@pytest.mark.parametrize("stage", list(TUNING_SEEDS))
-def test_tuning_is_complete_with_every_seed_and_the_rates_beyond_the_best_end(stage):
-    grid, seeds = candidates.GRID, TUNING_SEEDS[stage]
-    inside = _tuned_and_tested(0.4, 0.6, stage)
-    assert to_tune(inside, stage, grid) == []
-    assert to_tune(inside[1:], stage, grid) == [(seeds[0], grid[0])]
-    below = _tuned_and_tested(0.1, 0.6, stage)
-    assert to_tune(below, stage, grid) == []
+@pytest.mark.parametrize("seeds", [TWO, TEN])
+def test_tuning_is_complete_with_every_seed_and_the_rates_beyond_the_best_end(seeds):
+    grid = candidates.GRID
+    inside = _tuned_and_tested(0.4, 0.6, seeds)
+    assert to_tune(inside, seeds, grid) == []
+    assert to_tune(inside[1:], seeds, grid) == [(seeds[0], grid[0])]
+    below = _tuned_and_tested(0.1, 0.6, seeds)
+    assert to_tune(below, seeds, grid) == []
     on_grid = [run for run in below if run["learning_rate"] in grid]
-    assert to_tune(on_grid, stage, grid) == [(seed, rate) for rate in _BELOW for seed in seeds]
+    assert to_tune(on_grid, seeds, grid) == [(seed, rate) for rate in _BELOW for seed in seeds]
 
 
-def test_result_is_of_the_tests_at_the_rate_that_the_stage_chose(tmp_path):
+def test_result_is_of_the_tests_at_the_rate_that_the_seeds_chose(tmp_path):
     end = min(_BELOW)
-    runs = _tuned_and_tested(end, 0.6, "tune") + _tuned_and_tested(0.4, 0.7, "rates")
-    store(tmp_path, SCREEN, "sgd", runs)
-    for stage, rate, mean in (("tune", end, 60.1), ("rates", 0.4, 70.1)):
-        found = result(tmp_path, SCREEN, "sgd", stage)
+    runs = _tuned_and_tested(end, 0.6, TWO) + _tuned_and_tested(0.4, 0.7, TEN)
+    fresh = [_run("test", seed, 0.4, 0.8) for seed in FRESH[:3]]
+    stored = store(tmp_path, (SCREEN, "sgd", runs + fresh))
+    for seeds, rate, mean in ((TWO, end, 60.1), (TEN, 0.4, 70.1)):
+        found = result(stored, SCREEN, "sgd", seeds)
         assert (found.rate, found.is_edge) == (rate, rate == end)
         np.testing.assert_allclose(found.means, [mean] * 3)
-    fresh = [_run("confirm", seed, 0.4, 0.8) for seed in range(3)]
-    store(tmp_path, SCREEN, "sgd", runs + fresh)
-    found = result(tmp_path, SCREEN, "sgd", "rates", "confirm")
-    np.testing.assert_allclose(found.means, [80] * 3)
+    np.testing.assert_allclose(result(stored, SCREEN, "sgd", TEN, FRESH).means, [80] * 3)
+    assert result(stored, SCREEN, "sgd", TWO, FRESH) is None
 
 
-def test_comparison_takes_all_rates_from_one_stage(tmp_path):
-    both = _tuned_and_tested(0.8, 0.6, "tune") + _tuned_and_tested(0.4, 0.7, "rates")
-    store(tmp_path, SCREEN, "sgd", both)
-    store(tmp_path, SCREEN, "osgd-all", both)
-    store(tmp_path, SCREEN, "osgd-reach", _tuned_and_tested(0.2, 0.65, "tune"))
-    rates = [found.rate for found in best_tuned(tmp_path, SCREEN, "osgd-all", "sgd")]
+def test_comparison_takes_all_rates_from_as_many_seeds(tmp_path):
+    both = _tuned_and_tested(0.8, 0.6, TWO) + _tuned_and_tested(0.4, 0.7, TEN)
+    few = _tuned_and_tested(0.2, 0.65, TWO)
+    unfinished = [run for run in both if (run["learning_rate"], run["seed"]) != (1.6, TEN[-1])]
+    stored = store(
+        tmp_path,
+        (SCREEN, "sgd", both),
+        (SCREEN, "osgd-all", both),
+        (SCREEN, "osgd-reach", few),
+        (SCREEN, "sgd-clipped", unfinished),
+    )
+    rates = [found.rate for found in best_tuned(stored, SCREEN, "osgd-all", "sgd")]
     assert rates == [0.4, 0.4]
-    assert [f.rate for f in best_tuned(tmp_path, SCREEN, "osgd-reach", "sgd")] == [0.2, 0.8]
-    assert best_tuned(tmp_path, SCREEN, "pcgrad", "sgd") == []
-    lacking = ("rates", 1.6, TUNING_SEEDS["rates"][-1])
-    unfinished = [
-        run for run in both if (run["stage"], run["learning_rate"], run["seed"]) != lacking
-    ]
-    store(tmp_path, SCREEN, "sgd", unfinished)
-    assert [f.rate for f in best_tuned(tmp_path, SCREEN, "osgd-all", "sgd")] == [0.8, 0.8]
+    assert [f.rate for f in best_tuned(stored, SCREEN, "osgd-reach", "sgd")] == [0.2, 0.8]
+    assert best_tuned(stored, SCREEN, "pcgrad", "sgd") == []
+    assert [f.rate for f in best_tuned(stored, SCREEN, "osgd-all", "sgd-clipped")] == [0.8, 0.8]
 
 
 def test_paired_interval_is_that_of_a_paired_t_test():
@@ -89,9 +83,12 @@ def test_paired_interval_is_that_of_a_paired_t_test():
 
 
 def test_rates_are_compared_with_those_of_the_shared_scope(tmp_path):
-    store(tmp_path, SCREEN, "sgd", _tuned_and_tested(0.4, 0.6, "rates"))
-    store(tmp_path, SCREEN, "osgd-shared", _tuned_and_tested(0.2, 0.7, "rates"))
-    text = report._rates(tmp_path)
+    stored = store(
+        tmp_path,
+        (SCREEN, "sgd", _tuned_and_tested(0.4, 0.6, TEN)),
+        (SCREEN, "osgd-shared", _tuned_and_tested(0.2, 0.7, TEN)),
+    )
+    text = report._rates(stored)
     row = "| mnist1d-width | sgd | 0.4 | 50.0 | 50.0 | 90.0 | 50.0 | 50.0 | +0.00 ± 0.00 | -10.00"
     assert row in text
     assert "mnist1d-width osgd-all" in text.split("Missing: ")[1]
@@ -99,17 +96,17 @@ def test_rates_are_compared_with_those_of_the_shared_scope(tmp_path):
 
 def test_fresh_seeds_are_pooled_over_seeds_and_over_problems(tmp_path):
     rng = np.random.default_rng(0)
-    gains = {}
+    gains, runs = {}, []
     for problem in ("mnist1d-width", "mnist1d-depth"):
-        gains[problem] = rng.normal(1, 0.3, len(plan.FRESH_SEEDS))
+        gains[problem] = rng.normal(1, 0.3, len(FRESH))
         for name in candidates.CONFIRMED:
             extra = gains[problem] / 100 if name == "osgd-all" else np.zeros(40)
             fresh = [
-                _run("confirm", seed, 0.4, 0.5 + more)
-                for seed, more in zip(plan.FRESH_SEEDS, extra, strict=True)
+                _run("test", seed, 0.4, 0.5 + more) for seed, more in zip(FRESH, extra, strict=True)
             ]
-            store(tmp_path, PROBLEMS[problem], name, _tuned_and_tested(0.4, 0, "rates") + fresh)
-    rows = [line.split(" | ") for line in report._confirmed(tmp_path).splitlines() if "*" in line]
+            runs.append((PROBLEMS[problem], name, _tuned_and_tested(0.4, 0, TEN) + fresh))
+    text = report._confirmed(store(tmp_path, *runs))
+    rows = [line.split(" | ") for line in text.splitlines() if "*" in line]
     both = np.array(list(gains.values()))
     for row, values in zip(rows, (both.mean(0), both.mean(1)), strict=True):
         ends = stats.ttest_1samp(values, 0).confidence_interval(0.95)
@@ -119,31 +116,31 @@ def test_fresh_seeds_are_pooled_over_seeds_and_over_problems(tmp_path):
 
 def test_gains_are_paired_by_seed_and_their_mean_is_over_problems(tmp_path):
     among = [PROBLEMS["mnist1d-width"], PROBLEMS["mnist1d-depth"]]
+    runs = [(among[0], f"alone-{k + 1}", _tuned_and_tested(0.4, 0.65, TWO)) for k in range(3)]
     for problem, gain in zip(among, (0.01, 0.03), strict=True):
-        store(tmp_path, problem, "sgd", _tuned_and_tested(0.4, 0.6, "tune"))
-        store(tmp_path, problem, "osgd-all", _tuned_and_tested(0.4, 0.6 + gain, "tune"))
-    for k in range(3):
-        store(tmp_path, among[0], f"alone-{k + 1}", _tuned_and_tested(0.4, 0.65, "tune"))
-    text = tables.gains(tmp_path, (*among, SCREEN), ("sgd", "alone", "osgd-all", "pcgrad"))
+        runs.append((problem, "sgd", _tuned_and_tested(0.4, 0.6, TWO)))
+        runs.append((problem, "osgd-all", _tuned_and_tested(0.4, 0.6 + gain, TWO)))
+    stored = store(tmp_path, *runs)
+    text = tables.gains(stored, (*among, SCREEN), ("sgd", "alone", "osgd-all", "pcgrad"))
     ends = interval(np.array([1.0, 3.0, 1.0]))
     assert "| mnist1d-width | 60.1 | +5.00 | +1.00 ± 0.00 |  | 3 |" in text
     assert "| mnist1d-depth | 60.1 |  | +3.00 ± 0.00 |  | 3 |" in text
     assert f"| *mean, interval over problems* |  | +5.00 ± 0.00 | {ends} |  |  |" in text
     missing = "mnist1d-width pcgrad, mnist1d-depth alone, mnist1d-depth pcgrad"
     assert f"Missing: {missing}, mnist1d-width pcgrad." in text
-    nothing = tables.gains(tmp_path, among, ("sgd", "osgd-all"), "rates", "confirm")
+    nothing = tables.gains(stored, among, ("sgd", "osgd-all"), TEN, FRESH)
     assert "Missing: mnist1d-width sgd, mnist1d-depth sgd." in nothing
 
 
 def test_branched_nets_are_compared_at_equal_work(tmp_path):
     branched = PROBLEMS["mnist1d-branched"]
-    runs = _tuned_and_tested(0.4, 0.6, "tune")
+    runs = _tuned_and_tested(0.4, 0.6, TWO)
     for run in runs[-3:]:
         run["test_accuracy"] = [0.6, 0.8, 0.9]
-    store(tmp_path, branched, "sgd", runs)
+    stored = store(tmp_path, (branched, "sgd", runs))
     work = np.array([output.multiply_adds for output in branched.costs()])
     between = np.sqrt(work[0] * work[1])
-    found = why._branched_at(tmp_path, SCREEN, "sgd", np.array([work[0] / 2, between, work[1]]))
+    found = why._branched_at(stored, SCREEN, "sgd", np.array([work[0] / 2, between, work[1]]))
     np.testing.assert_allclose(found, [-np.inf, 70, 80])
 
 

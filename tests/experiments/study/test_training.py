@@ -13,6 +13,7 @@ from experiments.study import candidates, plan, times, why
 from experiments.study.candidates import CANDIDATES, Candidate
 from experiments.study.problems import PROBLEMS, SCREEN
 from experiments.study.runs import Runs, best_rate
+from experiments.study.store import Store
 from experiments.study.training import Run, Trainer
 from experiments.training import compile_runs
 from tests.experiments.study.storing import store
@@ -41,18 +42,19 @@ def test_group_trains_as_single_runs_do(name, dataset):
 
 
 def test_runs_are_kept_and_not_done_again(tmp_path, dataset):
-    runs = Runs(tmp_path, _SMALL, lambda: dataset, "sgd", CANDIDATES["sgd"])
+    runs = Runs(Store(tmp_path / "runs.jsonl"), _SMALL, lambda: dataset, "sgd", CANDIDATES["sgd"])
     rate = runs.tune()
     runs.finish("test", rate, range(100, 103))
 
     def no_data():
         raise AssertionError("a run was done again")
 
-    resumed = Runs(tmp_path, _SMALL, no_data, "sgd", CANDIDATES["sgd"])
+    resumed = Runs(Store(tmp_path / "runs.jsonl"), _SMALL, no_data, "sgd", CANDIDATES["sgd"])
     assert resumed.tune() == rate
     resumed.finish("test", rate, range(100, 103))
     assert [r["seed"] for r in resumed.kept if r["stage"] == "test"] == [100, 101, 102]
-    assert all("test_accuracy" not in r for r in resumed.kept if r["stage"] == "tune")
+    for run in resumed.kept:
+        assert ("test_accuracy" in run) == ("looks" in run) == (run["stage"] == "test")
 
 
 def test_grid_goes_on_beyond_its_end(tmp_path, dataset):
@@ -60,7 +62,13 @@ def test_grid_goes_on_beyond_its_end(tmp_path, dataset):
         return Method("sgd", functools.partial(optax.sgd))
 
     rates = (1e-6, 2e-6, 4e-6, 8e-6, 16e-6)
-    runs = Runs(tmp_path, _SMALL, lambda: dataset, "slow", Candidate(make, "slow", rates))
+    runs = Runs(
+        Store(tmp_path / "runs.jsonl"),
+        _SMALL,
+        lambda: dataset,
+        "slow",
+        Candidate(make, "slow", rates),
+    )
     runs.tune()
     tried = sorted({run["learning_rate"] for run in runs.kept})
     best = best_rate([run for run in runs.kept if run["learning_rate"] in rates])
@@ -79,10 +87,11 @@ def test_conflict_of_each_stage_is_looked_at_and_shown(tmp_path, dataset):
     assert (looks[:, ~reached] == 0).all()
     assert (np.abs(looks[:, reached]) > 1e-4).all()
     np.testing.assert_allclose(looks[:, 0].diagonal(axis1=1, axis2=2), 1, rtol=1e-3)
-    kept = [{"stage_cosines": look.tolist()} for look in looks]
-    store(tmp_path, SCREEN, "sgd", [{"stage": "conflict", "looks": kept}])
+    kept = {"stage_cosines": looks.tolist()}
+    run = {"stage": "look", "learning_rate": 0.1, "seed": 0, "looks": kept}
+    stored = store(tmp_path, (SCREEN, "sgd", [run]))
     first, later = looks[:, 1, 1, 2]
-    assert f" | {first:+.2f} → {later:+.2f} | 1 |" in why._conflict(tmp_path)
+    assert f" | {first:+.2f} → {later:+.2f} | 1 |" in why._conflict(stored)
 
 
 def test_times_are_those_of_sgd_in_the_same_round_and_kept(tmp_path, dataset):
@@ -103,7 +112,7 @@ def test_times_are_those_of_sgd_in_the_same_round_and_kept(tmp_path, dataset):
 
 
 def test_longer_training_has_half_as_many_epochs_again(tmp_path):
-    study = plan.Study(tmp_path)
+    study = plan.Study(Store(tmp_path / "runs.jsonl"))
     assert study._runs(SCREEN, "sgd-longer").problem.epochs == 1.5 * SCREEN.epochs
     assert study._runs(SCREEN, "sgd").problem.epochs == SCREEN.epochs
 
