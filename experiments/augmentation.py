@@ -1,4 +1,4 @@
-"""Preparation of batches inside the compiled step: scale, augment, mix, smooth the labels."""
+"""Preparation of batches inside the compiled step: scale, augment, smooth the labels."""
 
 import dataclasses
 
@@ -6,29 +6,37 @@ import jax
 import jax.numpy as jnp
 
 from experiments.data import Dataset, Split
+from experiments.settings import require
 from experiments.step import Batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What is done to training images, at random for each of them.
+    """What is done to training examples, at random for each of them.
 
     Attributes:
-      pad_crop: pixels of zeros around the image before a crop of its size; 0 for none.
+      pad_crop: pixels of zeros around an image before a random crop of its size.
       flip: mirror half of the images left to right.
-      cutout: side of a square set to zero (DeVries and Taylor 2017, arXiv 1708.04552); 0 for none.
-      mixup: parameter of the Beta distribution of Zhang et al. 2018, arXiv 1710.09412; 0 for none.
-      resized_crop: least share of the area in a crop that is scaled to the image's size (Szegedy et
-        al. 2015, arXiv 1409.4842; sides in ratios of 3/4 to 4/3); 0 for none.
+      resized_crop: least share of the area in a random crop that is scaled to the image's size
+        (Szegedy et al. 2015, arXiv 1409.4842; sides in ratios of 3/4 to 4/3); 0 for none.
       label_smoothing: share of the targets spread over all classes.
     """
 
     pad_crop: int = 0
     flip: bool = False
-    cutout: int = 0
-    mixup: float = 0.0
     resized_crop: float = 0.0
     label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        require(self, fields=("pad_crop",), at_least=0)
+        require(self, fields=("resized_crop",), at_least=0, at_most=1)
+        require(self, fields=("label_smoothing",), at_least=0, below=1)
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise a ValueError if this needs images and the data set has none."""
+        images = ("pad_crop", "flip", "resized_crop")
+        if len(dataset.input_shape) != 3 and any(getattr(self, field) for field in images):
+            raise ValueError(f"{', '.join(images)} are for images; {dataset.name} has none.")
 
 
 def prepare(dataset: Dataset, augmentation: Augmentation, split: Split, key: jax.Array) -> Batch:
@@ -37,28 +45,21 @@ def prepare(dataset: Dataset, augmentation: Augmentation, split: Split, key: jax
     Args:
       dataset: whose mean and deviation standardise the inputs.
       augmentation: what to do.
-      split: the examples; images for all but mixup and label smoothing.
+      split: the examples.
       key: the randomness.
     """
     inputs = dataset.standardise(split.inputs)
-    keys = jax.random.split(key, 5)
+    crop_key, shift_key, flip_key = jax.random.split(key, 3)
     if augmentation.resized_crop:
-        inputs = _resized_crop(inputs, augmentation.resized_crop, keys[0])
+        inputs = _resized_crop(inputs, augmentation.resized_crop, crop_key)
     if augmentation.pad_crop:
-        inputs = _pad_crop(inputs, augmentation.pad_crop, keys[1])
+        inputs = _pad_crop(inputs, augmentation.pad_crop, shift_key)
     if augmentation.flip:
-        mirrored = jax.random.bernoulli(keys[2], shape=(len(inputs), 1, 1, 1))
+        mirrored = jax.random.bernoulli(flip_key, shape=(len(inputs), 1, 1, 1))
         inputs = jnp.where(mirrored, inputs[:, :, ::-1], inputs)
-    if augmentation.cutout:
-        inputs = _cutout(inputs, augmentation.cutout, keys[3])
     targets = jax.nn.one_hot(split.labels, dataset.num_classes)
     smoothing = augmentation.label_smoothing
-    targets = (1 - smoothing) * targets + smoothing / dataset.num_classes
-    if augmentation.mixup:
-        share = jax.random.beta(keys[4], augmentation.mixup, augmentation.mixup)
-        inputs = share * inputs + (1 - share) * inputs[::-1]
-        targets = share * targets + (1 - share) * targets[::-1]
-    return Batch(inputs, targets)
+    return Batch(inputs, (1 - smoothing) * targets + smoothing / dataset.num_classes)
 
 
 def _pad_crop(images: jax.Array, margin: int, key: jax.Array) -> jax.Array:
@@ -70,19 +71,6 @@ def _pad_crop(images: jax.Array, margin: int, key: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice(image, (*corner, 0), (height, width, channels))
 
     return jax.vmap(crop)(jnp.pad(images, around), corners)
-
-
-def _cutout(images: jax.Array, side: int, key: jax.Array) -> jax.Array:
-    count, height, width, _ = images.shape
-    rows, columns = jax.random.split(key)
-
-    def outside(key: jax.Array, size: int) -> jax.Array:
-        start = jax.random.randint(key, (count, 1), 0, size) - side // 2
-        place = jnp.arange(size)
-        return (place < start) | (place >= start + side)
-
-    keep = outside(rows, height)[:, :, None] | outside(columns, width)[:, None, :]
-    return images * keep[..., None]
 
 
 def _resized_crop(images: jax.Array, least_area: float, key: jax.Array) -> jax.Array:

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import osgd_jax
 from experiments import comparison_report, data, methods
-from experiments.nets import make_net
+from experiments.nets import Sizes, make_net
 from experiments.training import MakeNet, Method, Trained, compile_runs
 
 # As in the study, where clipping at this norm is the baseline to beat.
@@ -83,7 +83,7 @@ def compare(config: Config, progress: Progress) -> dict[str, Any]:
       ValueError: sizes that do not fit each other or the data.
     """
     started = time.time()
-    dataset = data.load(config.data, config.train_size)
+    dataset = data.load(data.Source(config.data, config.train_size))
     if config.batch_size > len(dataset.train.labels):
         raise ValueError(
             f"batch_size={config.batch_size} exceeds the {len(dataset.train.labels)} training"
@@ -91,14 +91,14 @@ def compare(config: Config, progress: Progress) -> dict[str, Any]:
         )
 
     def make(rngs: nnx.Rngs):
-        return make_net(
-            config.net, dataset, num_outputs=config.outputs, widths=config.widths, rngs=rngs
-        )
+        return make_net(Sizes(config.net, config.outputs, config.widths), dataset, rngs)
 
     costs = osgd_jax.cost(make(nnx.Rngs(0)), dataset.input_shape)
-    sgd = methods.method("sgd", momentum=config.momentum)
-    clipped = methods.method("sgd", momentum=config.momentum, clip_norm=_CLIP_NORM)
-    osgd = methods.method("osgd", momentum=config.momentum, scope=config.scope)
+    sgd = methods.method(methods.Settings("sgd", momentum=config.momentum))
+    clipped = methods.method(
+        methods.Settings("sgd", momentum=config.momentum, clip_norm=_CLIP_NORM)
+    )
+    osgd = methods.method(methods.Settings("osgd", config.scope, momentum=config.momentum))
     compared = [sgd, dataclasses.replace(clipped, name="sgd clipped"), osgd]
     alone = [methods.alone(k, momentum=config.momentum) for k in range(config.outputs)]
     runs_each = config.tuning_seeds * len(config.learning_rates)

@@ -21,31 +21,52 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments.settings import require
+
 # Arrays below this size are not worth splitting.
 _LEAST_SPLIT = 4096
 
 
-def connect(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+@dataclasses.dataclass(frozen=True)
+class Hosts:
+    """Devices and hosts.
+
+    Attributes:
+      shard_state: split parameters and optimizer state over the devices, for nets too large for
+        one.
+      coordinator: HOST:PORT of process 0, or auto to find it on SLURM, Kubernetes, Open MPI or a
+        TPU pod; one process alone if not given.
+      num_processes: number of processes, with an explicit coordinator.
+      process_id: of this process, from 0, with an explicit coordinator.
+    """
+
+    shard_state: bool = False
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+    def __post_init__(self):
+        require(self, fields=("num_processes",), at_least=1)
+        require(self, fields=("process_id",), at_least=0)
+        addressed = self.coordinator not in (None, "auto")
+        if addressed and None in (self.num_processes, self.process_id):
+            raise ValueError("--coordinator HOST:PORT needs --num-processes and --process-id.")
+
+
+def connect(hosts: Hosts) -> None:
     """Join the other processes of the run, before any computation.
 
-    Args:
-      coordinator: HOST:PORT of process 0; "auto" finds it, the number of processes and this one's
-        index on SLURM, Kubernetes, Open MPI and TPU pods; None for one process alone.
-      num_processes: number of processes, with an explicit coordinator.
-      process_id: of this process, with an explicit coordinator.
-
     Raises:
-      ValueError: an incomplete address, or no other process found.
+      ValueError: no other process found.
     """
+    coordinator = hosts.coordinator
     if coordinator is None:
         return
     try:
         if coordinator == "auto":
             jax.distributed.initialize()
         else:
-            if num_processes is None or process_id is None:
-                raise ValueError("--coordinator HOST:PORT needs --num-processes and --process-id.")
-            jax.distributed.initialize(coordinator, num_processes, process_id)
+            jax.distributed.initialize(coordinator, hosts.num_processes, hosts.process_id)
     except RuntimeError as error:
         raise ValueError(f"coordinator={coordinator} cannot be reached: {error}") from None
 

@@ -13,13 +13,15 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import tyro
+from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
+import osgd_jax
 from experiments import data, devices, metrics, programs
 from experiments.checkpoints import Checkpoints
+from experiments.nets import make_net
 from experiments.step import State
-from experiments.train import load_data
 from experiments.workdir import read_config, write_json
 
 
@@ -45,17 +47,20 @@ def evaluate(config: Config) -> dict[str, Any]:
     run = read_config(config.workdir)
     if not (config.workdir / "checkpoints").is_dir():
         raise ValueError(f"{config.workdir} has no checkpoint yet.")
-    placed = devices.placement(run.batch_size, shard_state=False)
-    dataset = load_data(run)
-    built = programs.build(run, dataset, placed)
-    checkpoints = Checkpoints(config.workdir / "checkpoints", run.keep_last, {})
+    batch_size = run.run.batch_size
+    placed = devices.placement(batch_size, shard_state=False)
+    dataset = data.load(run.dataset)
+    net = make_net(run.net, dataset, nnx.Rngs(run.run.seed))
+    built = programs.build(run, dataset, placed, net)
+    checkpoints = Checkpoints(config.workdir / "checkpoints", run.run.keep_last, {})
     try:
         state = checkpoints.restore(config.checkpoint, built.initial)
     finally:
         checkpoints.close()
-    validation, _ = _predict(built, placed, run.batch_size, state, dataset.validation)
-    test, labels = _predict(built, placed, run.batch_size, state, dataset.test)
-    costs = np.array([cost.multiply_adds for cost in built.costs])
+    validation, _ = _predict(built, placed, batch_size, state, dataset.validation)
+    test, labels = _predict(built, placed, batch_size, state, dataset.test)
+    counted = osgd_jax.cost(net, dataset.input_shape)
+    costs = np.array([cost.multiply_adds for cost in counted])
     accuracy = metrics.accuracies(test, labels)
     change = metrics.monotonicity(test, labels)
     return {
@@ -67,7 +72,7 @@ def evaluate(config: Config) -> dict[str, Any]:
                 "accuracy": float(accuracy[k]),
                 "calibration_error": float(error),
                 "multiply_adds": int(costs[k]),
-                "parameters": built.costs[k].parameters,
+                "parameters": counted[k].parameters,
             }
             for k, error in enumerate(metrics.calibration_errors(test, labels))
         ],

@@ -1,18 +1,57 @@
-"""The ways to train that an experiment can compare, by name."""
+"""The ways to train, by name."""
 
 import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import optax
 
 import osgd_jax
+from experiments.settings import require
 from osgd_jax import weightings
+
+Scope = Literal["shared", "all", "leaf", "reach"]
 
 # Methods that are no function of the Gramian alone: transformations of their own.
 ROW_METHODS = ("db_mtl", "excess_mtl", "graddrop", "moco")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The method.
+
+    Attributes:
+      optimizer: sgd (on the sum of the losses), osgd, the name of a weighting, or moco, db_mtl,
+        excess_mtl or graddrop.
+      scope: which parameters are balanced together; the library's default for the method if not
+        given.
+      order: priority of the outputs for osgd: first_to_last, last_to_first, random, or a
+        permutation such as 2,0,1.
+      momentum: decay rate of Nesterov momentum.
+      weight_decay: times the parameters is added to the gradient.
+      clip_norm: the norm to which a longer gradient is scaled down, after balancing and before
+        weight decay is added; not clipped if not given.
+    """
+
+    optimizer: str = "osgd"
+    scope: Scope | None = None
+    order: str = "first_to_last"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+
+    def __post_init__(self):
+        require(self, fields=("momentum",), at_least=0, below=1)
+        require(self, fields=("weight_decay",), at_least=0)
+        require(self, fields=("clip_norm",), above=0)
+
+    @property
+    def chosen_scope(self) -> Scope:
+        """The scope, or else the library's default for the method."""
+        make = osgd_jax.orthogonalize if self.optimizer == "osgd" else osgd_jax.aggregate
+        return self.scope or inspect.signature(make).parameters["scope"].default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,36 +71,19 @@ class Method:
     output: int | None = None
 
 
-def method(
-    name: str,
-    *,
-    momentum: float,
-    scope: str = "shared",
-    order: str = "first_to_last",
-    weight_decay: float = 0.0,
-    clip_norm: float | None = None,
-    num_tasks: int | None = None,
-    seed: int = 0,
-) -> Method:
-    """Make a method by its name.
+def method(settings: Settings, *, num_tasks: int | None = None, seed: int = 0) -> Method:
+    """Make a method.
 
     Args:
-      name: `"sgd"` on the sum of the losses, `"osgd"`, the name of a weighting, or one of
-        `ROW_METHODS`.
-      momentum: Nesterov momentum's decay rate.
-      scope: which parameters are balanced together, as for `osgd_jax.aggregate`.
-      order: of priority, for OSGD.
-      weight_decay: times the parameters is added to the gradient.
-      clip_norm: the norm to which a longer gradient is scaled down, before weight decay is added.
+      settings: of the method.
       num_tasks: number of outputs, for the methods that keep a state for each.
       seed: for what the method draws at random.
 
     Raises:
       ValueError: an unknown name, or a weighting that needs more than its name.
     """
-    optimizer = functools.partial(
-        _sgd, momentum=momentum, weight_decay=weight_decay, clip_norm=clip_norm
-    )
+    name, scope, order = settings.optimizer, settings.chosen_scope, settings.order
+    optimizer = functools.partial(_sgd, settings)
     if name == "sgd":
         return Method(name, optimizer)
     if name == "osgd":
@@ -78,17 +100,17 @@ def method(
 
 def alone(output: int, *, momentum: float) -> Method:
     """Train the subnetwork of one output on its own loss, the ceiling for joint training."""
-    optimizer = functools.partial(_sgd, momentum=momentum, weight_decay=0.0, clip_norm=None)
+    optimizer = functools.partial(_sgd, Settings("sgd", momentum=momentum))
     return Method(f"output {output + 1} alone", optimizer, output=output)
 
 
-def _sgd(
-    schedule: Any, *, momentum: float, weight_decay: float, clip_norm: float | None
-) -> optax.GradientTransformation:
-    sgd = optax.sgd(schedule, momentum=momentum, nesterov=True)
-    if weight_decay:
-        sgd = optax.chain(optax.add_decayed_weights(weight_decay), sgd)
-    return sgd if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), sgd)
+def _sgd(settings: Settings, schedule: Any) -> optax.GradientTransformation:
+    sgd = optax.sgd(schedule, momentum=settings.momentum, nesterov=True)
+    if settings.weight_decay:
+        sgd = optax.chain(optax.add_decayed_weights(settings.weight_decay), sgd)
+    if settings.clip_norm is None:
+        return sgd
+    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), sgd)
 
 
 def _weighting(name: str, num_tasks: int | None) -> weightings.Weighting:

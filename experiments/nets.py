@@ -1,12 +1,16 @@
 """Nets by name, sized for a data set."""
 
-from collections.abc import Sequence
-from typing import Any
+import dataclasses
+from typing import Literal
 
+import jax.numpy as jnp
 from flax import nnx
 
 import osgd_jax.nets
 from experiments.data import Dataset
+from experiments.settings import require
+
+Family = Literal["branched", "msdnet", "width-nested", "depth-nested", "nested"]
 
 NETS = {
     "branched": osgd_jax.nets.BranchedResNet,
@@ -17,50 +21,62 @@ NETS = {
 }
 
 
-def make_net(
-    name: str,
-    dataset: Dataset,
-    *,
-    num_outputs: int,
-    rngs: nnx.Rngs,
-    widths: Sequence[int] | None = None,
-    blocks: Sequence[int] | None = None,
-    norm: str = "batch",
-    stem: str = "cifar",
-    dtype: Any = None,
-) -> osgd_jax.nets.AnytimeNet:
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The net.
+
+    Attributes:
+      net: family of anytime nets.
+      outputs: number of outputs, K.
+      widths: channels of each level of resolution, at the last output for a width-nested net; the
+        family's own if not given.
+      blocks: residual blocks of each level; one if not given.
+      norm: batch or group normalisation.
+      stem: cifar, or imagenet for large images.
+      precision: numbers that the net computes with; parameters are always float32.
+    """
+
+    net: Family = "depth-nested"
+    outputs: int = 3
+    widths: tuple[int, ...] | None = None
+    blocks: tuple[int, ...] | None = None
+    norm: Literal["batch", "group"] = "batch"
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        require(self, fields=("outputs", "widths", "blocks"), at_least=1)
+        if self.net == "msdnet" and (self.widths, self.blocks) != (None, None):
+            raise ValueError(
+                "net=msdnet has no widths and blocks; its sizes are those of the family."
+            )
+        if self.widths is None and self.blocks is not None:
+            raise ValueError("blocks are given for each of the widths; give --widths too.")
+
+
+def make_net(sizes: Sizes, dataset: Dataset, rngs: nnx.Rngs) -> osgd_jax.nets.AnytimeNet:
     """Make a net for a data set's classes and input shape.
 
     Args:
-      name: one of `NETS`.
+      sizes: of the net.
       dataset: what it is for.
-      num_outputs: K.
       rngs: source of the initial parameters.
-      widths: channels of each level of resolution; the family's default if None.
-      blocks: residual blocks of each level; one if None.
-      norm: "batch" or "group".
-      stem: "cifar", or "imagenet" for large images.
-      dtype: of the computation; float32 if None.
 
     Raises:
-      ValueError: an unknown name, or sizes that the net refuses.
+      ValueError: sizes that the net refuses.
     """
-    if name not in NETS:
-        raise ValueError(f"net={name!r} is unknown; use one of {', '.join(NETS)}.")
-    if name == "msdnet" and (widths is not None or blocks is not None):
-        raise ValueError("net=msdnet has no widths and blocks; its sizes are those of the family.")
     *spatial, channels = dataset.input_shape
-    sizes = {} if widths is None else {"widths": widths, "blocks": blocks or (1,) * len(widths)}
-    if widths is None and blocks is not None:
-        raise ValueError("blocks are given for each of the widths; give --widths too.")
-    return NETS[name](
+    levels = {}
+    if sizes.widths is not None:
+        levels = {"widths": sizes.widths, "blocks": sizes.blocks or (1,) * len(sizes.widths)}
+    return NETS[sizes.net](
         num_classes=dataset.num_classes,
-        num_outputs=num_outputs,
+        num_outputs=sizes.outputs,
         in_channels=channels,
         spatial_dims=len(spatial),
-        norm=norm,
+        norm=sizes.norm,
         rngs=rngs,
-        stem=stem,
-        dtype=dtype,
-        **sizes,
+        stem=sizes.stem,
+        dtype=None if sizes.precision == "float32" else jnp.dtype(sizes.precision),
+        **levels,
     )

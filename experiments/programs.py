@@ -1,8 +1,7 @@
 """What a training run compiles, and the state it starts from."""
 
 import dataclasses
-import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -11,12 +10,12 @@ import numpy as np
 import optax
 from flax import nnx
 
-import osgd_jax
-from experiments import data, methods, nets
-from experiments.augmentation import Augmentation, prepare
-from experiments.config import Config
+from experiments import data, methods
+from experiments.augmentation import prepare
+from experiments.config import Config, Run
 from experiments.devices import Placement
 from experiments.step import (
+    Batch,
     Measured,
     Objective,
     State,
@@ -25,6 +24,7 @@ from experiments.step import (
     initial_state,
     update,
 )
+from osgd_jax.nets import AnytimeNet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Programs:
     Attributes:
       num_steps: of the whole run.
       steps_per_epoch: number of batches in an epoch.
-      costs: parameters and multiply-adds up to each output.
       initial: the state before the first step.
       schedule: from step to learning rate.
-      step: `(state, source, batch) -> (state, measured)`; it uses up the state.
-      steps: the same for several batches at once, `[n, …]`, measured `[n, …]`.
-      conflict: `(state, source, batch) -> task_cosines`, where `step` does not measure them.
+      steps: `(state, source, batches) -> (state, measured)` for one batch or several, `[n, …]`;
+        measured `[n, …]`. It uses up the state.
+      conflict: `(state, source, batches) -> task_cosines` of the first batch; None where `steps`
+        measures them.
       logits: `(state, inputs) -> [K, batch, classes]`, of the trained net.
       totals: `(state, split, counted) -> (correct, losses)`, `[K]` each, sums over the examples
         that are counted.
@@ -47,75 +47,73 @@ class Programs:
 
     num_steps: int
     steps_per_epoch: int
-    costs: list[osgd_jax.OutputCost]
     initial: State
     schedule: optax.Schedule
-    step: Any
     steps: Any
     conflict: Any
     logits: Any
     totals: Any
 
 
-def build(config: Config, dataset: data.Dataset, placed: Placement) -> Programs:
-    """Make the net, the method and the compiled functions of a run.
+def build(config: Config, dataset: data.Dataset, placed: Placement, net: AnytimeNet) -> Programs:
+    """Make the method and the compiled functions of a run.
 
     Raises:
       ValueError: settings that do not fit each other or the data.
     """
-    steps_per_epoch = dataset.train.size // config.batch_size
+    run = config.run
+    steps_per_epoch = dataset.train.size // run.batch_size
     if steps_per_epoch == 0:
         raise ValueError(
-            f"batch_size={config.batch_size} exceeds the {dataset.train.size} training examples."
+            f"batch_size={run.batch_size} exceeds the {dataset.train.size} training examples."
         )
-    images = ("pad_crop", "flip", "cutout", "resized_crop")
-    if len(dataset.input_shape) != 3 and any(getattr(config, field) for field in images):
-        raise ValueError(f"{', '.join(images)} are for images; {dataset.name} has none.")
-    num_steps = config.epochs * steps_per_epoch
-    net = nets.make_net(
-        config.net,
-        dataset,
-        num_outputs=config.outputs,
-        rngs=nnx.Rngs(config.seed),
-        widths=config.widths,
-        blocks=config.blocks,
-        norm=config.norm,
-        stem=config.stem,
-        dtype=None if config.precision == "float32" else jnp.dtype(config.precision),
-    )
-    costs = osgd_jax.cost(net, dataset.input_shape)
+    config.augmentation.check(dataset)
     graphdef, params, rest = nnx.split(net, nnx.Param, ...)
-    method = methods.method(
-        config.optimizer,
-        momentum=config.momentum,
-        scope=config.scope,
-        order=config.order,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-        num_tasks=config.outputs,
-        seed=config.seed,
-    )
-    schedule = _schedule(config, num_steps, steps_per_epoch)
+    method = methods.method(config.method, num_tasks=config.net.outputs, seed=run.seed)
+    schedule = _schedule(run, steps_per_epoch)
     optimizer = method.optimizer(schedule)
-    initial = placed.put_state(initial_state(method, optimizer, params, rest, config.seed))
-    objective = Objective(config.distillation, config.temperature, config.loss_weights)
-    augmentation = Augmentation(
-        **{each.name: getattr(config, each.name) for each in dataclasses.fields(Augmentation)}
-    )
+    initial = placed.put_state(initial_state(method, optimizer, params, rest, run.seed))
+    objective = Objective(run.loss_weights)
 
-    def batch_of(state: State, source: Any, batch: Any):
+    def batch_of(state: State, source: Any, batch: Any) -> Batch:
         examples = batch if source is None else source.read(batch)
         key = jax.random.fold_in(state.key, state.step)
-        return prepare(dataset, augmentation, examples, key)
-
-    def step(state: State, source: Any, batch: Any) -> tuple[State, Measured]:
-        return update(graphdef, objective, method, optimizer, state, batch_of(state, source, batch))
+        return prepare(dataset, config.augmentation, examples, key)
 
     def steps(state: State, source: Any, batches: Any) -> tuple[State, Measured]:
-        return jax.lax.scan(lambda state, batch: step(state, source, batch), state, batches)
+        def step(state: State, batch: Any) -> tuple[State, Measured]:
+            batch = batch_of(state, source, batch)
+            return update(graphdef, objective, method, optimizer, state, batch)
 
-    def conflict(state: State, source: Any, batch: Any) -> jax.Array:
-        return conflict_of(graphdef, objective, state, batch_of(state, source, batch))
+        if len(jax.tree.leaves(batches)[0]) > 1:
+            return jax.lax.scan(step, state, batches)
+        # On CPU a convolution in a scan takes thirty times as long, even in a scan of length one.
+        state, measured = step(state, _first(batches))
+        return state, jax.tree.map(lambda leaf: leaf[None], measured)
+
+    def conflict(state: State, source: Any, batches: Any) -> jax.Array:
+        return conflict_of(graphdef, objective, state, batch_of(state, source, _first(batches)))
+
+    same = placed.everywhere
+    logits, totals = _evaluation(graphdef, dataset)
+    return Programs(
+        num_steps=run.epochs * steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        initial=initial,
+        schedule=schedule,
+        steps=jax.jit(steps, donate_argnums=0, out_shardings=(placed.of_state(initial), same)),
+        conflict=jax.jit(conflict, out_shardings=same) if method.balance is None else None,
+        logits=jax.jit(logits),
+        totals=jax.jit(totals, out_shardings=same),
+    )
+
+
+def _first(batches: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[0], batches)
+
+
+def _evaluation(graphdef: Any, dataset: data.Dataset) -> tuple[Callable, Callable]:
+    """The functions `logits` and `totals`."""
 
     def logits(state: State, inputs: jax.Array) -> jax.Array:
         each = evaluated_logits(graphdef, state.params, state.rest, dataset.standardise(inputs))
@@ -130,31 +128,16 @@ def build(config: Config, dataset: data.Dataset, placed: Placement) -> Programs:
         )
         return correct.sum(1), jnp.where(counted, losses, 0).sum(1)
 
-    same = placed.everywhere
-    compiled = functools.partial(
-        jax.jit, donate_argnums=0, out_shardings=(placed.of_state(initial), same)
-    )
-    return Programs(
-        num_steps=num_steps,
-        steps_per_epoch=steps_per_epoch,
-        costs=costs,
-        initial=initial,
-        schedule=schedule,
-        step=compiled(step),
-        steps=compiled(steps),
-        conflict=jax.jit(conflict, out_shardings=same) if method.balance is None else None,
-        logits=jax.jit(logits),
-        totals=jax.jit(totals, out_shardings=same),
-    )
+    return logits, totals
 
 
 def evaluate(
-    programs: Programs, placed: Placement, config: Config, state: State, examples: Any
+    programs: Programs, placed: Placement, batch_size: int, state: State, examples: Any
 ) -> tuple[list[float], list[float]]:
     """Accuracy (a fraction) and loss of each output on all of `examples`."""
     totals = [
         programs.totals(state, placed.put_batch(split), placed.put_batch(counted))
-        for split, counted in evaluation_batches(config.batch_size, examples)
+        for split, counted in evaluation_batches(batch_size, examples)
     ]
     correct, losses = (np.sum(jax.device_get(each), axis=0) for each in zip(*totals, strict=True))
     return (correct / examples.size).tolist(), (losses / examples.size).tolist()
@@ -174,12 +157,12 @@ def evaluation_batches(
         yield examples.read(np.where(counted, places, 0)), counted
 
 
-def _schedule(config: Config, num_steps: int, steps_per_epoch: int) -> optax.Schedule:
-    warmup = round(config.warmup_epochs * steps_per_epoch)
-    rate, left = config.learning_rate, num_steps - warmup
-    if config.schedule == "cosine":
+def _schedule(run: Run, steps_per_epoch: int) -> optax.Schedule:
+    warmup = round(run.warmup_epochs * steps_per_epoch)
+    rate, left = run.learning_rate, run.epochs * steps_per_epoch - warmup
+    if run.schedule == "cosine":
         main = optax.cosine_decay_schedule(rate, left)
-    elif config.schedule == "step":
+    elif run.schedule == "step":
         places = {left // 2: 0.1, left * 3 // 4: 0.1}
         main = optax.piecewise_constant_schedule(rate, places)
     else:

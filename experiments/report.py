@@ -12,6 +12,7 @@ from typing import Any
 
 import tyro
 
+from experiments.tables import markdown
 from experiments.workdir import read_config, read_metrics, write_text
 
 _SAME_EVERYWHERE = frozenset({"workdir"})
@@ -77,10 +78,7 @@ def table(runs: list[Run]) -> str:
         mean = f"{sum(accuracy) / len(accuracy):.1f}" if accuracy else "—"
         options = [str(run.fields[name]) for name in varied]
         rows.append([run.name, *options, str(run.metrics[-1]["step"]), *cells, mean])
-    lines = [head, ["---"] * len(head), *rows]
-    return "Test accuracy, %; — where a run is not finished.\n\n" + "".join(
-        f"| {' | '.join(line)} |\n" for line in lines
-    )
+    return "Test accuracy, %; — where a run is not finished.\n\n" + markdown(head, rows)
 
 
 def plot_curves(runs: list[Run], path: Path) -> None:

@@ -1,6 +1,7 @@
 """One step of training: losses of all outputs, one update, what is measured on the way."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -47,15 +48,12 @@ class Measured(NamedTuple):
       accuracies: of each output on the batch, `[K]`.
       gradient_norms: of each output's gradient, `[K]`; None without task gradients.
       task_cosines: of the angles between the gradients, `[K, K]`; None without task gradients.
-      task_weights: of the gradients in the direction over the shared parameters, `[K]`; None
-        without task gradients.
     """
 
     losses: jax.Array
     accuracies: jax.Array
     gradient_norms: jax.Array | None = None
     task_cosines: jax.Array | None = None
-    task_weights: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,30 +61,18 @@ class Objective:
     """The losses.
 
     Attributes:
-      distillation: share of each earlier output's loss that pulls it to the last output's
-        predictions, which it does not move (self-distillation, Zhang et al. 2019,
-        arXiv 1905.08094); 0 for none.
-      temperature: of the predictions in distillation.
       loss_weights: what each loss is multiplied with; all 1 if None.
       output: train this output alone; all if None.
     """
 
-    distillation: float = 0.0
-    temperature: float = 3.0
     loss_weights: tuple[float, ...] | None = None
     output: int | None = None
 
     def losses(self, logits: tuple[jax.Array, ...], targets: jax.Array) -> tuple[jax.Array, ...]:
         """The loss of each output, before weights."""
-        logits = tuple(each.astype(jnp.float32) for each in logits)
-        losses = [optax.softmax_cross_entropy(each, targets).mean() for each in logits]
-        if self.distillation:
-            teacher = jax.nn.softmax(jax.lax.stop_gradient(logits[-1]) / self.temperature)
-            for k, each in enumerate(logits[:-1]):
-                student = jax.nn.log_softmax(each / self.temperature)
-                divergence = optax.kl_divergence(student, teacher).mean() * self.temperature**2
-                losses[k] = (1 - self.distillation) * losses[k] + self.distillation * divergence
-        return tuple(losses)
+        return tuple(
+            optax.softmax_cross_entropy(each.astype(jnp.float32), targets).mean() for each in logits
+        )
 
     def weighted(self, losses: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         """The losses times their weights."""
@@ -109,6 +95,11 @@ def evaluated_logits(
     net = nnx.merge(graphdef, params, rest, copy=True)
     logits = nnx.view(net, use_running_average=True)(inputs)
     return logits if output is None else logits[output:]
+
+
+def accuracies(logits: Sequence[jax.Array], labels: jax.Array) -> jax.Array:
+    """Share of right predictions of each output, `[K]`."""
+    return jnp.stack([(each.argmax(-1) == labels).mean() for each in logits])
 
 
 def initial_state(method: Method, optimizer: Any, params: Any, rest: Any, seed: int) -> State:
@@ -162,12 +153,12 @@ def update(
         gradient, balance = method.balance.update(
             grads, state.balance, state.params, losses=weighted
         )
-        conflict = _conflict(grads, gradient)
+        gramian = osgd_jax.gramian(grads)
+        conflict = jnp.sqrt(jnp.diagonal(gramian)), osgd_jax.task_cosines(gramian)
     updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     labels = batch.targets.argmax(-1)
-    accuracies = jnp.stack([(each.argmax(-1) == labels).mean() for each in logits])
-    measured = Measured(jnp.stack(losses), accuracies, *conflict)
+    measured = Measured(jnp.stack(losses), accuracies(logits, labels), *conflict)
     return State(state.step + 1, state.key, params, rest, balance, optimizer_state), measured
 
 
@@ -179,25 +170,3 @@ def conflict_of(graphdef: Any, objective: Objective, state: State, batch: Batch)
         return objective.losses(logits, batch.targets)
 
     return osgd_jax.task_cosines(osgd_jax.gramian(osgd_jax.task_grads(losses_of)(state.params)))
-
-
-def _conflict(grads: Any, direction: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Norms and cosines of the task gradients, and their weights in the direction."""
-    gramian = osgd_jax.gramian(grads)
-    rows = jax.tree.leaves(grads, is_leaf=lambda node: isinstance(node, osgd_jax.TaskRows))
-    pairs = zip(rows, jax.tree.leaves(direction), strict=True)
-    shared = [(each, along) for each, along in pairs if len(each.tasks) > 1]
-    weights = jnp.ones(len(gramian), gramian.dtype)
-    if shared:
-        # The direction is Jᵀw, so J Jᵀ w = J direction; rows of length one keep this in range.
-        inner = osgd_jax.gramian([each for each, _ in shared])
-        norms = jnp.sqrt(jnp.diagonal(inner))
-        units = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
-        along = jnp.zeros_like(norms)
-        for each, leaf in shared:
-            axes = tuple(range(1, each.rows.ndim))
-            products = (each.rows * leaf).astype(norms.dtype).sum(axes)
-            along = along.at[jnp.array(each.tasks)].add(products)
-        cosines = osgd_jax.task_cosines(inner)
-        weights = units * (jnp.linalg.pinv(cosines, rtol=1e-5, hermitian=True) @ (units * along))
-    return jnp.sqrt(jnp.diagonal(gramian)), osgd_jax.task_cosines(gramian), weights

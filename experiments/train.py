@@ -7,11 +7,13 @@ import contextlib
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import tyro
+from flax import nnx
 from jax.experimental import multihost_utils
 from rich.console import Console
 from rich.progress import (
@@ -23,9 +25,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+import osgd_jax
 from experiments import data, devices, programs
 from experiments.checkpoints import Checkpoints
 from experiments.config import Config
+from experiments.nets import make_net
 from experiments.step import Measured, State
 from experiments.workdir import MetricsLog, open_workdir, read_metrics, write_json
 
@@ -43,16 +47,18 @@ def train(config: Config, console: Console) -> dict[str, Any]:
       StoppedError: on SIGTERM.
     """
     # ---- devices and data
-    devices.connect(config.coordinator, config.num_processes, config.process_id)
-    placed = devices.placement(config.batch_size, config.shard_state)
+    devices.connect(config.hosts)
+    placed = devices.placement(config.run.batch_size, config.hosts.shard_state)
     about = open_workdir(config)
-    dataset = load_data(config)
+    dataset = data.load(config.dataset)
 
-    # ---- net, method, compiled functions
-    built = programs.build(config, dataset, placed)
+    # ---- net, and what is compiled for its training
+    net = make_net(config.net, dataset, nnx.Rngs(config.run.seed))
+    costs = osgd_jax.cost(net, dataset.input_shape)
+    built = programs.build(config, dataset, placed, net)
 
     # ---- the last checkpoint, if there is one
-    checkpoints = Checkpoints(config.workdir / "checkpoints", config.keep_last, about)
+    checkpoints = Checkpoints(config.workdir / "checkpoints", config.run.keep_last, about)
     try:
         state = checkpoints.restore_last(built.initial) or built.initial
         start = int(state.step)
@@ -68,35 +74,21 @@ def train(config: Config, console: Console) -> dict[str, Any]:
         checkpoints.close()
 
     # ---- test
-    test_accuracy, _ = programs.evaluate(built, placed, config, state, dataset.test)
+    batch_size = config.run.batch_size
+    test_accuracy, _ = programs.evaluate(built, placed, batch_size, state, dataset.test)
     last = read_metrics(config.workdir)[-1]
     summary = {
         "test_accuracy": test_accuracy,
         "validation_accuracy": last["validation_accuracy"],
         "final_losses": last["losses"],
         "steps": built.num_steps,
-        "parameters": [cost.parameters for cost in built.costs],
-        "multiply_adds": [cost.multiply_adds for cost in built.costs],
+        "parameters": [cost.parameters for cost in costs],
+        "multiply_adds": [cost.multiply_adds for cost in costs],
         "clock": clock,
     }
     if jax.process_index() == 0:
         write_json(config.workdir / "summary.json", summary)
     return summary
-
-
-def load_data(config: Config) -> data.Dataset:
-    """The data set of a configuration."""
-    return data.load_named(
-        config.data,
-        train_size=config.train_size,
-        validation_fraction=config.validation_fraction,
-        image_size=config.image_size,
-        resident_megabytes=config.resident_megabytes,
-        skip_corrupt=config.skip_corrupt,
-        data_dir=config.data_dir,
-        manual_dir=config.manual_dir,
-        test_split=config.test_split,
-    )
 
 
 def _loop(
@@ -109,22 +101,20 @@ def _loop(
     state: State,
 ) -> tuple[State, dict[str, float]]:
     """Train from the state's step to the end; return the last state and the time it took."""
-    begun, step = time.perf_counter(), int(state.step)
-    first = step
-    process = jax.process_index(), jax.process_count()
-    order = data.Batches(
-        config.seed, config.batch_size, built.num_steps, process, workers=config.workers
+    run, step, clock = config.run, int(state.step), _Clock(int(state.step))
+    batches = data.Batches(
+        run.seed,
+        run.batch_size,
+        built.num_steps,
+        (jax.process_index(), jax.process_count()),
+        config.dataset.workers,
     )
-    resident = isinstance(dataset.train, data.Split)
-    source = placed.put_everywhere(dataset.train) if resident else None
-    examples = dataset.train
-    batches = order.indices(examples.size, step) if resident else order.examples(examples, step)
-    save_every = config.save_every or built.steps_per_epoch
-    together = config.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 10)
-    boundaries = (config.log_every, save_every, built.steps_per_epoch, built.num_steps)
+    source, each = _feed(batches, dataset.train, placed, step)
+    together = run.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 10)
+    save_every = run.save_every or built.steps_per_epoch
+    boundaries = (run.log_every, save_every, built.steps_per_epoch, built.num_steps)
     primary = jax.process_index() == 0
     log_file = MetricsLog(config.workdir, step) if primary else contextlib.nullcontext()
-    last_logged = step, begun
     unchecked: list[tuple[int, Measured]] = []
 
     with _StopSignal() as stop, _progress(console) as progress, log_file as log:
@@ -133,20 +123,12 @@ def _loop(
             # Several steps in one call, where none of them is a boundary but the last.
             boundary = min((step // every + 1) * every for every in boundaries)
             count = together if step % together == 0 and step + together <= boundary else 1
+            parts = [next(each) for _ in range(count)]
+            batch = placed.put_batch(jax.tree.map(lambda *part: np.stack(part), *parts), axis=1)
             cosines = None
-            if count == 1:
-                batch = placed.put_batch(next(batches))
-                if built.conflict is not None and step + 1 == boundary:
-                    cosines = built.conflict(state, source, batch)
-                state, measured = built.step(state, source, batch)
-                measured = jax.tree.map(lambda leaf: leaf[None], measured)
-            else:
-                parts = [next(batches) for _ in range(count)]
-                stacked = jax.tree.map(lambda *each: np.stack(each), *parts)
-                batch = placed.put_batch(stacked, axis=1)
-                if built.conflict is not None and step + count == boundary:
-                    cosines = built.conflict(state, source, jax.tree.map(lambda x: x[0], batch))
-                state, measured = built.steps(state, source, batch)
+            if built.conflict is not None and step + count == boundary:
+                cosines = built.conflict(state, source, batch)
+            state, measured = built.steps(state, source, batch)
             unchecked.append((step, measured))
             step += count
             stopping = stop.requested(step)
@@ -157,44 +139,75 @@ def _loop(
                 unchecked.clear()
             accuracy = None
             if step == boundary:
-                epoch = step / built.steps_per_epoch
-                latest = jax.device_get(jax.tree.map(lambda leaf: leaf[-1], measured))
-                now = time.perf_counter()
-                rate = (step - last_logged[0]) / (now - last_logged[1])
-                record = {
-                    "step": step,
-                    "epoch": round(epoch, 6),
-                    "learning_rate": float(np.asarray(built.schedule(step - 1))),
-                    **{k: v.tolist() for k, v in latest._asdict().items() if v is not None},
-                }
-                if cosines is not None:
-                    record["task_cosines"] = jax.device_get(cosines).tolist()
+                record = _record(built, step, measured, cosines) | {"clock": clock.at(step)}
                 if step % built.steps_per_epoch == 0:
-                    found = programs.evaluate(built, placed, config, state, dataset.validation)
+                    examples = dataset.validation
+                    found = programs.evaluate(built, placed, run.batch_size, state, examples)
                     record["validation_accuracy"], record["validation_losses"] = found
                     accuracy = float(np.mean(found[0]))
                     console.print(_epoch_line(record), highlight=False)
-                record["clock"] = {
-                    "seconds": round(now - begun, 3),
-                    "steps_per_second": round(rate, 3),
-                }
                 if log is not None:
                     log.write(record)
-                losses = " ".join(f"{loss:.3f}" for loss in record["losses"])
-                shown = f"epoch {epoch:.1f} · {rate:.1f} steps/s · losses {losses}"
-                progress.update(task, completed=step, description=shown)
-                last_logged = step, time.perf_counter()
+                progress.update(task, completed=step, description=_progress_line(record))
+                clock.go_on()
             if step % save_every == 0 or step == built.num_steps or stopping:
                 checkpoints.save(state, accuracy)
             if stopping and step < built.num_steps:
                 checkpoints.wait()
                 raise StoppedError(f"Stopped after step {step}; the same command continues.")
-    seconds = time.perf_counter() - begun
-    return state, {
-        "seconds": round(seconds, 3),
-        "steps_per_second": round((step - first) / seconds, 3),
-        "waiting_for_input": round(order.waited / seconds, 4),
+    return state, clock.total(step, batches.waited)
+
+
+def _feed(
+    batches: data.Batches, train: data.Examples, placed: devices.Placement, step: int
+) -> tuple[data.Split | None, Iterator[Any]]:
+    """What lives on the devices, and from a step on the indices into it or else the examples."""
+    if isinstance(train, data.Split):
+        return placed.put_everywhere(train), batches.indices(train.size, step)
+    return None, batches.examples(train, step)
+
+
+def _record(
+    built: programs.Programs, step: int, measured: Measured, cosines: jax.Array | None
+) -> dict[str, Any]:
+    """A line of metrics.jsonl: what was measured in the last of the steps."""
+    last = jax.device_get(jax.tree.map(lambda leaf: leaf[-1], measured))
+    if cosines is not None:
+        last = last._replace(task_cosines=jax.device_get(cosines))
+    return {
+        "step": step,
+        "epoch": round(step / built.steps_per_epoch, 6),
+        "learning_rate": float(np.asarray(built.schedule(step - 1))),
+        **{name: each.tolist() for name, each in last._asdict().items() if each is not None},
     }
+
+
+class _Clock:
+    """Times of a run, from a step on."""
+
+    def __init__(self, step: int):
+        self._begun = self._since = time.perf_counter()
+        self._first = self._last = step
+
+    def at(self, step: int) -> dict[str, float]:
+        """Seconds from the beginning, and steps per second from the last call on."""
+        now = time.perf_counter()
+        rate = (step - self._last) / (now - self._since)
+        self._last = step
+        return {"seconds": round(now - self._begun, 3), "steps_per_second": round(rate, 3)}
+
+    def go_on(self) -> None:
+        """Leave out of the next rate what was done since the last call of `at`."""
+        self._since = time.perf_counter()
+
+    def total(self, step: int, waited: float) -> dict[str, float]:
+        """Of the whole run."""
+        seconds = time.perf_counter() - self._begun
+        return {
+            "seconds": round(seconds, 3),
+            "steps_per_second": round((step - self._first) / seconds, 3),
+            "waiting_for_input": round(waited / seconds, 4),
+        }
 
 
 def _check_finite(unchecked: list[tuple[int, Measured]]) -> None:
@@ -250,11 +263,18 @@ def _epoch_line(record: dict[str, Any]) -> str:
     return f"epoch {record['epoch']:g}: validation accuracy {accuracies} %, losses {losses}"
 
 
+def _progress_line(record: dict[str, Any]) -> str:
+    losses = " ".join(f"{loss:.3f}" for loss in record["losses"])
+    rate = record["clock"]["steps_per_second"]
+    return f"epoch {record['epoch']:.1f} · {rate:.1f} steps/s · losses {losses}"
+
+
 def main() -> None:
     """Command line."""
     console = Console(quiet=False)
     try:
-        config = tyro.cli(Config, prog="python -m experiments.train", description=__doc__)
+        settings = tyro.conf.OmitArgPrefixes[Config]
+        config = tyro.cli(settings, prog="python -m experiments.train", description=__doc__)
         summary = train(config, console)
     except StoppedError as stopped:
         console.print(str(stopped), highlight=False)

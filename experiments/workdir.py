@@ -1,6 +1,5 @@
 """The files of a run: config.json, metrics.jsonl, summary.json, TensorBoard events."""
 
-import importlib.metadata
 import json
 import os
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import jax
 
 from experiments.config import Config, differences
+from experiments.tables import versions
 
 _PACKAGES = ("osgd-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -23,10 +23,7 @@ def open_workdir(config: Config) -> dict[str, Any]:
       ValueError: another run is in the workdir, and which fields differ.
       OSError: the workdir cannot be written.
     """
-    about = {
-        **config.as_json(),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-    }
+    about = config.as_json() | {"versions": versions(*_PACKAGES)}
     file = config.workdir / "config.json"
     config.workdir.mkdir(parents=True, exist_ok=True)
     if file.exists():
@@ -52,9 +49,7 @@ def read_config(workdir: Path) -> Config:
     file = workdir / "config.json"
     if not file.exists():
         raise ValueError(f"{workdir} holds no run: {file} does not exist.")
-    fields = json.loads(file.read_text())
-    fields.pop("versions")
-    return Config.from_json({**fields, "workdir": str(workdir)})
+    return Config.from_json(json.loads(file.read_text()) | {"workdir": str(workdir)})
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

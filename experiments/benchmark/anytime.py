@@ -19,7 +19,7 @@ from rich.table import Table
 import osgd_jax
 from experiments import data, methods
 from experiments.benchmark import command
-from experiments.nets import make_net
+from experiments.nets import Family, Sizes, make_net
 from experiments.training import compile_runs
 from osgd_jax import AnytimePredictor
 
@@ -77,7 +77,7 @@ def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
     Raises:
       ValueError: sizes that do not fit each other or the data.
     """
-    dataset = data.load(config.data)
+    dataset = data.load(data.Source(config.data))
     test = dataset.test
     if not config.batch_size <= len(test.labels):
         raise ValueError(f"batch_size={config.batch_size} exceeds {len(test.labels)} examples.")
@@ -102,18 +102,12 @@ def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def _train(config: Config, family: str, dataset: data.Dataset) -> Any:
+def _train(config: Config, family: Family, dataset: data.Dataset) -> Any:
     def make(rngs: nnx.Rngs) -> Any:
-        return make_net(
-            family,
-            dataset,
-            num_outputs=config.outputs,
-            widths=config.widths,
-            blocks=config.blocks,
-            rngs=rngs,
-        )
+        sizes = Sizes(family, config.outputs, config.widths, config.blocks)
+        return make_net(sizes, dataset, rngs)
 
-    osgd = methods.method("osgd", momentum=0.9)
+    osgd = methods.method(methods.Settings("osgd"))
     runs = compile_runs(make, dataset, osgd, epochs=config.epochs, batch_size=100)
     trained = runs.train(0, config.learning_rate)
     net = make(nnx.Rngs(0))

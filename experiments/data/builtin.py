@@ -4,7 +4,7 @@ import numpy as np
 
 from experiments.data.dataset import SPLIT_SEED, Dataset, Split
 
-BUILT_IN = ("digits", "mnist1d")
+NAMES = ("digits", "mnist1d")
 
 _VALIDATION_SIZES = {"digits": 297, "mnist1d": 1000}
 
@@ -19,14 +19,12 @@ def load(name: str, train_size: int | None = None) -> Dataset:
       train_size: keep this many training examples only.
 
     Raises:
-      ValueError: an unknown name, or a train_size that the data set does not have.
+      ValueError: a train_size that the data set does not have.
     """
     if name == "digits":
         (inputs, labels), test = _digits(), np.arange(500)
-    elif name == "mnist1d":
-        (inputs, labels), test = _mnist1d(), np.arange(1000)
     else:
-        raise ValueError(f"data={name!r} is unknown; use one of {', '.join(BUILT_IN)}.")
+        (inputs, labels), test = _mnist1d(), np.arange(1000)
     rest = np.random.default_rng(SPLIT_SEED).permutation(np.arange(len(test), len(labels)))
     validation, train = np.split(rest, [_VALIDATION_SIZES[name]])
     train_size = len(train) if train_size is None else train_size

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from experiments.data.images import CorruptImageError, cut_square
+from experiments.data.source import Source
 
 # One fixed cut of each data set, so that every run of every experiment is tested on the same
 # examples and none of them is ever trained on.
@@ -149,43 +150,35 @@ class Images:
         if not 0 <= label < self.num_classes:
             raise ValueError(
                 f"{self.source.name(index)} has label {label}, out of range for"
-                f" {self.num_classes} classes; is its split one with labels (--test-split)?"
+                f" {self.num_classes} classes; is its split one with labels?"
             )
         return cut_square(image, self.side), label
 
 
 def make_image_dataset(
-    name: str,
+    source: Source,
     train_source: ImageSource,
     test_source: ImageSource | None,
     num_classes: int,
-    *,
-    train_size: int | None,
-    validation_fraction: float,
-    image_size: int | None,
-    resident_megabytes: int,
-    skip_corrupt: bool,
 ) -> Dataset:
     """Cut image sources into splits and read them into memory if they are small.
 
     Args:
-      name: of the data set.
+      source: its settings.
       train_source: training images.
       test_source: test images; where None, as many as for validation are cut from the others.
       num_classes: number of classes.
-      train_size: keep this many training examples only, and no more validation examples.
-      validation_fraction: share of `train_source` to validate on.
-      image_size: side of the images; that of the first one if None.
-      resident_megabytes: up to here images are read into memory at once.
-      skip_corrupt: leave out images that cannot be read, instead of stopping.
 
     Raises:
       ValueError: fewer than two classes, or sizes that leave a split without examples.
     """
     if num_classes < 2:
-        raise ValueError(f"{name} has {num_classes} class; classification needs at least two.")
+        raise ValueError(
+            f"{source.data} has {num_classes} class; classification needs at least two."
+        )
+    train_size = source.train_size
     order = np.random.default_rng(SPLIT_SEED).permutation(len(train_source))
-    cut = round(validation_fraction * len(order))
+    cut = round(source.validation_fraction * len(order))
     validation, rest = order[:cut], order[cut:]
     test_indices = np.arange(len(test_source)) if test_source is not None else rest[:cut]
     train = rest if test_source is not None else rest[cut:]
@@ -193,15 +186,15 @@ def make_image_dataset(
     for part, indices in (("train", train), ("validation", validation), ("test", test_indices)):
         if len(indices) == 0 or (part == "train" and train_size not in (None, len(indices))):
             raise ValueError(
-                f"{name} has too few images ({len(order)} to train and validate on) for"
-                f" train_size={train_size} and validation_fraction={validation_fraction}."
+                f"{source.data} has too few images ({len(order)} to train and validate on) for"
+                f" train_size={train_size} and validation_fraction={source.validation_fraction}."
             )
-    side, channels = _side_and_channels(train_source, train, image_size, skip_corrupt)
+    side, channels = _side_and_channels(source, train_source, train)
     if train_size is not None and len(validation) > train_size:
         validation = validation[:train_size]
 
-    def examples(source: ImageSource, indices: np.ndarray) -> Images:
-        return Images(source, indices, side, num_classes, skip_corrupt)
+    def examples(images: ImageSource, indices: np.ndarray) -> Images:
+        return Images(images, indices, side, num_classes, source.skip_corrupt)
 
     lazy = [
         examples(train_source, train),
@@ -210,12 +203,12 @@ def make_image_dataset(
     ]
     megabytes = sum(each.size for each in lazy) * side * side * channels / 1e6
     splits: Sequence[Any] = lazy
-    if megabytes <= resident_megabytes:
+    if megabytes <= source.resident_megabytes:
         splits = [each.in_memory() for each in lazy]
     measured = splits[0].read(np.arange(min(_MEASURED, splits[0].size))).inputs / 255.0
     mean, deviation = measured.mean((0, 1, 2)), np.maximum(measured.std((0, 1, 2)), 1e-3)
     return Dataset(
-        name,
+        source.data,
         num_classes,
         *splits,
         input_shape=(side, side, channels),
@@ -224,15 +217,13 @@ def make_image_dataset(
     )
 
 
-def _side_and_channels(
-    source: ImageSource, indices: np.ndarray, image_size: int | None, skip_corrupt: bool
-) -> tuple[int, int]:
+def _side_and_channels(source: Source, images: ImageSource, indices: np.ndarray) -> tuple[int, int]:
     for index in indices:
         try:
-            height, width, channels = source[int(index)][0].shape
+            height, width, channels = images[int(index)][0].shape
         except CorruptImageError as error:
-            if not skip_corrupt:
+            if not source.skip_corrupt:
                 raise ValueError(f"{error} Use --skip-corrupt to go on without it.") from None
             continue
-        return image_size or min(height, width), channels
+        return source.image_size or min(height, width), channels
     raise ValueError("none of the images can be read.")

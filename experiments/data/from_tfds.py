@@ -39,7 +39,7 @@ class Records:
 
 
 def open_splits(
-    name: str, data_dir: Path | None, manual_dir: Path | None, test_split: str | None
+    name: str, data_dir: Path | None, manual_dir: Path | None
 ) -> tuple[Records, Records, int]:
     """Open a data set, which is prepared first if it is not yet.
 
@@ -47,10 +47,9 @@ def open_splits(
       name: as in the catalogue of `tensorflow_datasets`.
       data_dir: where prepared data sets are kept; `tensorflow_datasets`' own place if None.
       manual_dir: where archives lie that were downloaded by hand.
-      test_split: split to test on; "test" if there is one, else "validation", if None.
 
     Returns:
-      Training and test records, and the number of classes.
+      Training records, those of the split "test" or else "validation", and the number of classes.
 
     Raises:
       ValueError: packages or archives are missing, the name is unknown, or the set is not one of
@@ -67,12 +66,10 @@ def open_splits(
     features, splits = builder.info.features, builder.info.splits
     if features is None or not {"image", "label"} <= set(features):
         raise ValueError(f"tfds:{name} has no features image and label: {list(features or ())}.")
-    test_split = test_split or ("test" if "test" in splits else "validation")
+    test_split = "test" if "test" in splits else "validation"
     for split in ("train", test_split):
         if split not in splits:
-            raise ValueError(
-                f"tfds:{name} has no split {split!r}, only {', '.join(splits)}; see --test-split."
-            )
+            raise ValueError(f"tfds:{name} has no split {split!r}, only {', '.join(splits)}.")
     train, test = (
         Records(builder.as_data_source(split=split), split) for split in ("train", test_split)
     )

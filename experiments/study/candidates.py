@@ -152,7 +152,7 @@ def _zoo() -> dict[str, Candidate]:
         name: _candidate(
             name,
             lambda problem, name=name: (
-                methods.method(name, momentum=0.0, num_tasks=problem.outputs).balance
+                methods.method(methods.Settings(name), num_tasks=problem.outputs).balance
             ),
             scale=scales.get(name, 1.0),
         )

@@ -26,7 +26,7 @@ from experiments import data, methods
 from experiments.benchmark.command import described, machine
 from experiments.benchmark.steps import operations
 from experiments.data import epoch_batches
-from experiments.nets import make_net
+from experiments.nets import Family, Sizes, make_net
 from experiments.step import (
     Batch,
     Objective,
@@ -163,14 +163,14 @@ class Steps(NamedTuple):
     work: dict[str, float]
 
 
-def compile_steps(config: Config, family: str, dataset: data.Dataset) -> Steps:
+def compile_steps(config: Config, family: Family, dataset: data.Dataset) -> Steps:
     """Make the steps for a net and a data set."""
     num_steps = config.epochs * (dataset.train.size // config.batch_size)
-    sgd, osgd = (methods.method(name, momentum=0.9) for name in ("sgd", "osgd"))
+    sgd, osgd = (methods.method(methods.Settings(name)) for name in ("sgd", "osgd"))
     train, objective = jax.device_put(dataset.train), Objective()
 
     def split_net(seed: int):
-        net = make_net(family, dataset, num_outputs=3, widths=config.widths, rngs=nnx.Rngs(seed))
+        net = make_net(Sizes(family, 3, config.widths), dataset, nnx.Rngs(seed))
         return nnx.split(net, nnx.Param, ...)
 
     graphdef, *_ = split_net(0)
@@ -278,7 +278,7 @@ def work_over_sgd(steps: Steps, variant: Variant | None) -> float:
 def measure(config: Config) -> Iterator[dict[str, Any]]:
     """Rows of results, one for each data set, net and variant."""
     for name in config.data:
-        dataset = data.load(name, config.train_size)
+        dataset = data.load(data.Source(name, config.train_size))
         for family in config.nets:
             steps = compile_steps(config, family, dataset)
             for variant in (None, *VARIANTS):

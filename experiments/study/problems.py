@@ -10,7 +10,7 @@ from flax import nnx
 import osgd_jax
 from experiments import data
 from experiments.data import Dataset, Split
-from experiments.nets import make_net
+from experiments.nets import Family, Sizes, make_net
 
 _CLASSES = 10
 _SHAPES = {"mnist1d": (40, 1), "fashion_mnist": (28, 28, 1), "cifar10_jpeg": (32, 32, 3)}
@@ -36,7 +36,7 @@ class Problem:
     """
 
     name: str
-    net: str
+    net: Family
     data: str = "mnist1d"
     widths: tuple[int, ...] = (16, 16)
     blocks: tuple[int, ...] | None = None
@@ -71,14 +71,14 @@ class Problem:
           ValueError: the data is missing.
         """
         if self.data == "mnist1d":
-            return data.load("mnist1d", self.train_size)
+            return data.load(data.Source("mnist1d", self.train_size))
         if self.data == "fashion_mnist":
             name, folder = "tfds:fashion_mnist", fashion_mnist
         elif cifar10_jpeg is None:
             raise ValueError(f"{self.name} needs --cifar10-jpeg, the folder of the images.")
         else:
             name, folder = f"folder:{cifar10_jpeg}", None
-        loaded = data.load_named(name, train_size=self.train_size, data_dir=folder)
+        loaded = data.load(data.Source(name, self.train_size, data_dir=folder))
         splits = {
             part: Split(self._shrunk(loaded.standardise(split.inputs)), split.labels)
             for part in ("train", "validation", "test")
@@ -93,14 +93,8 @@ class Problem:
 
     def make(self, dataset: Dataset, seed: int) -> Any:
         """Make the net."""
-        return make_net(
-            self.net,
-            dataset,
-            num_outputs=self.outputs,
-            widths=self.widths,
-            blocks=self.blocks,
-            rngs=nnx.Rngs(seed),
-        )
+        sizes = Sizes(self.net, self.outputs, self.widths, self.blocks)
+        return make_net(sizes, dataset, nnx.Rngs(seed))
 
     def costs(self) -> list[osgd_jax.OutputCost]:
         """What each output costs, counted without the data."""
@@ -120,7 +114,7 @@ FAMILIES = (
 )
 
 
-def _image(name: str, net: str, widths: tuple[int, ...] = (8, 16), **changes: Any) -> Problem:
+def _image(name: str, net: Family, widths: tuple[int, ...] = (8, 16), **changes: Any) -> Problem:
     data = {"fashion": "fashion_mnist", "cifar": "cifar10_jpeg"}[name.partition("-")[0]]
     return Problem(name, net, data, widths, train_size=2000, **changes)
 

@@ -116,7 +116,7 @@ def test_an_unknown_name_is_refused(fashion):
 
 
 def test_a_folder_streamed_by_workers_gives_what_one_in_memory_gives(tmp_path, cifar):
-    options = (*_SMALL, "--data", f"folder:{cifar}", "--pad-crop", 4, "--flip", "--cutout", 8)
+    options = (*_SMALL, "--data", f"folder:{cifar}", "--pad-crop", 4, "--flip")
     finish("train", *options, "--workdir", tmp_path / "memory")
     for name, workers in (("threads", 0), ("processes", 1)):
         reading = ("--resident-megabytes", 0, "--workers", workers)
@@ -127,7 +127,7 @@ def test_a_folder_streamed_by_workers_gives_what_one_in_memory_gives(tmp_path, c
 
 
 def test_a_folder_is_cut_into_disjoint_splits_and_standardised(cifar):
-    dataset = data.load_named(f"folder:{cifar}")
+    dataset = data.load(data.Source(f"folder:{cifar}"))
     assert (dataset.train.size, dataset.validation.size, dataset.test.size) == (540, 60, 200)
     assert dataset.input_shape == (32, 32, 3)
     assert dataset.num_classes == 10
@@ -140,5 +140,5 @@ def test_a_folder_is_cut_into_disjoint_splits_and_standardised(cifar):
     ]
     assert not seen[0] & seen[1]
     assert not (seen[0] | seen[1]) & seen[2]
-    again = data.load_named(f"folder:{cifar}")
+    again = data.load(data.Source(f"folder:{cifar}"))
     np.testing.assert_array_equal(dataset.validation.labels, again.validation.labels)

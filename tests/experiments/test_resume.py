@@ -21,7 +21,7 @@ from tests.experiments.running import (
     summary,
 )
 
-_LONG = (*SMALL, "--epochs", "8", "--save-every", "3", "--log-every", "1", "--mixup", "0.2")
+_LONG = (*SMALL, "--epochs", "8", "--save-every", "3", "--log-every", "1")
 _LONG = (*_LONG, "--optimizer", "osgd", "--order", "random", "--weight-decay", "1e-3")
 
 

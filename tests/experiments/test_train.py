@@ -1,5 +1,6 @@
 """The training application on built-in data: what it writes, what it refuses."""
 
+import inspect
 import json
 
 import jax
@@ -7,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import methods
+import osgd_jax
+from experiments import data, methods, nets
+from experiments.config import Config, Run, differences
 from osgd_jax import weightings
 from tests.experiments.running import SMALL, finish, metrics, refuse, summary
 
@@ -29,8 +32,6 @@ def test_writes_configuration_metrics_and_summary(tmp_path):
         assert np.shape(record["task_cosines"]) == (2, 2)
         assert np.allclose(np.diagonal(record["task_cosines"]), 1, atol=1e-5)
         assert ("validation_accuracy" in record) == (record["step"] % 5 == 0)
-        # Of orthogonalized gradients the last has weight 1, as none is subtracted after it.
-        assert record["task_weights"][-1] == pytest.approx(1, abs=1e-3)
         cosine, (first, last) = record["task_cosines"][0][1], record["gradient_norms"]
         assert 0 < first < 100
         assert 0 < last < 100
@@ -59,7 +60,7 @@ def test_several_steps_in_one_call_give_what_single_steps_give(tmp_path):
 
 
 def test_sgd_logs_the_conflict_too(tmp_path):
-    options = ("--optimizer", "sgd", "--distillation", "0.5", "--loss-weights", "1", "2")
+    options = ("--optimizer", "sgd", "--loss-weights", "1", "2")
     options += ("--schedule", "step", "--precision", "bfloat16", "--label-smoothing", "0.1")
     options += ("--clip-norm", "1")
     finish("train", *SMALL, *options, "--workdir", tmp_path)
@@ -70,9 +71,48 @@ def test_sgd_logs_the_conflict_too(tmp_path):
     )
 
 
+def test_the_rate_rises_from_zero_and_then_follows_its_schedule(tmp_path):
+    options = ("--warmup-epochs", "1", "--epochs", "3", "--log-every", "1")
+    finish("train", *SMALL, *options, "--learning-rate", "0.3", "--workdir", tmp_path)
+    rates = [record["learning_rate"] for record in metrics(tmp_path)]
+    cosine = 0.15 * (1 + np.cos(np.pi * np.arange(10) / 10))
+    np.testing.assert_allclose(rates, [*(0.3 * np.arange(5) / 5), *cosine], atol=1e-6)
+
+
+def test_the_scope_is_the_librarys_for_the_method_and_is_written_down(tmp_path):
+    for optimizer, make in (("osgd", osgd_jax.orthogonalize), ("mgda", osgd_jax.aggregate)):
+        default = inspect.signature(make).parameters["scope"].default
+        config = Config(tmp_path, method=methods.Settings(optimizer))
+        assert config.as_json()["scope"] == default
+    chosen = Config(tmp_path, method=methods.Settings("mgda", "leaf"))
+    assert chosen.as_json()["scope"] == "leaf"
+
+
+def test_the_configuration_is_flat_in_its_file_and_read_back(tmp_path):
+    config = Config(
+        tmp_path,
+        dataset=data.Source("mnist1d", data_dir=tmp_path / "data"),
+        net=nets.Sizes("nested", 2, (8, 8)),
+        method=methods.Settings(scope="all"),
+        run=Run(epochs=3, loss_weights=(1.0, 2.0)),
+    )
+    fields = json.loads(json.dumps(config.as_json()))
+    assert {"data", "widths", "optimizer", "epochs", "flip", "shard_state"} <= fields.keys()
+    assert not any(isinstance(value, dict) for value in fields.values())
+    assert Config.from_json(fields) == config
+
+
+def test_a_configuration_with_options_that_are_no_more_is_read(tmp_path):
+    now = Config(tmp_path).as_json()
+    former = {"test_split": None, "distillation": 0.0, "temperature": 3.0, "cutout": 0}
+    assert Config.from_json(now | former | {"versions": {}}) == Config.from_json(now)
+    assert not differences(now | former | {"mixup": 0.0}, now)
+    assert differences(now | former | {"mixup": 0.2}, now) == ["mixup: 0.2 → 0.0"]
+
+
 @pytest.mark.parametrize("name", methods.ROW_METHODS)
 def test_row_methods_are_known_by_name(name):
-    method = methods.method(name, momentum=0.9, num_tasks=2)
+    method = methods.method(methods.Settings(name), num_tasks=2)
     grads = {"shared": jnp.ones((2, 3)), "head": jnp.array([[1.0], [0.0]])}
     params = {"shared": jnp.ones(3), "head": jnp.ones(1)}
     direction, _ = method.balance.update(
@@ -82,7 +122,9 @@ def test_row_methods_are_known_by_name(name):
 
 
 def test_clipping_shortens_what_weight_decay_then_adds_to():
-    clipped = methods.method("sgd", momentum=0.0, weight_decay=0.5, clip_norm=1.0).optimizer(0.1)
+    clipped = methods.method(
+        methods.Settings("sgd", momentum=0.0, weight_decay=0.5, clip_norm=1.0)
+    ).optimizer(0.1)
     params = jnp.array([2.0, 0.0])
     for gradient, shortened in (([3.0, 4.0], [0.6, 0.8]), ([0.3, 0.4], [0.3, 0.4])):
         update, _ = clipped.update(jnp.array(gradient), clipped.init(params), params)
@@ -116,6 +158,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_output(tmp_path):
         (["--data", "folder:/nowhere"], "/nowhere does not exist"),
         (["--batch-size", "500"], "batch_size=500 exceeds the 200 training examples"),
         (["--data", "mnist1d", "--flip"], "are for images"),
+        (["--warmup-epochs", "2"], "warmup_epochs=2.0 must be at least 0 and below 2"),
+        (["--learning-rate", "nan"], "learning_rate=nan must be above 0"),
+        (["--widths", "8", "0"], "widths=(8, 0) must be one or more numbers, each at least 1"),
         (["--net", "msdnet"], "net=msdnet has no widths"),
         (["--unknown"], "unknown"),
         (["--workdir", "/proc/run"], "/proc/run"),
@@ -126,9 +171,7 @@ def test_a_wrong_option_gets_one_sentence(tmp_path, options, words):
 
 
 def test_every_weighting_can_be_named():
-    from experiments import methods
-
     for name in set(weightings.__all__) - {"Weighting", "constant"}:
-        made = methods.method(name, momentum=0.9, num_tasks=3)
+        made = methods.method(methods.Settings(name), num_tasks=3)
         assert made.name == name
         assert made.balance is not None

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from experiments.methods import Method
-from experiments.nets import make_net
+from experiments.nets import Sizes, make_net
 from experiments.study import candidates, plan, times, why
 from experiments.study.candidates import CANDIDATES, Candidate
 from experiments.study.problems import PROBLEMS, SCREEN
@@ -30,8 +30,8 @@ def dataset():
 def test_group_trains_as_single_runs_do(name, dataset):
     """The second implementation is that of `compare`: unvectorized, step by step."""
     method = CANDIDATES[name].make(_SMALL)
-    make = functools.partial(make_net, "width-nested", dataset, num_outputs=3, widths=(8, 8))
-    single = compile_runs(lambda rngs: make(rngs=rngs), dataset, method, epochs=2, batch_size=100)
+    make = functools.partial(make_net, Sizes("width-nested", 3, (8, 8)), dataset)
+    single = compile_runs(make, dataset, method, epochs=2, batch_size=100)
     runs = [Run(0, 0.1), Run(1, 0.2)]
     trained = Trainer(_SMALL, dataset, method, group=2).train(runs, test=True)
     for run, kept in zip(runs, trained, strict=True):

@@ -1,0 +1,39 @@
+"""Which data to load, and how."""
+
+import dataclasses
+from pathlib import Path
+
+from experiments.settings import require
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The data.
+
+    Attributes:
+      data: digits, mnist1d, tfds:NAME (tensorflow_datasets) or folder:PATH (images by class).
+      train_size: training examples to use; all if not given.
+      validation_fraction: share of the training images to validate on, for tfds and folder.
+      image_size: side to which images are cut; that of the data if not given.
+      skip_corrupt: leave out images that cannot be read, instead of stopping.
+      resident_megabytes: data sets up to this size are read once and live on the device; larger
+        ones are read while training.
+      data_dir: where tensorflow_datasets keeps what it has prepared.
+      manual_dir: where tensorflow_datasets finds archives downloaded by hand.
+      workers: processes that read ahead; threads do if 0.
+    """
+
+    data: str = "digits"
+    train_size: int | None = None
+    validation_fraction: float = 0.1
+    image_size: int | None = None
+    skip_corrupt: bool = False
+    resident_megabytes: int = 2000
+    data_dir: Path | None = None
+    manual_dir: Path | None = None
+    workers: int = 0
+
+    def __post_init__(self):
+        require(self, fields=("train_size", "image_size"), at_least=1)
+        require(self, fields=("workers", "resident_megabytes"), at_least=0)
+        require(self, fields=("validation_fraction",), above=0, below=0.5)

@@ -1,0 +1,62 @@
+"""What all classes of settings share: checks of their ranges, and flat fields for JSON."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def require(
+    config: Any,
+    *,
+    fields: Sequence[str],
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Raise a ValueError for the first field that is out of range.
+
+    None is always in range. Of a tuple each number must be, and there must be one.
+
+    Args:
+      config: a dataclass.
+      fields: names of numbers, or of tuples of numbers.
+      at_least: least value.
+      above: value that is just too small.
+      at_most: largest value.
+      below: value that is just too large.
+    """
+    limits = {"at least": at_least, "above": above, "at most": at_most, "below": below}
+    wanted = " and ".join(f"{name} {each}" for name, each in limits.items() if each is not None)
+
+    def holds(value: float) -> bool:
+        # Written so that NaN is out of every range.
+        return (
+            (at_least is None or value >= at_least)
+            and (above is None or value > above)
+            and (at_most is None or value <= at_most)
+            and (below is None or value < below)
+        )
+
+    for field in fields:
+        value = getattr(config, field)
+        if isinstance(value, tuple):
+            if not value or not all(map(holds, value)):
+                raise ValueError(f"{field}={value} must be one or more numbers, each {wanted}.")
+        elif value is not None and not holds(value):
+            raise ValueError(f"{field}={value} must be {wanted}.")
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass and of the dataclasses in it by their names alone, for JSON."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= flat(value)
+        elif isinstance(value, Path):
+            found[field.name] = str(value)
+        else:
+            found[field.name] = list(value) if isinstance(value, tuple) else value
+    return found
