@@ -15,8 +15,8 @@ class OutputCost(NamedTuple):
     """The cost of one output, together with all outputs before it.
 
     Attributes:
-        parameters: numbers in the parameter arrays on which an output so far depends.
-        multiply_adds: multiplications with addition for one example.
+      parameters: numbers in the parameter arrays on which an output so far depends.
+      multiply_adds: multiplications with addition for one example.
     """
 
     parameters: int
@@ -24,7 +24,7 @@ class OutputCost(NamedTuple):
 
 
 def cost(net: Any, input_shape: Sequence[int]) -> list[OutputCost]:
-    """Counts the parameters and multiply-adds that it takes to get to each output of a net.
+    """Count the parameters and multiply-adds that it takes to get to each output of a net.
 
     Nothing is computed: the net is traced with shapes alone, and may be abstract itself (made by
     `nnx.eval_shape`), so that large nets are counted in a second or two.
@@ -43,20 +43,21 @@ def cost(net: Any, input_shape: Sequence[int]) -> list[OutputCost]:
       branch, a `lax.scan` as its body times its length.
 
     Args:
-        net: an `nnx.Module` with `num_outputs`, `start(x)` and `advance(k, carry)`.
-        input_shape: shape of one example, without the batch axis.
+      net: an `nnx.Module` with `num_outputs`, `start(x)` and `advance(k, carry)`.
+      input_shape: shape of one example, without the batch axis.
 
     Returns:
-        One `OutputCost` for each output.
+      One `OutputCost` for each output.
 
     Raises:
-        ValueError: the net does not take this shape or lacks one of the three attributes, or a
-            `lax.while_loop` does multiply-adds an unknown number of times.
+      ValueError: the net does not take this shape or lacks one of the three attributes, or a
+        `lax.while_loop` does multiply-adds an unknown number of times.
     """
     for name in ("num_outputs", "start", "advance"):
         if not hasattr(net, name):
             raise ValueError(
-                f"net must have num_outputs, start and advance; got {net!r:.80} without {name}."
+                f"net is a {type(net).__name__} without {name}; it must have num_outputs, start and"
+                " advance, as an AnytimeNet has."
             )
     graphdef, params, rest = nnx.split(net, nnx.Param, ...)
 
@@ -106,9 +107,9 @@ def _multiply_adds(jaxpr: Jaxpr) -> int:
             case "while":
                 if sum(inner) > 0:
                     raise ValueError(
-                        "net has a lax.while_loop with matrix products or convolutions, whose "
-                        "number depends on the data. Use lax.scan or a lax.fori_loop with fixed "
-                        "bounds."
+                        "net has a lax.while_loop with matrix products or convolutions, whose"
+                        " number depends on the data. Use lax.scan or a lax.fori_loop with fixed"
+                        " bounds."
                     )
             case _:
                 total += sum(inner)

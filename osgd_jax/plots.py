@@ -57,7 +57,7 @@ def anytime_curve(
     if costs.ndim != 1 or len(set(shapes)) > 1:
         raise ValueError(f"costs, accuracy and error must be K numbers each; got shapes {shapes}.")
     if not (costs > 0).all():
-        raise ValueError(f"costs must be positive, for a logarithmic axis; got {costs}.")
+        raise ValueError(f"costs={costs.tolist()} must be positive, for a logarithmic axis.")
     from matplotlib.ticker import EngFormatter
 
     axes.set_xscale("log")

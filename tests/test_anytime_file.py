@@ -134,7 +134,9 @@ def test_nets_of_images_in_half_precision(tmp_path):
     predictor.export(tmp_path / "net")  # the shape is that of the prediction
     loaded = AnytimePredictor.load(tmp_path / "net")
     np.testing.assert_allclose(loaded.predict(x).logits, expected, rtol=0.05, atol=0.05)
-    with pytest.raises(ValueError, match=r"shape \[batch, 8, 8, 1\].* got \(2, 9, 8, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"x of shape \(2, 9, 8, 1\) must have the shape \[batch, 8, 8, 1\]"
+    ):
         loaded.predict(np.zeros((2, 9, 8, 1), np.float32))
 
 
@@ -238,6 +240,6 @@ def test_export_needs_to_know_the_shape(net, tmp_path):
     predictor = AnytimePredictor(net)
     with pytest.raises(ValueError, match=r"input_shape must be given.* run on examples of 0 kinds"):
         predictor.export(tmp_path / "net")
-    with pytest.raises(ValueError, match=r"input_shape must be \[length, 2\].* got \(3, 1\)"):
+    with pytest.raises(ValueError, match=r"input_shape=\(3, 1\) must be \[length, 2\]"):
         predictor.export(tmp_path / "net", input_shape=(3, 1))
     assert not os.listdir(tmp_path)

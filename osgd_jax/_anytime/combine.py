@@ -29,8 +29,8 @@ def product(
     the softmax of output m alone, as in the authors' code.
 
     Returns:
-        Logits whose softmax is that distribution, −∞ for a class that is out, and the logarithm of
-        the product.
+      Logits whose softmax is that distribution, −∞ for a class that is out, and the logarithm of
+      the product.
     """
     factor = (k + 1) / num_outputs * jnp.log(jax.nn.relu(logits))
     total = factor if state is None else state + factor
@@ -42,7 +42,7 @@ COMBINATIONS: dict[str, Combine] = {"latest": latest, "product": product}
 
 
 def confidences(logits: np.ndarray) -> np.ndarray:
-    """The probability of the likeliest class, [batch]; NaN where the logits are not finite."""
+    """The probability of the likeliest class, `[batch]`; NaN where the logits are not finite."""
     wide = logits.astype(np.float64)
     with np.errstate(invalid="ignore"):
         return 1 / np.exp(wide - wide.max(-1, keepdims=True)).sum(-1)

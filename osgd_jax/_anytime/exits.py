@@ -8,13 +8,13 @@ from osgd_jax._anytime.stages import Input
 
 
 def until_sure(runner: Runner, x: Input, confidence: float) -> tuple[np.ndarray, np.ndarray]:
-    """Runs each example until its likeliest class has at least probability `confidence`.
+    """Run each example until its likeliest class has at least probability `confidence`.
 
     Where few enough are left to fit the next smaller power of two, they go on as a batch of that
     size, filled up with copies of one of them.
 
     Returns:
-        Logits [batch, classes] and the output that each example's are from, [batch].
+      Logits `[batch, classes]` and the output that each example's are from, `[batch]`.
     """
     exits = np.full(len(x), runner.model.num_outputs - 1)
     answers = np.empty(0)

@@ -39,8 +39,8 @@ class FileModel:
     """The stages of a file.
 
     Args:
-        manifest: its description.
-        stages: its stages.
+      manifest: its description.
+      stages: its stages.
     """
 
     def __init__(self, manifest: dict[str, Any], stages: list[Stage]):
@@ -70,7 +70,7 @@ def write(
     multiply_adds: list[int],
     combine: str,
 ) -> None:
-    """Writes a file, or leaves what is there as it is."""
+    """Write a file, or leave what is there as it is."""
     weights, offset = {}, 0
     for array in (array for stage in stages for array in stage.weights):
         if id(array) not in weights:
@@ -113,7 +113,7 @@ def read(path: str | os.PathLike[str]) -> tuple[FileModel, str]:
     """The model in a file, and how its outputs combine.
 
     Raises:
-        ValueError: there is no such model in the file.
+      ValueError: there is no such model in the file.
     """
     with open(path, "rb") as file:
         head, digest = file.readline(len(_MAGIC) + 16), file.readline(80).strip()
@@ -123,8 +123,8 @@ def read(path: str | os.PathLike[str]) -> tuple[FileModel, str]:
     version = head.removeprefix(_MAGIC).strip().decode("ascii", "replace")
     if version != str(_VERSION):
         raise ValueError(
-            f"{path} has the format {version!r}, this version of osgd_jax reads {_VERSION}: export "
-            "the net again with this version, or load the file with the one that wrote it."
+            f"{path} has the format {version!r}, this version of osgd_jax reads {_VERSION}: export"
+            " the net again with this version, or load the file with the one that wrote it."
         )
     if hashlib.sha256(payload).hexdigest().encode() != digest:
         raise ValueError(f"{path} is damaged or cut short (its checksum differs): copy it again.")
@@ -166,7 +166,7 @@ def _array(data: bytes, *, shape: list[int], dtype: str, offset: int) -> jax.Arr
 
 
 def _replace(path: Path, *parts: Any) -> None:
-    """Writes beside `path` and moves into place, so that nobody ever finds half a file."""
+    """Write beside `path` and move into place, so that nobody ever finds half a file."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with open(temporary, "xb") as file:

@@ -13,15 +13,15 @@ def check_input(model: Model, x: Any) -> Input:
     """`x` as an array of the dtype that the model takes; what is on the host stays there.
 
     Raises:
-        ValueError: `x` is not floating, empty, or of a shape that the model does not take.
+      ValueError: `x` is not floating, empty, or of a shape that the model does not take.
     """
     x = x if isinstance(x, jax.Array) else np.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x must be floating, scaled as in training; got {x.dtype}.")
+        raise ValueError(f"x has the dtype {x.dtype} and must be floating, scaled as in training.")
     if x.ndim == 0 or len(x) == 0 or not _suits(model, x.shape[1:]):
         raise ValueError(
-            f"x must have the shape {_describe(model, 'batch')}, with at least one example; "
-            f"got {x.shape}."
+            f"x of shape {x.shape} must have the shape {_describe(model, 'batch')}, with at least"
+            " one example."
         )
     dtype = model.input_dtype or jax.dtypes.canonicalize_dtype(x.dtype)
     if isinstance(x, jax.Array):
@@ -31,10 +31,10 @@ def check_input(model: Model, x: Any) -> Input:
 
 
 def check_example_shape(model: Model, shape: tuple[int, ...]) -> None:
-    """Raises a ValueError unless the model takes examples of this shape."""
+    """Raise a ValueError unless the model takes examples of this shape."""
     if not _suits(model, shape):
         raise ValueError(
-            f"input_shape must be {_describe(model)}, the shape of one example; got {shape}."
+            f"input_shape={shape} must be {_describe(model)}, the shape of one example."
         )
 
 

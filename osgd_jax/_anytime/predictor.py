@@ -30,9 +30,9 @@ class AnytimeOutput:
     """One output of a net.
 
     Attributes:
-        index: which one, from 0.
-        logits: [batch, classes], ready.
-        elapsed: seconds from the call of `stream` to this output.
+      index: which one, from 0.
+      logits: `[batch, classes]`, ready.
+      elapsed: seconds from the call of `stream` to this output.
     """
 
     index: int
@@ -45,11 +45,11 @@ class Prediction:
     """The answer to `AnytimePredictor.predict`.
 
     Attributes:
-        logits: [batch, classes], ready.
-        exits: [batch], the index of the output that each example's logits are from.
-        elapsed: seconds from the call of `predict` to the answer.
-        lateness: seconds by which the answer came after the deadline; 0 where it was kept or none
-            was given.
+      logits: `[batch, classes]`, ready.
+      exits: `[batch]`, the index of the output that each example's logits are from.
+      elapsed: seconds from the call of `predict` to the answer.
+      lateness: seconds by which the answer came after the deadline; 0 where it was kept or none
+        was given.
     """
 
     logits: jax.Array
@@ -70,21 +70,21 @@ class AnytimePredictor:
     All methods may be called from several threads at once.
 
     Args:
-        net: an `AnytimeNet`, or another `nnx.Module` with its `num_outputs`, `in_channels`,
-            `spatial_dims`, `start` and `advance` whose carries have the batch as first axis.
-        combine: how the outputs so far make one answer. "latest" takes the logits of the last of
-            them; "product" their product ensemble, with which the confidence in an answer tends to
-            grow from output to output (Jazbec et al. 2023, arXiv 2306.02652): logits are then
-            logarithms of products, −∞ for a class that is ruled out.
+      net: an `AnytimeNet`, or another `nnx.Module` with its `num_outputs`, `in_channels`,
+        `spatial_dims`, `start` and `advance` whose carries have the batch as first axis.
+      combine: how the outputs so far make one answer. "latest" takes the logits of the last of
+        them; "product" their product ensemble, with which the confidence in an answer tends to
+        grow from output to output (Jazbec et al. 2023, arXiv 2306.02652): logits are then
+        logarithms of products, −∞ for a class that is ruled out.
 
     Raises:
-        ValueError: the net lacks an attribute, or `combine` is unknown.
+      ValueError: the net lacks an attribute, or `combine` is unknown.
     """
 
     def __init__(self, net: Any, *, combine: str = "latest"):
         if combine not in COMBINATIONS:
             known = " or ".join(repr(name) for name in COMBINATIONS)
-            raise ValueError(f"combine must be {known}, got {combine!r}.")
+            raise ValueError(f"combine={combine!r} must be {known}.")
         self._set_up(NetModel(net), combine)
 
     def _set_up(self, model: Model, combine: str) -> None:
@@ -106,13 +106,13 @@ class AnytimePredictor:
         return self._latencies.as_dict()
 
     def stream(self, x: Any) -> Iterator[AnytimeOutput]:
-        """Yields every output as soon as it is ready; the next stage starts when the next is asked.
+        """Yield every output as soon as it is ready; the next stage starts when the next is asked.
 
         Args:
-            x: [batch, *spatial, in_channels], floating.
+          x: `[batch, *spatial, in_channels]`, floating.
 
         Raises:
-            ValueError: `x` has another shape or dtype.
+          ValueError: `x` has another shape or dtype.
         """
         start = self._clock()
         outputs = self._outputs(check_input(self._runner.model, x))
@@ -126,34 +126,36 @@ class AnytimePredictor:
         confidence: float | None = None,
         budget: float | None = None,
     ) -> Prediction:
-        """Answers with the last output, or with an earlier one that keeps a limit.
+        """Answer with the last output, or with an earlier one that keeps a limit.
 
         Args:
-            x: [batch, *spatial, in_channels], floating.
-            deadline: seconds from the call to the answer. Runs one stage after the other but never
-                starts one that would end too late by the latencies of `calibrate`, and answers with
-                the latest output. Output 0 is always computed; where that alone is late,
-                `lateness` says by how much. Without a `calibrate` for this shape before, this call
-                does it, and is late.
-            confidence: in (0, 1]. Each example leaves with the first output that gives its
-                likeliest class at least this probability, or with the last. Those that are left go
-                on as a smaller batch, padded to a power of two, so that there are few shapes to
-                compile.
-            budget: multiply-adds for one example, as `osgd_jax.cost` counts them. Answers with the
-                last output that costs no more.
+          x: `[batch, *spatial, in_channels]`, floating.
+          deadline: seconds from the call to the answer. Runs one stage after the other but never
+            starts one that would end too late by the latencies of `calibrate`, and answers with
+            the latest output. Output 0 is always computed; where that alone is late,
+            `lateness` says by how much. Without a `calibrate` for this shape before, this call
+            does it, and is late.
+          confidence: in (0, 1]. Each example leaves with the first output that gives its
+            likeliest class at least this probability, or with the last. Those that are left go
+            on as a smaller batch, padded to a power of two, so that there are few shapes to
+            compile.
+          budget: multiply-adds for one example, as `osgd_jax.cost` counts them. Answers with the
+            last output that costs no more.
 
         Returns:
-            Logits, the output that each example's are from, and the time it took.
+          Logits, the output that each example's are from, and the time it took.
 
         Raises:
-            ValueError: `x` has another shape or dtype, more than one limit is given, a deadline is
-                negative, a confidence outside (0, 1], or a budget less than output 0 costs.
+          ValueError: `x` has another shape or dtype, more than one limit is given, a deadline is
+            negative, a confidence outside (0, 1], or a budget less than output 0 costs.
         """
         start = self._clock()
         limits = {"deadline": deadline, "confidence": confidence, "budget": budget}
         given = [f"{name}={limit!r}" for name, limit in limits.items() if limit is not None]
         if len(given) > 1:
-            raise ValueError(f"predict takes one limit at most, got {' and '.join(given)}.")
+            raise ValueError(
+                f"{' and '.join(given)} are too many: predict takes one limit at most."
+            )
         x = check_input(self._runner.model, x)
         if deadline is not None:
             return self._until(x, start, deadline)
@@ -163,23 +165,23 @@ class AnytimePredictor:
         return self._until_output(x, start, last)
 
     def calibrate(self, x: Any, *, repeats: int = _REPEATS) -> tuple[float, ...]:
-        """Compiles all stages and measures how long each takes, for this shape, dtype and device.
+        """Compile all stages and measure how long each takes, for this shape, dtype and device.
 
         Calibrate on the machine and under the load that predictions will meet. A second call
         replaces the figures of the first.
 
         Args:
-            x: [batch, *spatial, in_channels], floating; its values do not matter.
-            repeats: runs of the net to measure.
+          x: `[batch, *spatial, in_channels]`, floating; its values do not matter.
+          repeats: runs of the net to measure.
 
         Returns:
-            Seconds of each stage that 95 % of its runs keep to; they are what `predict` assumes.
+          Seconds of each stage that 95 % of its runs keep to; they are what `predict` assumes.
 
         Raises:
-            ValueError: `x` has another shape or dtype, or `repeats` is less than 1.
+          ValueError: `x` has another shape or dtype, or `repeats` is less than 1.
         """
         if repeats < 1:
-            raise ValueError(f"repeats must be at least 1, got {repeats}.")
+            raise ValueError(f"repeats={repeats} must be at least 1.")
         x = check_input(self._runner.model, x)
         latencies = self._measure(x, repeats)
         self._latencies.put(_key(x), latencies)
@@ -188,7 +190,7 @@ class AnytimePredictor:
     def export(
         self, path: str | os.PathLike[str], *, input_shape: tuple[int, ...] | None = None
     ) -> None:
-        """Writes all stages with their weights to one file, which `load` runs without the net.
+        """Write all stages with their weights to one file, which `load` runs without the net.
 
         The stages are lowered by `jax.export` for CPU, CUDA and TPU, with a batch of any size;
         the machine that writes needs none of the latter two. A net of your own must therefore leave
@@ -196,12 +198,12 @@ class AnytimePredictor:
         of releases. An existing file is replaced whole or not at all.
 
         Args:
-            path: of the file; its folder must exist.
-            input_shape: of one example, without the batch axis. May be left out when the predictor
-                has run on inputs of one shape only.
+          path: of the file; its folder must exist.
+          input_shape: of one example, without the batch axis. May be left out when the predictor
+            has run on inputs of one shape only.
 
         Raises:
-            ValueError: `input_shape` does not suit the net, or was left out and is not known.
+          ValueError: `input_shape` does not suit the net, or was left out and is not known.
         """
         model, examples = self._runner.model, self._runner.examples
         if input_shape is not None:
@@ -211,8 +213,8 @@ class AnytimePredictor:
             ]
         if len(examples) != 1:
             raise ValueError(
-                "input_shape must be given, the shape of one example: the predictor has run on "
-                f"examples of {len(examples)} kinds, not of one."
+                "input_shape must be given, the shape of one example: the predictor has run on"
+                f" examples of {len(examples)} kinds, not of one."
             )
         ((shape, dtype),) = examples
         file.write(
@@ -226,11 +228,11 @@ class AnytimePredictor:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Makes a predictor from a file that `export` wrote; the net's Python class is not needed.
+        """Make a predictor from a file that `export` wrote; the net's Python class is not needed.
 
         Raises:
-            ValueError: the file is not one of `export`, is damaged, of another version, or needs
-                64-bit floats where JAX has them switched off.
+          ValueError: the file is not one of `export`, is damaged, of another version, or needs
+            64-bit floats where JAX has them switched off.
         """
         model, combine = file.read(path)
         predictor = cls.__new__(cls)
@@ -256,7 +258,7 @@ class AnytimePredictor:
 
     def _until(self, x: Input, start: float, deadline: float) -> Prediction:
         if not deadline >= 0:
-            raise ValueError(f"deadline must be 0 seconds or more, got {deadline!r}.")
+            raise ValueError(f"deadline={deadline!r} must be 0 seconds or more.")
         latencies = self._latencies.get(_key(x), lambda: self._measure(x, _REPEATS))
         outputs = self._outputs(x)
         k, logits, now = next(outputs)
@@ -267,7 +269,7 @@ class AnytimePredictor:
 
     def _until_sure(self, x: Input, start: float, confidence: float) -> Prediction:
         if not 0 < confidence <= 1:
-            raise ValueError(f"confidence must be in (0, 1], got {confidence!r}.")
+            raise ValueError(f"confidence={confidence!r} must be in (0, 1].")
         logits, exits = until_sure(self._runner, x, confidence)
         return Prediction(jnp.asarray(logits), exits, self._clock() - start, 0.0)
 
@@ -284,8 +286,8 @@ class AnytimePredictor:
         multiply_adds = self._multiply_adds(x.shape[1:])
         if not budget >= multiply_adds[0]:
             raise ValueError(
-                f"budget must be at least {multiply_adds[0]}, the multiply-adds of output 0 for an "
-                f"example of shape {x.shape[1:]}; got {budget!r}."
+                f"budget={budget!r} must be at least {multiply_adds[0]}, what output"
+                f" 0 costs for an example of shape {x.shape[1:]}."
             )
         return max(k for k, cost in enumerate(multiply_adds) if cost <= budget)
 

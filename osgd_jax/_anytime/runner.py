@@ -33,7 +33,7 @@ class KeyedCache:
         return self._values[key]
 
     def put(self, key: Hashable, value: Any) -> None:
-        """Sets the value of `key`."""
+        """Set the value of `key`."""
         self._values[key] = value
 
     def as_dict(self) -> dict[Any, Any]:
@@ -45,10 +45,10 @@ class Progress(NamedTuple):
     """How far a batch has come.
 
     Attributes:
-        example: shape and dtype of one example.
-        batch: rows of each array.
-        carry: what the next stage takes.
-        combined: what the next answer needs of the earlier ones.
+      example: shape and dtype of one example.
+      batch: rows of each array.
+      carry: what the next stage takes.
+      combined: what the next answer needs of the earlier ones.
     """
 
     example: ExampleKey
@@ -61,8 +61,8 @@ class Runner:
     """Compiles and runs the stages of a model, and combines its outputs.
 
     Args:
-        model: a net or a file.
-        combine: a key of `COMBINATIONS`.
+      model: a net or a file.
+      combine: a key of `COMBINATIONS`.
     """
 
     def __init__(self, model: Model, combine: str):
@@ -90,7 +90,7 @@ class Runner:
         return Progress((x.shape[1:], x.dtype.name), len(x), [x], None)
 
     def advance(self, k: int, progress: Progress) -> tuple[jax.Array, Progress]:
-        """Starts stage k: the answer of output k, not yet awaited, and the progress after it."""
+        """Start stage k: the answer of output k, not yet awaited, and the progress after it."""
         stage = self.stages(progress.example)[k]
         arguments = (stage.weights, progress.carry, progress.combined)
         program = self._programs.get(

@@ -23,10 +23,10 @@ class Stage(NamedTuple):
     """What it takes to get from one output to the next.
 
     Attributes:
-        call: pure `(weights, carry) -> (logits, fresh)`; the carry of stage 0 is `[x]`.
-        weights: the arrays of the net that this stage reads, and no others.
-        passes: for each array of the next carry, the index in this carry of the array that it is,
-            or None for the next of `fresh`. A compiled program would copy what it only hands on.
+      call: pure `(weights, carry) -> (logits, fresh)`; the carry of stage 0 is `[x]`.
+      weights: the arrays of the net that this stage reads, and no others.
+      passes: for each array of the next carry, the index in this carry of the array that it is,
+        or None for the next of `fresh`. A compiled program would copy what it only hands on.
     """
 
     call: Callable[[Arrays, Arrays], tuple[jax.Array, Arrays]]
@@ -43,9 +43,9 @@ class Model(Protocol):
     """What a predictor runs: a net, or the file that one was exported to.
 
     Attributes:
-        num_outputs: K.
-        input_shape: of one example, None for an axis of any length.
-        input_dtype: the only floating dtype that it takes, None for any.
+      num_outputs: K.
+      input_shape: of one example, None for an axis of any length.
+      input_dtype: the only floating dtype that it takes, None for any.
     """
 
     num_outputs: int
@@ -65,11 +65,11 @@ class NetModel:
     """A net in evaluation mode with the weights that it had when this was made.
 
     Args:
-        net: an `AnytimeNet`, or another `nnx.Module` with its `num_outputs`, `in_channels`,
-            `spatial_dims`, `start` and `advance`.
+      net: an `AnytimeNet`, or another `nnx.Module` with its `num_outputs`, `in_channels`,
+        `spatial_dims`, `start` and `advance`.
 
     Raises:
-        ValueError: the net lacks one of these.
+      ValueError: the net lacks one of these.
     """
 
     input_dtype = None
@@ -78,8 +78,8 @@ class NetModel:
         for name in ("num_outputs", "in_channels", "spatial_dims", "start", "advance"):
             if not hasattr(net, name):
                 raise ValueError(
-                    "net must have num_outputs, in_channels, spatial_dims, start and advance, "
-                    f"as an AnytimeNet has; got {type(net).__name__} without {name}."
+                    f"net is a {type(net).__name__} without {name}; it must have num_outputs,"
+                    " in_channels, spatial_dims, start and advance, as an AnytimeNet has."
                 )
         self.num_outputs = net.num_outputs
         self.input_shape = (None,) * net.spatial_dims + (net.in_channels,)
@@ -92,10 +92,10 @@ class NetModel:
         self._leaves = [jnp.array(leaf, copy=True) for leaf in leaves]
 
     def stages(self, input_shape: tuple[int, ...], dtype: Any) -> list[Stage]:
-        """Traces the net.
+        """Trace the net.
 
         Raises:
-            ValueError: the net refuses the shape, or carries an array without a batch axis.
+          ValueError: the net refuses the shape, or carries an array without a batch axis.
         """
         example = jax.ShapeDtypeStruct((_TRACED_BATCH, *input_shape), dtype)
         carry, treedef = jax.tree.flatten(example)
@@ -121,8 +121,8 @@ class NetModel:
             for leaf in carry:
                 if leaf.shape[:1] != (_TRACED_BATCH,):
                     raise ValueError(
-                        "net.advance must return a carry of arrays whose first axis is the batch; "
-                        f"output {k} has one without it, of shape {leaf.shape}."
+                        "net.advance must return a carry of arrays whose first axis is the batch;"
+                        f" that of output {k} has one without it, of shape {leaf.shape}."
                     )
         return stages
 

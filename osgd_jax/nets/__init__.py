@@ -1,6 +1,6 @@
 """Anytime networks as Flax NNX modules, and the layers that they are made of.
 
-Every net takes [batch, *spatial, channels] with one or two spatial axes and has the same interface:
+Every net takes `[batch, *spatial, channels]` with one or two spatial axes. All have one interface:
 `net(x)`, `net.start(x)`, `net.advance(k, carry)`, `net.subnetwork(k)`; see `AnytimeNet`.
 """
 

@@ -16,12 +16,12 @@ def assemble(stripes: Sequence[StageT]) -> StageT:
     """One module that computes what a series of stripes of the same structure does.
 
     Args:
-        stripes: modules that differ in their channels alone.
+      stripes: modules that differ in their channels alone.
 
     Returns:
-        A module of copies. Its convolutions are dense: where a stripe reads no later stripe, the
-        kernel is zero. Its normalisations have the channels of all stripes, its linear layers
-        are the last stripe's, which read all channels.
+      A module of copies. Its convolutions are dense: where a stripe reads no later stripe, the
+      kernel is zero. Its normalisations have the channels of all stripes, its linear layers
+      are the last stripe's, which read all channels.
     """
     graphdef, _ = nnx.split(stripes[-1])
     states = [dict(nnx.to_flat_state(nnx.state(stripe))) for stripe in stripes]

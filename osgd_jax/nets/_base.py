@@ -16,8 +16,8 @@ class Carry:
     """What the stages so far have computed, and the output that comes next.
 
     Attributes:
-        state: what the next stage takes.
-        output: its index, by which `advance` tells a carry that is not for it.
+      state: what the next stage takes.
+      output: its index, by which `advance` tells a carry that is not for it.
     """
 
     state: Any
@@ -25,8 +25,7 @@ class Carry:
 
 
 class AnytimeNet(nnx.Module):
-    """A net with several outputs, one after the other, each a little later and better than the one
-    before.
+    """A net with several outputs, each a little later and better than the one before.
 
     A net is a list of stages. Stage k holds exactly the parameters that output k adds to those of
     the earlier outputs and maps the *carry*, a pytree of what the earlier stages have computed, to
@@ -35,10 +34,10 @@ class AnytimeNet(nnx.Module):
     stage gets is the input, unless the subclass has a `first_carry`.
 
     Args:
-        stages: one module for each output.
-        num_classes: logits of each output.
-        in_channels: channels of the input.
-        spatial_dims: 1 or 2, the axes of the input between batch and channels.
+      stages: one module for each output.
+      num_classes: logits of each output.
+      in_channels: channels of the input.
+      spatial_dims: 1 or 2, the axes of the input between batch and channels.
     """
 
     def __init__(self, stages: list[Any], *, num_classes: int, in_channels: int, spatial_dims: int):
@@ -53,16 +52,16 @@ class AnytimeNet(nnx.Module):
         return len(self.stages)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
-        """Computes all outputs.
+        """Compute all outputs.
 
         Args:
-            x: [batch, *spatial, in_channels].
+          x: `[batch, *spatial, in_channels]`.
 
         Returns:
-            The logits of each output in order, [batch, num_classes] each.
+          The logits of each output in order, `[batch, num_classes]` each.
 
         Raises:
-            ValueError: `x` has another shape.
+          ValueError: `x` has another shape.
         """
         carry = self.start(x)
         outputs = []
@@ -75,7 +74,7 @@ class AnytimeNet(nnx.Module):
         """The carry that `advance(0, carry)` takes; no work is done yet.
 
         Raises:
-            ValueError: `x` is not [batch, *spatial, in_channels].
+          ValueError: `x` is not `[batch, *spatial, in_channels]`.
         """
         check_input(x.shape, self.spatial_dims, self.in_channels)
         return Carry(self.first_carry(x), 0)
@@ -85,17 +84,17 @@ class AnytimeNet(nnx.Module):
         return x
 
     def advance(self, k: int, carry: Carry) -> tuple[jax.Array, Carry]:
-        """Computes output k from the carry of output k − 1.
+        """Compute output k from the carry of output k − 1.
 
         Args:
-            k: index of the output.
-            carry: from `start(x)` for k = 0, else from `advance(k - 1, …)`.
+          k: index of the output.
+          carry: from `start(x)` for k = 0, else from `advance(k - 1, …)`.
 
         Returns:
-            Logits [batch, num_classes], and the carry for `advance(k + 1, …)`.
+          Logits `[batch, num_classes]`, and the carry for `advance(k + 1, …)`.
 
         Raises:
-            ValueError: there is no output k, or the carry is not for it.
+          ValueError: there is no output k, or the carry is not for it.
         """
         self._check_output(k)
         if not isinstance(carry, Carry) or carry.output != k:
@@ -103,7 +102,7 @@ class AnytimeNet(nnx.Module):
             got = type(carry).__name__
             if isinstance(carry, Carry):
                 got = f"one for advance({carry.output}, …)"
-            raise ValueError(f"carry must be what {came} gave for advance({k}, …), got {got}.")
+            raise ValueError(f"carry must be what {came} gave for advance({k}, …); got {got}.")
         logits, state = self.stages[k](carry.state)
         return logits, Carry(state, k + 1)
 
@@ -111,7 +110,7 @@ class AnytimeNet(nnx.Module):
         """The net of the outputs 0 … k alone; it shares its Variables with this one.
 
         Raises:
-            ValueError: there is no output k.
+          ValueError: there is no output k.
         """
         self._check_output(k)
         net = nnx.merge(*nnx.split(self))
@@ -121,8 +120,8 @@ class AnytimeNet(nnx.Module):
     def set_view(
         self, deterministic: bool | None = None, use_running_average: bool | None = None
     ) -> None:
-        """Lets `nnx.view` take its usual keywords for a net without batch normalisation too."""
+        """Let `nnx.view` take its usual keywords for a net without batch normalisation too."""
 
     def _check_output(self, k: int) -> None:
         if not 0 <= k < self.num_outputs:
-            raise ValueError(f"k must be an output from 0 to {self.num_outputs - 1}, got {k}.")
+            raise ValueError(f"k={k!r} must be an output from 0 to {self.num_outputs - 1}.")

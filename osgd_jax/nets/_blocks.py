@@ -41,7 +41,7 @@ class Stem(nnx.Module):
         self.pool = kind == "imagenet"
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, *spatial, in_channels] → [batch, *spatial / (1 or 4), out_features]."""
+        """`[batch, *spatial, in_channels]` → `[batch, *spatial / (1 or 4), out_features]`."""
         x = self.conv(x)
         return max_pool(x) if self.pool else x
 
@@ -73,13 +73,13 @@ class ResidualBlock(nnx.Module):
     """A basic (3×3, 3×3) or bottleneck (1×1, 3×3, 1×1) residual block, or one stripe of it.
 
     Args:
-        layers: makes the layers.
-        kind: "basic" or "bottleneck".
-        features: new channels of the input.
-        width: new channels inside the block; `expansion(kind)` times as many leave it.
-        inherited: channels of the input that earlier stripes have read.
-        inherited_width: channels inside the block that earlier stripes have made.
-        stride: of the block's first 3×3 convolution.
+      layers: makes the layers.
+      kind: "basic" or "bottleneck".
+      features: new channels of the input.
+      width: new channels inside the block; `expansion(kind)` times as many leave it.
+      inherited: channels of the input that earlier stripes have read.
+      inherited_width: channels inside the block that earlier stripes have made.
+      stride: of the block's first 3×3 convolution.
     """
 
     def __init__(
@@ -115,16 +115,16 @@ class ResidualBlock(nnx.Module):
     def __call__(
         self, x: jax.Array, memories: Sequence[jax.Array | None] | None = None
     ) -> tuple[jax.Array, Memories]:
-        """Computes the block's increment.
+        """Compute the block's increment.
 
         Args:
-            x: [batch, *spatial, features], the stream's state (or this stripe of it).
-            memories: what the same block of the earlier stripe gave, None where nothing is
-                inherited.
+          x: `[batch, *spatial, features]`, the stream's state (or this stripe of it).
+          memories: what the same block of the earlier stripe gave, None where nothing is
+            inherited.
 
         Returns:
-            The increment, [batch, *spatial / stride, expansion · width], and the memories of the
-            convolutions.
+          The increment, `[batch, *spatial / stride, expansion · width]`, and the memories of the
+          convolutions.
         """
         run: Any = nnx.remat(ResidualBlock._run) if self.remat else ResidualBlock._run
         return run(self, x, memories)
@@ -182,10 +182,10 @@ class Head(nnx.Module):
     """Normalisation, ReLU, mean over space and a linear classifier, or one stripe of it.
 
     Args:
-        layers: makes the layers.
-        features: new channels of the input.
-        num_classes: logits.
-        inherited: channels that earlier stripes have pooled.
+      layers: makes the layers.
+      features: new channels of the input.
+      num_classes: logits.
+      inherited: channels that earlier stripes have pooled.
     """
 
     def __init__(self, layers: Layers, features: int, num_classes: int, *, inherited: int = 0):
@@ -195,7 +195,7 @@ class Head(nnx.Module):
     def __call__(
         self, x: jax.Array, memory: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """[batch, *spatial, features] → [batch, num_classes] and all channels pooled so far."""
+        """`[batch, *spatial, features]` → `[batch, num_classes]` and all channels pooled so far."""
         x = jax.nn.relu(self.norm(x))
         memory = extend(memory, x.mean(tuple(range(1, x.ndim - 1))))
         return self.linear(memory), memory

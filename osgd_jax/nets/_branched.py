@@ -36,24 +36,24 @@ class BranchedResNet(AnytimeNet):
     The last output is a plain residual net (He et al. 2016, arXiv 1603.05027).
 
     Args:
-        num_classes: logits of each output.
-        num_outputs: number of heads, at most the number of blocks.
-        in_channels: channels of the input.
-        spatial_dims: 1 or 2.
-        norm: "batch" or "group".
-        rngs: source of the initial parameters.
-        widths: channels of each level of resolution; a level has half the resolution of the one
-            before.
-        blocks: residual blocks of each level.
-        block: "basic" or "bottleneck", which multiplies the channels between blocks by four.
-        stem: "cifar" or "imagenet", which goes down by four.
-        dtype: of the computation, such as `jnp.bfloat16`; None takes that of input and parameters
-            together.
-        param_dtype: of the parameters; `float` is float32, or float64 under `jax.enable_x64`.
-        remat: compute the inside of each block again in the backward pass instead of keeping it.
+      num_classes: logits of each output.
+      num_outputs: number of heads, at most the number of blocks.
+      in_channels: channels of the input.
+      spatial_dims: 1 or 2.
+      norm: "batch" or "group".
+      rngs: source of the initial parameters.
+      widths: channels of each level of resolution; a level has half the resolution of the one
+        before.
+      blocks: residual blocks of each level.
+      block: "basic" or "bottleneck", which multiplies the channels between blocks by four.
+      stem: "cifar" or "imagenet", which goes down by four.
+      dtype: of the computation, such as `jnp.bfloat16`; None takes that of input and parameters
+        together.
+      param_dtype: of the parameters; `float` is float32, or float64 under `jax.enable_x64`.
+      remat: compute the inside of each block again in the backward pass instead of keeping it.
 
     Raises:
-        ValueError: an argument is not one of those above.
+      ValueError: an argument is not one of those above.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class BranchedResNet(AnytimeNet):
         depth = sum(blocks)
         if num_outputs > depth:
             raise ValueError(
-                "num_outputs must be at most the number of residual blocks, "
-                f"sum(blocks) = {depth}, got {num_outputs}."
+                f"num_outputs={num_outputs} must be at most the number of residual blocks,"
+                f" sum(blocks) = {depth}; add blocks or ask for fewer outputs."
             )
         layers = Layers(rngs, spatial_dims, norm, dtype, param_dtype, remat)
         plan = [(level, i) for level, count in enumerate(blocks) for i in range(count)]

@@ -5,32 +5,32 @@ from typing import SupportsIndex
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Raises a ValueError unless `value` is one of `choices`."""
+    """Raise a ValueError unless `value` is one of `choices`."""
     if value not in choices:
         known = " or ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{name} must be {known}, got {value!r}.")
+        raise ValueError(f"{name}={value!r} must be {known}.")
 
 
 def check_positive(name: str, value: int) -> None:
-    """Raises a ValueError unless `value` is an integer of at least one."""
+    """Raise a ValueError unless `value` is an integer of at least one."""
     # NumPy's integers, too.
     if isinstance(value, bool) or not isinstance(value, SupportsIndex) or value.__index__() < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+        raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
 
 
 def check_interface(num_classes: int, num_outputs: int, in_channels: int) -> None:
-    """Raises a ValueError unless the numbers that every net takes are positive integers."""
+    """Raise a ValueError unless the numbers that every net takes are positive integers."""
     check_positive("num_classes", num_classes)
     check_positive("num_outputs", num_outputs)
     check_positive("in_channels", in_channels)
 
 
 def check_levels(widths: Sequence[int], blocks: Sequence[int]) -> None:
-    """Raises a ValueError unless both have one positive integer for each level."""
+    """Raise a ValueError unless both have one positive integer for each level."""
     if not widths or len(widths) != len(blocks):
         raise ValueError(
-            "widths and blocks must have one entry for each level of resolution, "
-            f"got widths={tuple(widths)} and blocks={tuple(blocks)}."
+            f"widths={tuple(widths)} and blocks={tuple(blocks)} must have one entry for each level"
+            " of resolution."
         )
     for name, values in (("widths", widths), ("blocks", blocks)):
         for level, value in enumerate(values):
@@ -38,10 +38,10 @@ def check_levels(widths: Sequence[int], blocks: Sequence[int]) -> None:
 
 
 def check_input(shape: tuple[int, ...], spatial_dims: int, in_channels: int) -> None:
-    """Raises a ValueError unless `shape` is [batch, *spatial, in_channels]."""
+    """Raise a ValueError unless `shape` is `[batch, *spatial, in_channels]`."""
     if len(shape) != spatial_dims + 2 or shape[-1] != in_channels:
         spatial = ", length" if spatial_dims == 1 else ", height, width"
         raise ValueError(
-            f"x must have the shape [batch{spatial}, {in_channels}] (spatial_dims={spatial_dims}, "
-            f"in_channels={in_channels}, channels last), got {shape}."
+            f"x of shape {shape} must have the shape [batch{spatial}, {in_channels}]"
+            f" (spatial_dims={spatial_dims}, in_channels={in_channels}, channels last)."
         )

@@ -43,24 +43,24 @@ class DepthNestedResNet(AnytimeNet):
     streams start from the same first convolution, and each goes down in resolution by itself.
 
     Args:
-        num_classes: logits of each output.
-        num_outputs: number of streams.
-        in_channels: channels of the input.
-        spatial_dims: 1 or 2.
-        norm: "batch" or "group".
-        rngs: source of the initial parameters.
-        widths: channels of each level of resolution; a level has half the resolution of the one
-            before.
-        blocks: residual blocks of each level at output 0; output k has 2ᵏ times as many.
-        block: "basic" or "bottleneck", which multiplies the channels between blocks by four.
-        stem: "cifar" or "imagenet", which goes down by four.
-        dtype: of the computation, such as `jnp.bfloat16`; None takes that of input and parameters
-            together.
-        param_dtype: of the parameters; `float` is float32, or float64 under `jax.enable_x64`.
-        remat: compute the inside of each block again in the backward pass instead of keeping it.
+      num_classes: logits of each output.
+      num_outputs: number of streams.
+      in_channels: channels of the input.
+      spatial_dims: 1 or 2.
+      norm: "batch" or "group".
+      rngs: source of the initial parameters.
+      widths: channels of each level of resolution; a level has half the resolution of the one
+        before.
+      blocks: residual blocks of each level at output 0; output k has 2ᵏ times as many.
+      block: "basic" or "bottleneck", which multiplies the channels between blocks by four.
+      stem: "cifar" or "imagenet", which goes down by four.
+      dtype: of the computation, such as `jnp.bfloat16`; None takes that of input and parameters
+        together.
+      param_dtype: of the parameters; `float` is float32, or float64 under `jax.enable_x64`.
+      remat: compute the inside of each block again in the backward pass instead of keeping it.
 
     Raises:
-        ValueError: an argument is not one of those above.
+      ValueError: an argument is not one of those above.
     """
 
     def __init__(

@@ -35,18 +35,19 @@ def draw_normal(
 
 
 class Conv(nnx.Module):
-    """Convolution without bias, "SAME" padding, channels last, He-initialised (He et al. 2015,
-    arXiv 1502.01852).
+    """Convolution without bias, "SAME" padding, channels last.
+
+    Initialised as by He et al. 2015 (arXiv 1502.01852).
 
     Args:
-        in_features: channels of the input.
-        out_features: channels of the output.
-        size: taps along each spatial axis.
-        stride: step along each spatial axis.
-        spatial_dims: 1 or 2.
-        dtype: of the computation; None takes that of input and kernel together.
-        param_dtype: of the kernel.
-        rngs: source of the initial kernel.
+      in_features: channels of the input.
+      out_features: channels of the output.
+      size: taps along each spatial axis.
+      stride: step along each spatial axis.
+      spatial_dims: 1 or 2.
+      dtype: of the computation; None takes that of input and kernel together.
+      param_dtype: of the kernel.
+      rngs: source of the initial kernel.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Conv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, *spatial, in_features] → [batch, *spatial / stride, out_features]."""
+        """`[batch, *spatial, in_features]` → `[batch, *spatial / stride, out_features]`."""
         kernel = self.kernel[...]
         dtype = self.dtype or jnp.result_type(x, kernel)
         if len(self.strides) == 1:
@@ -101,10 +102,10 @@ class Linear(nnx.Module):
     """Affine map, computed in the dtype of its parameters so that logits keep their precision.
 
     Args:
-        in_features: size of the last axis of the input.
-        out_features: size of the last axis of the output.
-        param_dtype: of kernel and bias.
-        rngs: source of the initial kernel.
+      in_features: size of the last axis of the input.
+      out_features: size of the last axis of the output.
+      param_dtype: of kernel and bias.
+      rngs: source of the initial kernel.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.asarray(np.zeros(out_features), param_dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, in_features] → [batch, out_features]."""
+        """`[batch, in_features]` → `[batch, out_features]`."""
         kernel = self.kernel[...]
         return x.astype(jnp.result_type(x, kernel)) @ kernel + self.bias[...]
 
@@ -130,13 +131,13 @@ class Layers:
     """Makes the layers of one net: what they have in common is said once.
 
     Attributes:
-        rngs: source of the initial parameters.
-        spatial_dims: 1 or 2.
-        norm: "batch" or "group".
-        dtype: of the computation; None takes that of input and parameters together.
-        param_dtype: of the parameters; `float` is float32, or float64 under `jax.enable_x64`.
-        remat: compute the inside of each residual block again in the backward pass instead of
-            keeping it.
+      rngs: source of the initial parameters.
+      spatial_dims: 1 or 2.
+      norm: "batch" or "group".
+      dtype: of the computation; None takes that of input and parameters together.
+      param_dtype: of the parameters; `float` is float32, or float64 under `jax.enable_x64`.
+      remat: compute the inside of each residual block again in the backward pass instead of
+        keeping it.
     """
 
     rngs: nnx.Rngs
@@ -149,7 +150,7 @@ class Layers:
     def __post_init__(self):
         check_choice("norm", self.norm, ("batch", "group"))
         if self.spatial_dims not in (1, 2):
-            raise ValueError(f"spatial_dims must be 1 or 2, got {self.spatial_dims!r}.")
+            raise ValueError(f"spatial_dims={self.spatial_dims!r} must be 1 or 2.")
 
     def conv(self, in_features: int, out_features: int, *, size: int = 3, stride: int = 1) -> Conv:
         """A `Conv` of these dimensions and dtypes."""

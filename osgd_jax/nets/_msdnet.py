@@ -145,30 +145,30 @@ class MSDNet(AnytimeNet):
     authors' code, the earlier ones less, and no parameter of a stage is without use for its output.
 
     Args:
-        num_classes: logits of each output.
-        num_outputs: number of classifiers.
-        in_channels: channels of the input.
-        spatial_dims: 1 or 2.
-        norm: "batch" or "group".
-        rngs: source of the initial parameters.
-        channels: of the first layer, times the growth factor of the scale.
-        growth_rate: channels that each layer appends, times the growth factor of the scale.
-        growth_factors: one for each scale, finest first.
-        bottleneck_factors: one for each scale: how many times the channels that leave a 3×3
-            convolution may enter it.
-        base: layers before the first classifier.
-        step: layers from one classifier to the next, see `positions`.
-        positions: "even", or "lin_grow" for 1 + step · k layers before classifier k.
-        reduction: share of the channels that stays where a scale is dropped.
-        stem: "cifar" or "imagenet", which goes down by four. It also sets the heads' channels: 128,
-            or as many as the coarsest scale has.
-        dtype: of the computation, such as `jnp.bfloat16`; None takes that of input and parameters
-            together.
-        param_dtype: of the parameters; `float` is float32, or float64 under `jax.enable_x64`.
-        remat: compute the inside of each layer again in the backward pass instead of keeping it.
+      num_classes: logits of each output.
+      num_outputs: number of classifiers.
+      in_channels: channels of the input.
+      spatial_dims: 1 or 2.
+      norm: "batch" or "group".
+      rngs: source of the initial parameters.
+      channels: of the first layer, times the growth factor of the scale.
+      growth_rate: channels that each layer appends, times the growth factor of the scale.
+      growth_factors: one for each scale, finest first.
+      bottleneck_factors: one for each scale: how many times the channels that leave a 3×3
+        convolution may enter it.
+      base: layers before the first classifier.
+      step: layers from one classifier to the next, see `positions`.
+      positions: "even", or "lin_grow" for 1 + step · k layers before classifier k.
+      reduction: share of the channels that stays where a scale is dropped.
+      stem: "cifar" or "imagenet", which goes down by four. It also sets the heads' channels: 128,
+        or as many as the coarsest scale has.
+      dtype: of the computation, such as `jnp.bfloat16`; None takes that of input and parameters
+        together.
+      param_dtype: of the parameters; `float` is float32, or float64 under `jax.enable_x64`.
+      remat: compute the inside of each layer again in the backward pass instead of keeping it.
 
     Raises:
-        ValueError: an argument is not one of those above.
+      ValueError: an argument is not one of those above.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class MSDNet(AnytimeNet):
         check_choice("stem", stem, STEMS)
         _check_scales(growth_factors, bottleneck_factors, growth_rate)
         if not 0 < reduction <= 1:
-            raise ValueError(f"reduction must be above 0 and at most 1, got {reduction}.")
+            raise ValueError(f"reduction={reduction!r} must be above 0 and at most 1.")
         layers = Layers(rngs, spatial_dims, norm, dtype, param_dtype, remat)
         ends = classifier_layers(num_outputs, positions, base, step)
         num_scales, depth = len(growth_factors), ends[-1]
@@ -272,8 +272,8 @@ def _check_scales(
     check_positive("growth_rate", growth_rate)
     if not growth_factors or len(growth_factors) != len(bottleneck_factors):
         raise ValueError(
-            "growth_factors and bottleneck_factors must have one entry for each scale, got "
-            f"{tuple(growth_factors)} and {tuple(bottleneck_factors)}."
+            f"growth_factors={tuple(growth_factors)} and bottleneck_factors="
+            f"{tuple(bottleneck_factors)} must have one entry for each scale."
         )
     for name, factors in (
         ("growth_factors", growth_factors),
@@ -284,6 +284,6 @@ def _check_scales(
     for factor in growth_factors[1:]:
         if growth_rate * factor % 2:
             raise ValueError(
-                "growth_rate times each growth factor but the first must be even, since half of "
-                f"the new features come from the finer scale; got {growth_rate} · {factor}."
+                f"growth_rate={growth_rate} times each of growth_factors={tuple(growth_factors)}"
+                " but the first must be even: half of the new features come from the finer scale."
             )

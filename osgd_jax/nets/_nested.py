@@ -43,26 +43,26 @@ class NestedResNet(AnytimeNet):
     that the multiply-adds grow by about 4 from output to output.
 
     Args:
-        num_classes: logits of each output.
-        num_outputs: number of streams.
-        in_channels: channels of the input.
-        spatial_dims: 1 or 2.
-        norm: "batch" or "group".
-        rngs: source of the initial parameters.
-        widths: channels of each level of resolution at the last output; a level has half the
-            resolution of the one before.
-        blocks: residual blocks of each level at output 0; output k has 2ᵏ times as many.
-        fractions: cumulative fraction of the width for each output, the last of them 1; by default
-            (…, 1/2, 1/√2, 1).
-        block: "basic" or "bottleneck", which multiplies the channels between blocks by four.
-        stem: "cifar" or "imagenet", which goes down by four.
-        dtype: of the computation, such as `jnp.bfloat16`; None takes that of input and parameters
-            together.
-        param_dtype: of the parameters; `float` is float32, or float64 under `jax.enable_x64`.
-        remat: compute the inside of each block again in the backward pass instead of keeping it.
+      num_classes: logits of each output.
+      num_outputs: number of streams.
+      in_channels: channels of the input.
+      spatial_dims: 1 or 2.
+      norm: "batch" or "group".
+      rngs: source of the initial parameters.
+      widths: channels of each level of resolution at the last output; a level has half the
+        resolution of the one before.
+      blocks: residual blocks of each level at output 0; output k has 2ᵏ times as many.
+      fractions: cumulative fraction of the width for each output, the last of them 1; by default
+        (…, 1/2, 1/√2, 1).
+      block: "basic" or "bottleneck", which multiplies the channels between blocks by four.
+      stem: "cifar" or "imagenet", which goes down by four.
+      dtype: of the computation, such as `jnp.bfloat16`; None takes that of input and parameters
+        together.
+      param_dtype: of the parameters; `float` is float32, or float64 under `jax.enable_x64`.
+      remat: compute the inside of each block again in the backward pass instead of keeping it.
 
     Raises:
-        ValueError: an argument is not one of those above, or a level is too narrow for its stripes.
+      ValueError: an argument is not one of those above, or a level is too narrow for its stripes.
     """
 
     def __init__(

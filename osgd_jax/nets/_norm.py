@@ -28,7 +28,7 @@ def _scale_and_shift(
 ) -> jax.Array:
     factor = scale * lax.rsqrt(var + _EPSILON)
     offset = bias - mean * factor
-    # Statistics of single examples, [batch, features], get the spatial axes of x between their two.
+    # Statistics of single examples, `[batch, features]`, get the spatial axes of x between.
     spatial = tuple(range(1, 1 + x.ndim - 2)) if mean.ndim == 2 else ()
     wide = x.astype(mean.dtype)
     y = wide * jnp.expand_dims(factor, spatial) + jnp.expand_dims(offset, spatial)
@@ -43,8 +43,8 @@ class BatchNorm(nnx.Module):
     forget with factor 0.9 a step.
 
     Args:
-        features: channels of the input.
-        param_dtype: of scale and bias; the statistics are at least float32.
+      features: channels of the input.
+      param_dtype: of scale and bias; the statistics are at least float32.
     """
 
     def __init__(self, features: int, *, param_dtype: DTypeLike = float):
@@ -56,7 +56,7 @@ class BatchNorm(nnx.Module):
         self.use_running_average = False
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, *spatial, features] → the same shape and dtype."""
+        """`[batch, *spatial, features]` → the same shape and dtype."""
         mean, var = self.mean[...], self.var[...]
         if not self.use_running_average:
             axes = tuple(range(x.ndim - 1))
@@ -84,8 +84,8 @@ class GroupNorm(nnx.Module):
     least 4 channels.
 
     Args:
-        features: channels of the input.
-        param_dtype: of scale and bias.
+      features: channels of the input.
+      param_dtype: of scale and bias.
     """
 
     def __init__(self, features: int, *, param_dtype: DTypeLike = float):
@@ -97,7 +97,7 @@ class GroupNorm(nnx.Module):
         self.parts = ((features, groups),)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, *spatial, features] → the same shape and dtype."""
+        """`[batch, *spatial, features]` → the same shape and dtype."""
         scale, bias = self.scale[...], self.bias[...]
         wide = x.astype(_wide(jnp.result_type(x, scale)))
         spatial = tuple(range(1, x.ndim - 1))
@@ -107,7 +107,7 @@ class GroupNorm(nnx.Module):
         return _scale_and_shift(x, mean, var, scale, bias)
 
     def _over_groups(self, moment: jax.Array) -> jax.Array:
-        """[batch, features] → the mean of each group in the place of its members."""
+        """`[batch, features]` → the mean of each group in the place of its members."""
         means, start = [], 0
         for features, groups in self.parts:
             part = moment[:, start : start + features].reshape(-1, groups, features // groups)

@@ -24,10 +24,10 @@ class Transition(nnx.Module):
     (Huang et al. 2017, arXiv 1608.06993): each stream has its own, so that it must cost little.
 
     Args:
-        layers: makes the layers.
-        features: channels of the input.
-        out_features: channels of the output.
-        stride: neighbours and step along each spatial axis.
+      layers: makes the layers.
+      features: channels of the input.
+      out_features: channels of the output.
+      stride: neighbours and step along each spatial axis.
     """
 
     def __init__(self, layers: Layers, features: int, out_features: int, *, stride: int):
@@ -36,7 +36,7 @@ class Transition(nnx.Module):
         self.window = (stride,) * layers.spatial_dims
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, *spatial, features] → [batch, *spatial / stride, out_features]."""
+        """`[batch, *spatial, features]` → `[batch, *spatial / stride, out_features]`."""
         x = self.norm(x)
         if max(self.window) > 1:
             pooled = nnx.avg_pool(x, self.window, self.window, "SAME", count_include_pad=False)
@@ -48,9 +48,9 @@ class Stream(nnx.Module):
     """The new blocks of one stream at one resolution.
 
     Args:
-        transition: brings the stream here from the resolution before, None where it comes as it
-            should be.
-        blocks: the new blocks, each with increments of the shape of the stream.
+      transition: brings the stream here from the resolution before, None where it comes as it
+        should be.
+      blocks: the new blocks, each with increments of the shape of the stream.
     """
 
     def __init__(self, transition: Transition | None, blocks: Sequence[ResidualBlock]):
@@ -60,16 +60,16 @@ class Stream(nnx.Module):
     def __call__(
         self, x: jax.Array, inherited: Sequence[jax.Array] | None = None
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        """Runs the stream.
+        """Run the stream.
 
         Args:
-            x: the stream's state, [batch, *spatial, features].
-            inherited: the increments of the stream before, as many as there are new blocks; None
-                for the first stream.
+          x: the stream's state, `[batch, *spatial, features]`.
+          inherited: the increments of the stream before, as many as there are new blocks; None
+            for the first stream.
 
         Returns:
-            The state after the last block, and all increments in the order in which they were
-            added.
+          The state after the last block, and all increments in the order in which they were
+          added.
         """
         if self.transition is not None:
             x = self.transition(x)
@@ -85,8 +85,9 @@ class Stream(nnx.Module):
 
 
 class WideningStream(nnx.Module):
-    """A stream that also widens the blocks of the stream before, for nets nested in width and
-    depth.
+    """A stream that also widens the blocks of the stream before.
+
+    It is for nets that are nested in width and in depth.
 
     Each old block gets one more stripe of channels, which reads the whole state of this stream and
     what the earlier stripes of the block have computed inside. Its part of the increment is
@@ -94,10 +95,10 @@ class WideningStream(nnx.Module):
     block, over all channels.
 
     Args:
-        transition: brings the stream here from the resolution before, None where it comes as it
-            should be.
-        stripes: one more stripe for each block of the stream before; none for the first stream.
-        blocks: the new blocks.
+      transition: brings the stream here from the resolution before, None where it comes as it
+        should be.
+      stripes: one more stripe for each block of the stream before; none for the first stream.
+      blocks: the new blocks.
     """
 
     def __init__(
@@ -111,14 +112,14 @@ class WideningStream(nnx.Module):
         self.blocks = nnx.List(blocks)
 
     def __call__(self, x: jax.Array, inherited: Sequence[Any]) -> tuple[jax.Array, list[Any]]:
-        """Runs the stream.
+        """Run the stream.
 
         Args:
-            x: the stream's state, [batch, *spatial, features].
-            inherited: for each block of the stream before, in order, its increment and memories.
+          x: the stream's state, `[batch, *spatial, features]`.
+          inherited: for each block of the stream before, in order, its increment and memories.
 
         Returns:
-            The state after the last block, and increment and memories of all blocks in order.
+          The state after the last block, and increment and memories of all blocks in order.
         """
         if self.transition is not None:
             x = self.transition(x)

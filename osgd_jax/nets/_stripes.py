@@ -25,31 +25,31 @@ def geometric_fractions(num_outputs: int, ratio: float = 2.0) -> tuple[float, ..
 
 
 def check_fractions(fractions: Sequence[float], num_outputs: int) -> None:
-    """Raises a ValueError unless these are `num_outputs` growing fractions that end in one."""
+    """Raise a ValueError unless these are `num_outputs` growing fractions that end in one."""
     growing = all(a < b for a, b in zip((0, *fractions), fractions, strict=False))
     if len(fractions) != num_outputs or not growing or fractions[-1] != 1:
         raise ValueError(
-            f"fractions must be {num_outputs} cumulative fractions of the width (num_outputs="
-            f"{num_outputs}) that grow from above 0 to 1, got {tuple(fractions)}."
+            f"fractions={tuple(fractions)} must be {num_outputs} cumulative fractions of the width"
+            f" (num_outputs={num_outputs}) that grow from above 0 to 1."
         )
 
 
 def stripe_sizes(width: int, fractions: Sequence[float]) -> tuple[int, ...]:
-    """Cuts `width` channels into stripes.
+    """Cut `width` channels into stripes.
 
     The cumulative sizes are rounded to a multiple of the largest power of two up to 8 that divides
     the width and leaves room for two such multiples a stripe: odd numbers of channels are slow and
     have no groups to normalise.
 
     Args:
-        width: channels of the layer.
-        fractions: cumulative fractions of the width, the last of them 1.
+      width: channels of the layer.
+      fractions: cumulative fractions of the width, the last of them 1.
 
     Returns:
-        The number of channels of each stripe; they sum to `width`.
+      The number of channels of each stripe; they sum to `width`.
 
     Raises:
-        ValueError: a stripe would have no channels.
+      ValueError: a stripe would have no channels.
     """
     fits = [m for m in (1, 2, 4, 8) if width % m == 0 and 2 * m * len(fractions) <= width]
     multiple = max(fits, default=1)
@@ -57,9 +57,9 @@ def stripe_sizes(width: int, fractions: Sequence[float]) -> tuple[int, ...]:
     sizes = tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
     if min(sizes) < 1:
         raise ValueError(
-            f"widths has a level of {width} channels, too narrow for {len(fractions)} stripes at "
-            f"the fractions {tuple(fractions)}: they would have {sizes} channels. "
-            "Use a wider level or fewer outputs."
+            f"widths has a level of {width} channels, too narrow for {len(fractions)} stripes at"
+            f" the fractions {tuple(fractions)}: they would have {sizes} channels."
+            " Use a wider level or fewer outputs."
         )
     return sizes
 
@@ -76,12 +76,12 @@ class StripeConv(nnx.Module):
     than a sum of convolutions, one for each earlier stripe.
 
     Args:
-        layers: makes the convolution.
-        inherited: channels in the memory, 0 for the first stripe.
-        features: channels that are new to the input.
-        out_features: channels of this stripe of the output.
-        size: taps along each spatial axis.
-        stride: step along each spatial axis.
+      layers: makes the convolution.
+      inherited: channels in the memory, 0 for the first stripe.
+      features: channels that are new to the input.
+      out_features: channels of this stripe of the output.
+      size: taps along each spatial axis.
+      stride: step along each spatial axis.
     """
 
     def __init__(
@@ -99,15 +99,15 @@ class StripeConv(nnx.Module):
     def __call__(
         self, x: jax.Array, memory: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Computes one stripe.
+        """Compute one stripe.
 
         Args:
-            x: [batch, *spatial, features].
-            memory: [batch, *spatial, inherited], or None where nothing is inherited.
+          x: `[batch, *spatial, features]`.
+          memory: `[batch, *spatial, inherited]`, or None where nothing is inherited.
 
         Returns:
-            [batch, *spatial / stride, out_features] and the memory, [batch, *spatial, inherited +
-            features].
+          `[batch, *spatial / stride, out_features]` and the memory,
+          `[batch, *spatial, inherited + features]`.
         """
         memory = extend(memory, x)
         return self.conv(memory), memory

@@ -40,26 +40,26 @@ class WidthNestedResNet(AnytimeNet):
     output is a residual net of the given widths whose convolutions are block lower triangular.
 
     Args:
-        num_classes: logits of each output.
-        num_outputs: number of stripes.
-        in_channels: channels of the input.
-        spatial_dims: 1 or 2.
-        norm: "batch" or "group"; each stripe is normalised by itself.
-        rngs: source of the initial parameters.
-        widths: channels of each level of resolution at the last output; a level has half the
-            resolution of the one before.
-        blocks: residual blocks of each level.
-        fractions: cumulative fraction of the width for each output, the last of them 1; by default
-            (…, 1/4, 1/2, 1).
-        block: "basic" or "bottleneck", which multiplies the channels between blocks by four.
-        stem: "cifar" or "imagenet", which goes down by four.
-        dtype: of the computation, such as `jnp.bfloat16`; None takes that of input and parameters
-            together.
-        param_dtype: of the parameters; `float` is float32, or float64 under `jax.enable_x64`.
-        remat: compute the inside of each block again in the backward pass instead of keeping it.
+      num_classes: logits of each output.
+      num_outputs: number of stripes.
+      in_channels: channels of the input.
+      spatial_dims: 1 or 2.
+      norm: "batch" or "group"; each stripe is normalised by itself.
+      rngs: source of the initial parameters.
+      widths: channels of each level of resolution at the last output; a level has half the
+        resolution of the one before.
+      blocks: residual blocks of each level.
+      fractions: cumulative fraction of the width for each output, the last of them 1; by default
+        (…, 1/4, 1/2, 1).
+      block: "basic" or "bottleneck", which multiplies the channels between blocks by four.
+      stem: "cifar" or "imagenet", which goes down by four.
+      dtype: of the computation, such as `jnp.bfloat16`; None takes that of input and parameters
+        together.
+      param_dtype: of the parameters; `float` is float32, or float64 under `jax.enable_x64`.
+      remat: compute the inside of each block again in the backward pass instead of keeping it.
 
     Raises:
-        ValueError: an argument is not one of those above, or a level is too narrow for its stripes.
+      ValueError: an argument is not one of those above, or a level is too narrow for its stripes.
     """
 
     def __init__(
@@ -127,8 +127,8 @@ class WidthNestedResNet(AnytimeNet):
         docs/nets.md). In training the zeros would not stay zero.
 
         Returns:
-            A net with one output, the logits of this net's last one up to rounding. Those of
-            output k come from `net.subnetwork(k).assembled()`.
+          A net with one output, the logits of this net's last one up to rounding. Those of
+          output k come from `net.subnetwork(k).assembled()`.
         """
         net = nnx.merge(*nnx.split(self))
         net.stages = nnx.List([assemble(list(self.stages))])

@@ -29,9 +29,9 @@ class Preset:
     """A net with all its sizes.
 
     Attributes:
-        make: the constructor.
-        arguments: all its arguments but `rngs`.
-        input_shape: the shape of one example.
+      make: the constructor.
+      arguments: all its arguments but `rngs`.
+      input_shape: the shape of one example.
     """
 
     make: Callable[..., AnytimeNet]
@@ -99,15 +99,15 @@ PRESETS = {**_cifar(), **_imagenet()}
 
 
 def make(name: str, *, rngs: nnx.Rngs, **changes: Any) -> AnytimeNet:
-    """Makes the net of a preset.
+    """Make the net of a preset.
 
     Args:
-        name: one of `PRESETS`.
-        rngs: source of the initial parameters.
-        **changes: arguments of the net in place of the preset's, such as `num_classes` or `dtype`.
+      name: one of `PRESETS`.
+      rngs: source of the initial parameters.
+      **changes: arguments of the net in place of the preset's, such as `num_classes` or `dtype`.
 
     Raises:
-        ValueError: there is no such preset.
+      ValueError: there is no such preset.
     """
     preset = _find(name)
     return preset.make(rngs=rngs, **{**preset.arguments, **changes})
@@ -119,7 +119,7 @@ def table(*names: str) -> str:
     Millions for each output in order, cumulative as `osgd_jax.cost` counts them.
 
     Raises:
-        ValueError: there is no preset of a name.
+      ValueError: there is no preset of a name.
     """
     lines = [
         "| preset | input | parameters (millions) | multiply-adds (millions) |",
@@ -138,7 +138,7 @@ def table(*names: str) -> str:
 
 def _find(name: str) -> Preset:
     if name not in PRESETS:
-        raise ValueError(f"name must be one of {', '.join(PRESETS)}; got {name!r}.")
+        raise ValueError(f"name={name!r} must be one of {', '.join(PRESETS)}.")
     return PRESETS[name]
 
 

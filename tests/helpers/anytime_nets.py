@@ -8,7 +8,7 @@ from flax import nnx
 class Steps(nnx.Module):
     """K linear outputs from growing features, with batch normalisation and dropout in each stage.
 
-    The input is [batch, length, channels]; every stage reads the input, which the carry hands on.
+    The input is `[batch, length, channels]`; every stage reads the input, which the carry hands on.
     """
 
     in_channels = 2
@@ -49,7 +49,7 @@ class ScriptedClock:
     """Stands still but for `durations`: reading k + 1 comes durations[k] seconds after reading k.
 
     Attributes:
-        readings: how often it was read.
+      readings: how often it was read.
     """
 
     def __init__(self, durations=()):

@@ -17,10 +17,10 @@ class Family:
     """A family of nets at small sizes.
 
     Attributes:
-        make: the constructor.
-        sizes: `sizes(k)` are the arguments of the net that has only the outputs 0 … k of the net of
-            four. None where the sizes do not depend on k.
-        fixed: further arguments.
+      make: the constructor.
+      sizes: `sizes(k)` are the arguments of the net that has only the outputs 0 … k of the net of
+        four. None where the sizes do not depend on k.
+      fixed: further arguments.
     """
 
     make: Callable[..., Any]
@@ -78,7 +78,7 @@ def build(family: str, k: int, seed: int = 0, **kwargs: Any) -> Any:
 
 
 def randomise(net: Any, seed: int = 0) -> Any:
-    """Shakes all Variables, so that nothing is equal because of zeros and ones."""
+    """Shake all Variables, so that nothing is equal because of zeros and ones."""
     rng = np.random.default_rng(seed)
     state = nnx.state(net)
     shaken = jax.tree.map(

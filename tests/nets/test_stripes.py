@@ -32,7 +32,7 @@ def test_wrong_stripes_are_named():
     with pytest.raises(ValueError, match="widths has a level of 2 channels, too narrow for 3"):
         nets.stripe_sizes(2, (0.25, 0.5, 1))
     for fractions in [(0.5, 0.25, 1), (0.5, 1), (0.25, 0.5, 0.9), (0, 0.5, 1)]:
-        with pytest.raises(ValueError, match="fractions must be 3 cumulative fractions"):
+        with pytest.raises(ValueError, match=r"fractions=.* must be 3 cumulative fractions"):
             nets.WidthNestedResNet(num_classes=2, fractions=fractions, rngs=nnx.Rngs(0))
 
 

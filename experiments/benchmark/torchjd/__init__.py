@@ -1,0 +1,1 @@
+"""The same steps in PyTorch with TorchJD, timed beside ours."""
