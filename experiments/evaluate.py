@@ -64,6 +64,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     accuracy = metrics.accuracies(test, labels)
     change = metrics.monotonicity(test, labels)
     return {
+        "data": dataset.about or dataset.name,
         "checkpoint": config.checkpoint,
         "step": int(state.step),
         "examples": len(labels),
@@ -143,6 +144,7 @@ def main() -> None:
         plot(found, config.workdir / "evaluation.png")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    console.print(found["data"], highlight=False, markup=False, soft_wrap=True)
     console.print(table(found))
     area = 100 * found["area_under_anytime_curve"]
     console.print(f"area under the anytime curve {area:.1f} %", highlight=False)

@@ -51,6 +51,8 @@ def train(config: Config, console: Console) -> dict[str, Any]:
     placed = devices.placement(config.run.batch_size, config.hosts.shard_state)
     about = open_workdir(config)
     dataset = data.load(config.dataset)
+    if dataset.about:
+        console.print(dataset.about, highlight=False, markup=False, soft_wrap=True)
 
     # ---- net, and what is compiled for its training
     net = make_net(config.net, dataset, nnx.Rngs(config.run.seed))

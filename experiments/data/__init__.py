@@ -31,12 +31,12 @@ def load(source: Source) -> Dataset:
     if kind == "tfds" and rest:
         from experiments.data import from_tfds
 
-        parts = from_tfds.open_splits(rest, source.data_dir, source.manual_dir)
+        found = from_tfds.open_splits(rest, source.data_dir, source.manual_dir)
     elif kind == "folder" and rest:
         from experiments.data import from_folder
 
-        parts = from_folder.open_splits(Path(rest))
+        found = from_folder.open_splits(Path(rest))
     else:
         known = ", ".join(builtin.NAMES)
         raise ValueError(f"data={source.data!r} is unknown; use {known}, tfds:NAME or folder:PATH.")
-    return make_image_dataset(source, *parts)
+    return make_image_dataset(source, found)

@@ -5,12 +5,14 @@ TensorFlow takes part in the preparation alone, once; reading does without.
 
 import dataclasses
 import importlib.util
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.data.images import CorruptImageError
+from experiments.data import images, splits
+from experiments.data.dataset import Found
 
 _INSTALL = "pip install 'osgd-jax[data]'"
 
@@ -20,36 +22,54 @@ class Records:
     """Records of one split, one at a time."""
 
     records: Any
-    split: str
+    place: str
+    kind: images.Kind
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        try:
-            record = self.records[index]
-        except (ValueError, OSError) as error:
-            name = self.name(index)
-            raise CorruptImageError(f"{name} is unreadable ({type(error).__name__}).") from None
-        return record["image"], int(record["label"])
+        record = self._record(index)
+        image = record["image"]
+        if isinstance(image, bytes):
+            image = images.read(io.BytesIO(image), self.kind, self.name(index))
+        else:
+            image = np.asarray(image, self.kind.dtype)
+            image = image[..., None] if image.ndim == 2 else image
+        return image, int(record["label"])
+
+    def label(self, index: int) -> int:
+        """Negative where the record has none."""
+        return int(self._record(index)["label"])
+
+    def side(self, index: int) -> int:
+        """The shorter side, in pixels."""
+        image = self._record(index)["image"]
+        if isinstance(image, bytes):
+            return images.header(io.BytesIO(image), self.name(index)).side
+        return min(image.shape[:2])
 
     def name(self, index: int) -> str:
         """Its place in the split."""
-        return f"record {index} of split {self.split!r}"
+        return f"record {index} of split {self.place!r}"
+
+    def _record(self, index: int) -> Any:
+        try:
+            return self.records[index]
+        except (ValueError, OSError) as error:
+            name = self.name(index)
+            raise images.CorruptImageError(
+                f"{name} is unreadable ({type(error).__name__})."
+            ) from None
 
 
-def open_splits(
-    name: str, data_dir: Path | None, manual_dir: Path | None
-) -> tuple[Records, Records, int]:
+def open_splits(name: str, data_dir: Path | None, manual_dir: Path | None) -> Found:
     """Open a data set, which is prepared first if it is not yet.
 
     Args:
       name: as in the catalogue of `tensorflow_datasets`.
       data_dir: where prepared data sets are kept; `tensorflow_datasets`' own place if None.
       manual_dir: where archives lie that were downloaded by hand.
-
-    Returns:
-      Training records, those of the split "test" or else "validation", and the number of classes.
 
     Raises:
       ValueError: packages or archives are missing, the name is unknown, or the set is not one of
@@ -63,17 +83,59 @@ def open_splits(
     builder = _builder(tfds, name, data_dir)
     if not builder.data_path.exists():
         _prepare(tfds, builder, name, manual_dir)
-    features, splits = builder.info.features, builder.info.splits
+    features = builder.info.features
     if features is None or not {"image", "label"} <= set(features):
         raise ValueError(f"tfds:{name} has no features image and label: {list(features or ())}.")
-    test_split = "test" if "test" in splits else "validation"
-    for split in ("train", test_split):
-        if split not in splits:
-            raise ValueError(f"tfds:{name} has no split {split!r}, only {', '.join(splits)}.")
-    train, test = (
-        Records(builder.as_data_source(split=split), split) for split in ("train", test_split)
+    if not isinstance(features["label"], tfds.features.ClassLabel):
+        raise ValueError(f"tfds:{name} has labels that are no classes: {features['label']}.")
+    return open_builder(tfds, builder)
+
+
+def open_builder(tfds: Any, builder: Any) -> Found:
+    """The splits of a prepared data set; those without labels are left out.
+
+    Raises:
+      ValueError: it has no training split.
+    """
+    features, names = builder.info.features, list(builder.info.splits)
+    used = splits.find(names)
+    if "train" not in used:
+        raise ValueError(f"tfds:{builder.name} has no split 'train', only {', '.join(names)}.")
+    kind, decoders, about = _kind(tfds, features["image"])
+    sources = {
+        split: Records(builder.as_data_source(split=name, decoders=decoders), name, kind)
+        for split, name in used.items()
+    }
+    unlabelled = {split for split, source in sources.items() if len(source) and source.label(0) < 0}
+    left_out = [f"split {name}" for name in names if name not in used.values()]
+    left_out += [f"split {used[split]} (without labels)" for split in sorted(unlabelled)]
+    return Found(
+        sources={split: each for split, each in sources.items() if split not in unlabelled},
+        classes=tuple(features["label"].names),
+        kind=kind,
+        about=about,
+        left_out=tuple(left_out),
     )
-    return train, test, features["label"].num_classes
+
+
+def _kind(tfds: Any, feature: Any) -> tuple[images.Kind, Any, str]:
+    """The kind of a set's images, how `tensorflow_datasets` is to decode them, and both in words.
+
+    Encoded integers are decoded by `images.read`, as those of files are.
+    """
+    dtype, channels = np.dtype(feature.np_dtype).name, feature.shape[-1]
+    if not isinstance(feature, tfds.features.Image) or dtype == "float32":
+        known = dtype if dtype in ("uint8", "uint16", "int32") else "float32"
+        kind = images.Kind(1 if len(feature.shape) == 2 else channels, known)
+        return kind, None, f"images as {kind}"
+    # Pillow reads 16-bit colour by its upper 8 bits.
+    kind = images.Kind(1, dtype) if channels in (1, 2) else images.Kind(3, "uint8")
+    about = f"images as {kind}"
+    if channels in (2, 4):
+        about += ", transparency on white"
+    if channels not in (1, 2) and dtype != "uint8":
+        about += ", 16 bits by their upper 8"
+    return kind, {"image": tfds.decode.SkipDecoding()}, about
 
 
 def _builder(tfds: Any, name: str, data_dir: Path | None) -> Any:

@@ -1,31 +1,153 @@
-"""Images from files, and images cut to a size."""
+"""Images of files and records: their kind, their pixels upright and on one scale, cut to a size."""
 
+import contextlib
+import io
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
+
+# Pixels of these have a known range, 0 to the largest number; those of the others are as they are.
+_LARGEST = {"uint8": 255, "uint16": 65535}
+
+# Formats that Pillow only writes, or only recognises.
+_NOT_READ = {"BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF"}
 
 
 class CorruptImageError(Exception):
     """An image that cannot be decoded; the message names it."""
 
 
-def decode(path: Path, mode: str) -> np.ndarray:
-    """Read an image file: uint8 `[height, width, channels]`.
+class Kind(NamedTuple):
+    """What pixels are.
+
+    Attributes:
+      channels: 1 for grey, 3 for colour.
+      dtype: uint8 (0 to 255), uint16 (0 to 65535), int32 or float32 (no range).
+    """
+
+    channels: int
+    dtype: str
+
+    def __str__(self) -> str:
+        depth = {"uint8": "8-bit", "uint16": "16-bit", "int32": "32-bit", "float32": "float"}
+        colour = {1: "grey", 3: "colour"}
+        return (
+            f"{depth.get(self.dtype, self.dtype)}"
+            f" {colour.get(self.channels, f'{self.channels} channels')}"
+        )
+
+
+class Header(NamedTuple):
+    """What a file says of its image before it is decoded.
+
+    Attributes:
+      mode: Pillow's.
+      kind: of its pixels.
+      side: the shorter one.
+      transparent: it has an alpha channel or a transparent colour.
+      halved: it has 16 bits a channel, of which Pillow reads the upper 8.
+    """
+
+    mode: str
+    kind: Kind
+    side: int
+    transparent: bool
+    halved: bool
+
+
+def endings() -> set[str]:
+    """Endings of the files that hold images, in lower case."""
+    Image.preinit()  # the usual formats first: files are tried for each in turn
+    known = Image.registered_extensions().items()
+    return {ending for ending, name in known if name not in _NOT_READ}
+
+
+def header(file: Path | io.BytesIO, name: str) -> Header:
+    """Read what an image file says of itself.
+
+    Raises:
+      CorruptImageError: it is no image.
+    """
+    with _named(name), Image.open(file) as image:
+        kind, layouts = _kind(image), [str(tile[3]) for tile in getattr(image, "tile", ())]
+        return Header(
+            mode=image.mode,
+            kind=kind,
+            side=min(image.size),
+            transparent=image.has_transparency_data,
+            halved=kind.dtype == "uint8" and any(";16" in layout for layout in layouts),
+        )
+
+
+def widest(kinds: Iterable[Kind]) -> Kind:
+    """The kind that holds all of `kinds`: colour if one is, and the most digits of any.
+
+    Raises:
+      ValueError: 32-bit integers beside others; their range is not known.
+    """
+    kinds = set(kinds)
+    dtypes = {kind.dtype for kind in kinds}
+    if "int32" in dtypes and len(dtypes) > 1:
+        raise ValueError(
+            f"images of {', '.join(sorted(dtypes))} are together, and no file says which range"
+            " 32-bit integers have; convert all to one of these."
+        )
+    order = ("uint8", "uint16", "int32", "float32")
+    return Kind(max(kind.channels for kind in kinds), max(dtypes, key=order.index))
+
+
+def read(file: Path | io.BytesIO, kind: Kind, name: str) -> np.ndarray:
+    """Read an image: upright by its EXIF orientation, transparent parts on white.
+
+    Args:
+      file: a file or its bytes.
+      kind: of the result. Colour becomes grey by ITU-R 601-2 luma. 8 and 16 bits are scaled to each
+        other's range, and to 0 … 1 in float32. Floats and 32-bit integers stay as they are.
+      name: of the image in messages.
+
+    Returns:
+      Pixels `[height, width, channels]`.
+
+    Raises:
+      CorruptImageError: it cannot be read, or has pixels that are not finite.
+      ValueError: its numbers cannot be put on the scale of `kind`.
+    """
+    with _named(name), _opened(file) as opened, Image.open(opened) as image:
+        image.load()
+        with contextlib.suppress(Exception):  # EXIF data that nobody can read turns nothing
+            ImageOps.exif_transpose(image, in_place=True)
+        pixels = _pixels(image, kind.channels)
+    if pixels.dtype == np.float32 and not np.isfinite(pixels).all():
+        raise CorruptImageError(f"{name} has pixels that are not finite.")
+    try:
+        return _rescale(pixels, kind.dtype)
+    except KeyError:
+        raise ValueError(
+            f"{name} has {pixels.dtype} pixels, which have no place on the scale of the others,"
+            f" {kind.dtype}; convert it."
+        ) from None
+
+
+def read_image(path: Path, input_shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Read one image file as the images of a data set were read.
 
     Args:
       path: the file.
-      mode: Pillow's, `"L"` for one channel or `"RGB"` for three.
+      input_shape: `Dataset.input_shape`, `(side, side, channels)`.
+      dtype: `Dataset.dtype`.
+
+    Returns:
+      Pixels `[side, side, channels]`, for `Dataset.standardise`.
 
     Raises:
-      CorruptImageError: Pillow cannot read it.
+      CorruptImageError: it cannot be read, or has pixels that are not finite.
+      ValueError: its numbers cannot be put on the scale of the data set.
     """
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert(mode))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise CorruptImageError(f"{path} is no readable image ({type(error).__name__}).") from None
-    return pixels if pixels.ndim == 3 else pixels[..., None]
+    side, _, channels = input_shape
+    return cut_square(read(path, Kind(channels, dtype), str(path)), side)
 
 
 def cut_square(image: np.ndarray, side: int) -> np.ndarray:
@@ -35,9 +157,61 @@ def cut_square(image: np.ndarray, side: int) -> np.ndarray:
         return image
     scale = side / min(height, width)
     size = (max(side, round(width * scale)), max(side, round(height * scale)))
-    picture = Image.fromarray(image[..., 0] if channels == 1 else image)
-    scaled = np.asarray(picture.resize(size, Image.Resampling.BILINEAR)).reshape(
-        size[1], size[0], channels
-    )
+    if image.dtype == np.uint8 and channels == 3:
+        scaled = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    else:
+        wide = image.astype(np.int32) if image.dtype == np.uint16 else image
+        pictures = [Image.fromarray(wide[..., channel]) for channel in range(channels)]
+        resized = [picture.resize(size, Image.Resampling.BILINEAR) for picture in pictures]
+        scaled = np.stack([np.asarray(each) for each in resized], -1).astype(image.dtype)
     top, left = (size[1] - side) // 2, (size[0] - side) // 2
     return scaled[top : top + side, left : left + side]
+
+
+def _opened(file: Path | io.BytesIO) -> IO[bytes]:
+    """The bytes of a file; Pillow, given a path, shears turned TIFFs (version 13.0)."""
+    return file.open("rb") if isinstance(file, Path) else file
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Give errors of reading the image's name."""
+    try:
+        yield
+    except Exception as error:  # decoders fail on broken files in ways of their own
+        raise CorruptImageError(f"{name} is no readable image ({type(error).__name__}).") from None
+
+
+def _kind(image: Image.Image) -> Kind:
+    """Of an image's own pixels, by its mode."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        return Kind(1, "uint16")  # Pillow scales PGM files of more than 8 bits to 16
+    if image.mode in ("I", "F"):
+        return Kind(1, {"I": "int32", "F": "float32"}[image.mode])
+    return Kind(1 if image.mode in ("1", "L", "LA", "La") else 3, "uint8")
+
+
+def _pixels(image: Image.Image, channels: int) -> np.ndarray:
+    """Pixels `[height, width, channels]` in the image's own dtype."""
+    own = _kind(image)
+    if own.dtype == "uint8":
+        if image.has_transparency_data:
+            white = Image.new("RGBA", image.size, "white")
+            white.alpha_composite(image.convert("RGBA"))
+            image = white
+        pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+        return pixels.reshape(*pixels.shape[:2], channels)
+    pixels = np.asarray(image).astype(own.dtype)
+    if own.dtype == "uint16" and "transparency" in image.info:
+        pixels = np.where(pixels == image.info["transparency"], np.uint16(65535), pixels)
+    return np.repeat(pixels[..., None], channels, axis=-1)
+
+
+def _rescale(pixels: np.ndarray, dtype: str) -> np.ndarray:
+    """Pixels from 0 to the largest of their dtype to those of another."""
+    if pixels.dtype == dtype:
+        return pixels
+    largest = _LARGEST[str(pixels.dtype)]
+    if dtype == "float32":
+        return pixels / np.float32(largest)
+    return np.rint(pixels * (_LARGEST[dtype] / largest)).astype(dtype)

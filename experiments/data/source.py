@@ -13,8 +13,9 @@ class Source:
     Attributes:
       data: digits, mnist1d, tfds:NAME (tensorflow_datasets) or folder:PATH (images by class).
       train_size: training examples to use; all if not given.
-      validation_fraction: share of the training images to validate on, for tfds and folder.
-      image_size: side to which images are cut; that of the data if not given.
+      validation_fraction: share of the images of tfds and folder that is held out to validate on,
+        and another to test on, where there are no images for that.
+      image_size: side to which images are cut; their usual one if not given.
       skip_corrupt: leave out images that cannot be read, instead of stopping.
       resident_megabytes: data sets up to this size are read once and live on the device; larger
         ones are read while training.

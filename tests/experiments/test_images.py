@@ -58,13 +58,15 @@ def test_a_corrupt_image_stops_with_its_name_or_is_left_out(folder, capsys):
 
 
 def test_a_label_out_of_range_is_refused_with_the_place_of_its_image(folder):
-    source, _, _ = from_folder.open_splits(folder)
+    found = from_folder.open_splits(folder)
+    source = found.sources["train"]
     labels = tuple(-1 if path.name == "05.ppm" else 0 for path in source.paths)
     unlabelled = dataclasses.replace(source, labels=labels)
+    found = dataclasses.replace(found, sources={"train": unlabelled})
 
     def read(resident):
         settings = data.Source(validation_fraction=0.25, resident_megabytes=resident)
-        made = make_image_dataset(settings, unlabelled, None, 2)
+        made = make_image_dataset(settings, found)
         for split in (made.train, made.validation, made.test):
             split.read(np.arange(split.size))
 
