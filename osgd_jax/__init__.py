@@ -4,6 +4,7 @@ from osgd_jax import nets, weightings
 from osgd_jax._anytime import AnytimeOutput, AnytimePredictor, Prediction
 from osgd_jax._cost import OutputCost, cost
 from osgd_jax._gramian import combine, gramian, task_cosines
+from osgd_jax._losses import task_names
 from osgd_jax._row_methods import (
     GradDropState,
     MemoryState,
@@ -43,6 +44,7 @@ __all__ = [
     "reach",
     "task_cosines",
     "task_grads",
+    "task_names",
     "task_norms",
     "to_task_rows",
     "value_and_task_grads",

@@ -2,14 +2,17 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.extend as jex
 import jax.numpy as jnp
 from jax import lax
+from jax.core import eval_jaxpr
 from jax.interpreters import partial_eval as pe
 
-ClosedJaxpr = jex.core.ClosedJaxpr
+# What `jax.make_jaxpr` returns: a `ClosedJaxpr` up to jax 0.11, then a `Jaxpr`.
+Program = Any
 
 _ELEMENTWISE = {
     *("mul", "div", "neg", "add", "add_any", "sub"),
@@ -18,12 +21,12 @@ _ELEMENTWISE = {
 _CALLS = {"jit", "pjit"}
 
 
-def trace_elements(linear: Callable, tangents: Sequence[jax.ShapeDtypeStruct]) -> ClosedJaxpr:
-    """Trace a linear function of K results to a jaxpr with K scalar outputs.
+def trace_elements(linear: Callable, tangents: Sequence[jax.ShapeDtypeStruct]) -> Program:
+    """Trace a linear function of K results to a program with K scalar outputs.
 
     Where the results are one array `[K]`, the operations that put it together (`jnp.stack`,
     concatenation) and those that treat its elements alike (elementwise arithmetic, sums over other
-    axes) are looked through, so that each output of the jaxpr depends only on what its element
+    axes) are looked through, so that each output of the program depends only on what its element
     depends on. Where that cannot be done, each element is taken from the finished array, and seems
     to depend on all that the array depends on.
     """
@@ -33,29 +36,41 @@ def trace_elements(linear: Callable, tangents: Sequence[jax.ShapeDtypeStruct]) -
     return jax.make_jaxpr(lambda *args: _evaluate(program, args, split=[True])[0])(*tangents)
 
 
-def prune(program: ClosedJaxpr, output: int) -> tuple[ClosedJaxpr, tuple[int, ...]]:
-    """Cut a jaxpr down to one of its outputs; return it and the indices of the inputs it reads."""
+def prune(program: Program, output: int) -> tuple[Callable, tuple[int, ...]]:
+    """Cut a program down to one of its outputs.
+
+    Args:
+      program: from `trace_elements`.
+      output: index of the output to keep.
+
+    Returns:
+      A function of the inputs that the output reads, which returns `[output]`, and their indices.
+    """
     wanted = [index == output for index in range(len(program.out_avals))]
-    jaxpr, used = pe.dce_jaxpr(program.jaxpr, wanted)
+    jaxpr, used = pe.dce_jaxpr(_open(program), wanted)
     inputs = tuple(index for index, is_used in enumerate(used) if is_used)
-    return ClosedJaxpr(jaxpr, program.consts), inputs
+    return functools.partial(eval_jaxpr, jaxpr, program.consts), inputs
 
 
-def _evaluate(program: ClosedJaxpr, args: Sequence, split: Sequence[bool]) -> list:
-    """Evaluate a jaxpr; the outputs named by `split` are returned as lists of slices of axis 0.
+def _open(program: Program) -> jex.core.Jaxpr:
+    return getattr(program, "jaxpr", program)
+
+
+def _evaluate(program: Program, args: Sequence, split: Sequence[bool]) -> list:
+    """Evaluate a program; return the outputs that `split` marks as lists of slices of axis 0.
 
     The equations that make these outputs slice by slice, the tail, are so evaluated; all others as
     they are. Arguments may be lists of slices, too.
     """
-    jaxpr = program.jaxpr
+    jaxpr = _open(program)
     tail, head, _ = _cut(jaxpr, split)
     values = dict(zip(jaxpr.invars, args, strict=True))
     made_by_tail = {variable for equation in tail for variable in equation.outvars}
     read_by_tail = [atom for equation in tail for atom in equation.invars] + list(jaxpr.outvars)
     known = made_by_tail | values.keys()
     needed = [atom for atom in read_by_tail if not _is_literal(atom) and atom not in known]
-    head_program = ClosedJaxpr(jaxpr.replace(eqns=head, outvars=needed), program.consts)
-    results = jex.core.jaxpr_as_fun(head_program)(*map(_array, args))
+    head_jaxpr = jaxpr.replace(eqns=head, outvars=needed)
+    results = eval_jaxpr(head_jaxpr, program.consts, *map(_array, args))
     values.update(zip(needed, results, strict=True))
 
     def read(atom, is_split):
@@ -105,7 +120,7 @@ def _split_operands(equation: jex.core.JaxprEqn) -> list[bool] | None:
         return None
     shape = _shape(equation.outvars[0])
     if name in _CALLS:
-        return _cut(params["jaxpr"].jaxpr, split=[True])[2]
+        return _cut(_open(params["jaxpr"]), split=[True])[2]
     if name in _ELEMENTWISE:
         return [len(operand) == len(shape) and operand[0] == shape[0] for operand in shapes]
     if name == "stack" and params["axis"] == 0:

@@ -5,73 +5,82 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from osgd_jax import _linear_program
-from osgd_jax._task_rows import TaskRows
+from osgd_jax._arguments import (
+    Argnum,
+    ArrayCall,
+    Filters,
+    array_call,
+    is_single,
+    parameters,
+    select,
+    with_parameters,
+)
+from osgd_jax._losses import as_values
+from osgd_jax._task_rows import TaskRows, is_task_rows
 
 
 def value_and_task_grads(
-    fun: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False
+    fun: Callable[..., Any], argnums: Argnum | Sequence[Argnum] = 0, has_aux: bool = False
 ) -> Callable[..., Any]:
     """Make a function that computes K losses and the gradient of each.
 
-    The counterpart of `jax.value_and_grad` for several losses. The function is linearized once;
-    then each loss is pulled back through those operations only that lie between it and a
-    parameter, found by analysis of the jaxpr when the function is traced. Losses as a tuple or
-    list are told apart; so are those of an array put together by `jnp.stack` or concatenation,
-    also where arithmetic, `jnp.where` or a mean over examples comes after it. Where the array is
-    indexed or multiplied by a matrix, or comes out of a `jax.checkpoint` around all of it, each
-    loss counts as reaching whatever the array depends on, which costs as much as `jax.jacrev`.
-    Losses are pulled back one after the other, the last one first, so that what only later losses
-    read need not be kept in memory until all are done.
+    The counterpart of `jax.value_and_grad` and `nnx.value_and_grad` for several losses. The
+    function is linearized once; then each loss is pulled back through those operations only that
+    lie between it and a parameter, found by analysis of the jaxpr when the function is traced.
+
+    Losses in a tuple, dict or other tree are told apart; so are those of an array put together by
+    `jnp.stack` or concatenation, also where arithmetic, `jnp.where` or a mean over examples comes
+    after it. Where the array is indexed or multiplied by a matrix, or comes out of a
+    `jax.checkpoint` around all of it, each loss counts as reaching whatever the array depends on,
+    which costs as much as `jax.jacrev`. Losses are pulled back one after the other, the last one
+    first, so that what only later losses read need not be kept in memory until all are done.
+
+    Flax NNX modules among the arguments are treated as `nnx.value_and_grad` treats them: the
+    gradients are with respect to their `nnx.Param`, and what the call changes in a module, such as
+    the averages of batch normalisation, stays changed. Those gradients are what
+    `nnx.Optimizer.update` takes.
 
     Args:
-      fun: returns K real scalar losses, as an array `[K]` or a tuple or list of K scalars; with
-        `has_aux`, a pair of these and any auxiliary data.
-      argnums: which positional argument or arguments to differentiate with respect to.
+      fun: returns K real scalar losses, as an array `[K]` or a tree of K scalars, whose tasks are
+        numbered in the order of `jax.tree.leaves` (see `task_names`); with `has_aux`, a pair of
+        these and any auxiliary data.
+      argnums: which positional argument or arguments to differentiate with respect to; for other
+        variables of a module than `nnx.Param`, `nnx.DiffState(index, filter)`.
       has_aux: whether `fun` returns a pair `(losses, aux)`.
 
     Returns:
       A function with the arguments of `fun` that returns `(losses, grads)`, or
-      `((losses, aux), grads)` with `has_aux`. `losses` are as `fun` returned them; `grads` has the
-      structure of the argument (a tuple of them for several `argnums`) with a `TaskRows` in place
-      of each array.
+      `((losses, aux), grads)` with `has_aux`. `losses` have the structure that `fun` gave them;
+      `grads` has that of the argument (a tuple of them for several `argnums`), or an `nnx.State` in
+      place of a module, with a `TaskRows` in place of each array.
 
     Raises:
-      ValueError: while tracing, if the losses are not K >= 1 real scalars, or if a parameter is
-        not of a real floating dtype.
+      ValueError: while tracing, if the losses are not K >= 1 real scalars, if a parameter is not of
+        a real floating dtype of 16 bits or more, or if `argnums` does not name arguments.
     """
 
     @functools.wraps(fun)
     def value_and_task_grads_fun(*args, **kwargs):
-        flat, treedef = jax.tree_util.tree_flatten_with_path(_select(args, argnums))
-        names = [jax.tree_util.keystr(path) for path, _ in flat]
-        leaves = [_check_parameter(name, leaf) for name, (_, leaf) in zip(names, flat, strict=True)]
-
-        def losses_of(*leaves):
-            parameters = treedef.unflatten(leaves)
-            result = fun(*_replace(args, argnums, parameters), **kwargs)
-            losses, aux = _split_aux(result) if has_aux else (result, None)
-            return _check_losses(losses), (losses, aux)
-
-        values, linear, (losses, aux) = jax.linearize(losses_of, *leaves, has_aux=True)
-        program = _linear_program.trace_elements(linear, [jax.typeof(leaf) for leaf in leaves])
-        grads = treedef.unflatten(_pull_back(program, leaves, values))
-        return ((losses, aux) if has_aux else losses), grads
+        filters = select(argnums, len(args))
+        with array_call(fun, args, kwargs, filters) as call:
+            result, grads = _result_and_grads(call, filters, has_aux)
+            losses, aux = call.restore(result)
+        return ((losses, aux) if has_aux else losses), grads[0] if is_single(argnums) else grads
 
     return value_and_task_grads_fun
 
 
 def task_grads(
-    fun: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False
+    fun: Callable[..., Any], argnums: Argnum | Sequence[Argnum] = 0, has_aux: bool = False
 ) -> Callable[..., Any]:
     """Make a function that computes the gradients of K losses.
 
-    As `value_and_task_grads`, which see, without the losses.
+    The same as `value_and_task_grads`, without the losses.
 
     Args:
       fun: returns K real scalar losses, with `has_aux` a pair of these and auxiliary data.
@@ -92,11 +101,12 @@ def task_grads(
 
 
 def reach(
-    fun: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False
+    fun: Callable[..., Any], argnums: Argnum | Sequence[Argnum] = 0, has_aux: bool = False
 ) -> Callable[..., Any]:
     """Make a function that tells which of K losses depend on each parameter array.
 
-    Nothing is computed: the function is traced with the shapes of its arguments.
+    Nothing is computed, and modules stay as they are: the function is traced with the shapes of
+    its arguments.
 
     Args:
       fun: returns K real scalar losses, with `has_aux` a pair of these and auxiliary data.
@@ -104,54 +114,67 @@ def reach(
       has_aux: whether `fun` returns a pair `(losses, aux)`.
 
     Returns:
-      A function with the arguments of `fun` that returns the tree of the selected argument with a
-      tuple of task indices, ascending, in place of each array.
+      A function with the arguments of `fun` that returns the gradients' tree with a tuple of task
+      indices, ascending, in place of each `TaskRows`.
     """
-    grads_of = task_grads(fun, argnums, has_aux)
 
     def reach_fun(*args, **kwargs):
-        leaves, treedef = jax.tree.flatten((args, kwargs))
-        is_array = [isinstance(x, jax.Array | jax.ShapeDtypeStruct | np.ndarray) for x in leaves]
+        filters = select(argnums, len(args))
+        with array_call(fun, args, kwargs, filters) as call:
+            leaves, treedef = jax.tree.flatten((call.args, call.kwargs))
+            is_array = [
+                isinstance(x, jax.Array | jax.ShapeDtypeStruct | np.ndarray) for x in leaves
+            ]
 
-        # Flags and the like stay what they are, for the function to branch on.
-        def grads_alone(*arrays):
-            given = iter(arrays)
-            filled = [next(given) if a else x for a, x in zip(is_array, leaves, strict=True)]
-            args, kwargs = treedef.unflatten(filled)
-            result = grads_of(*args, **kwargs)
-            return result[0] if has_aux else result
+            # Flags and the like stay what they are, for the function to branch on.
+            def grads_of(*arrays):
+                given = iter(arrays)
+                filled = [next(given) if a else x for a, x in zip(is_array, leaves, strict=True)]
+                args, kwargs = treedef.unflatten(filled)
+                return _result_and_grads(call._replace(args=args, kwargs=kwargs), filters, has_aux)[
+                    1
+                ]
 
-        arrays = [x for a, x in zip(is_array, leaves, strict=True) if a]
-        grads = jax.eval_shape(grads_alone, *arrays)
-        return jax.tree.map(
-            lambda leaf: leaf.tasks, grads, is_leaf=lambda node: isinstance(node, TaskRows)
-        )
+            arrays = [x for a, x in zip(is_array, leaves, strict=True) if a]
+            grads = jax.eval_shape(grads_of, *arrays)
+        tasks = jax.tree.map(lambda leaf: leaf.tasks, grads, is_leaf=is_task_rows)
+        return tasks[0] if is_single(argnums) else tasks
 
     return reach_fun
 
 
-def _select(args: tuple, argnums: int | Sequence[int]) -> Any:
-    if isinstance(argnums, int):
-        return args[argnums]
-    return tuple(args[index] for index in argnums)
+def _result_and_grads(
+    call: ArrayCall, filters: Filters, has_aux: bool
+) -> tuple[tuple[Any, Any], tuple]:
+    """Differentiate a call; return `((losses, aux), modules)` and the gradients by argument."""
+    flat, treedef = jax.tree_util.tree_flatten_with_path(parameters(call.args, filters))
+    leaves = [_check_parameter(path, leaf, len(filters)) for path, leaf in flat]
+
+    def losses_of(*leaves):
+        args = with_parameters(call.args, filters, treedef.unflatten(leaves))
+        result, modules = call.fun(args, call.kwargs)
+        losses, aux = _split_aux(result) if has_aux else (result, None)
+        values, losses = as_values(losses)
+        return values, ((losses, aux), modules)
+
+    values, linear, result = jax.linearize(losses_of, *leaves, has_aux=True)
+    program = _linear_program.trace_elements(linear, [jax.typeof(leaf) for leaf in leaves])
+    return result, treedef.unflatten(_pull_back(program, leaves, values))
 
 
-def _replace(args: tuple, argnums: int | Sequence[int], values: Any) -> list:
-    replaced = list(args)
-    if isinstance(argnums, int):
-        replaced[argnums] = values
-    else:
-        for index, value in zip(argnums, values, strict=True):
-            replaced[index] = value
-    return replaced
-
-
-def _check_parameter(name: str, leaf: Any) -> jax.Array:
+def _check_parameter(path: tuple, leaf: Any, num_args: int) -> jax.Array:
     leaf = jnp.asarray(leaf)
+    # Of one argument the place in it alone.
+    name = jax.tree_util.keystr(path if num_args > 1 else path[1:])
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise ValueError(
             f"parameter{name} has dtype {leaf.dtype}; task gradients are taken with respect to real"
             " floating-point arrays only. Keep other arrays in an argument of their own."
+        )
+    if jnp.finfo(leaf.dtype).bits < 16:
+        raise ValueError(
+            f"parameter{name} has dtype {leaf.dtype}, which cannot hold gradients. Keep parameters"
+            " in 16 bits or more, and convert them where the function uses them."
         )
     return leaf
 
@@ -164,26 +187,8 @@ def _split_aux(result: Any) -> tuple[Any, Any]:
     return result[0], result[1]
 
 
-def _check_losses(losses: Any) -> jax.Array | tuple[jax.Array, ...]:
-    wanted = "the losses must be an array [K] or a tuple or list of K real scalars, K >= 1"
-    as_sequence = isinstance(losses, tuple | list)
-    try:
-        arrays = [jnp.asarray(loss) for loss in (losses if as_sequence else [losses])]
-    except (TypeError, ValueError):
-        raise ValueError(f"{wanted}; got {losses!r}. Is has_aux=True missing?") from None
-    shapes = [array.shape for array in arrays]
-    if as_sequence and (not shapes or any(shape != () for shape in shapes)):
-        raise ValueError(f"{wanted}; got a {type(losses).__name__} of shapes {shapes}.")
-    if not as_sequence and (len(shapes[0]) != 1 or shapes[0][0] == 0):
-        raise ValueError(f"{wanted}; got shape {shapes[0]}.")
-    for array in arrays:
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"{wanted}; got dtype {array.dtype}.")
-    return tuple(arrays) if as_sequence else arrays[0]
-
-
 def _pull_back(
-    program: _linear_program.ClosedJaxpr,
+    program: _linear_program.Program,
     leaves: list[jax.Array],
     losses: jax.Array | Sequence[jax.Array],
 ) -> list[TaskRows]:
@@ -197,9 +202,7 @@ def _pull_back(
         pruned, inputs = _linear_program.prune(program, task)
         if not inputs:
             continue
-        transposed = jax.linear_transpose(
-            jex.core.jaxpr_as_fun(pruned), *(jax.typeof(leaves[leaf]) for leaf in inputs)
-        )
+        transposed = jax.linear_transpose(pruned, *(jax.typeof(leaves[leaf]) for leaf in inputs))
         # Like the loss, whose type inside `jax.shard_map` names the mesh axes that it varies over.
         seed = _after(cotangents, jnp.ones_like(losses[task]))
         cotangents = transposed([seed])

@@ -115,30 +115,45 @@ CASES = {
     # The loss function.
     "a scalar loss": (
         lambda: osgd_jax.task_grads(lambda p: p**2)(1.0),
-        r"an array \[K\] or a tuple or list of K real scalars, K >= 1; got shape \(\)",
+        r"losses has shape \(\); losses must be an array .*Return \(loss,\) if there is but one",
     ),
     "a matrix of losses": (
         lambda: osgd_jax.task_grads(lambda p: p * jnp.ones((2, 2)))(1.0),
-        r"got shape \(2, 2\)",
+        r"losses has shape \(2, 2\)",
     ),
     "losses that are arrays": (
-        lambda: osgd_jax.task_grads(lambda p: (p, p * jnp.ones(2)))(1.0),
-        r"got a tuple of shapes \[\(\), \(2,\)\]",
+        lambda: osgd_jax.task_grads(lambda p: (p, p * jnp.ones(2), p))(1.0),
+        r"losses\[1\] has shape \(2,\); .*Return its mean or sum, or the array alone",
     ),
-    "no losses": (lambda: osgd_jax.task_grads(lambda p: ())(1.0), r"K >= 1; got a tuple of shapes"),
+    "a loss in a dict that is an array": (
+        lambda: osgd_jax.task_grads(lambda p: {"ic": p, "pde": p * jnp.ones(2)})(1.0),
+        r"losses\['pde'\] has shape \(2,\)",
+    ),
+    "no losses": (lambda: osgd_jax.task_grads(lambda p: ())(1.0), r"got \(\), which holds none"),
+    "None for the losses": (lambda: osgd_jax.task_grads(lambda p: None)(1.0), "got None, which"),
     "no losses in the array": (
         lambda: osgd_jax.task_grads(lambda p: p * jnp.ones(0))(1.0),
-        r"got shape \(0,\)",
+        r"losses has shape \(0,\)",
     ),
-    "integer losses": (lambda: osgd_jax.task_grads(lambda p: (1, p))(1.0), "got dtype int32"),
-    "complex losses": (lambda: osgd_jax.task_grads(lambda p: (1j * p,))(1.0), "got dtype complex"),
-    "a dict of losses": (
-        lambda: osgd_jax.task_grads(lambda p: {"a": p})(1.0),
-        r"array \[K\] or a tuple or list",
+    "integer losses": (
+        lambda: osgd_jax.task_grads(lambda p: (jnp.arange(3).sum(), p, p))(1.0),
+        r"losses\[0\] has dtype int32; .*give 0.0 for a task that is off",
+    ),
+    "complex losses": (
+        lambda: osgd_jax.task_grads(lambda p: {"a": 1j * p, "b": p})(1.0),
+        r"losses\['a'\] has dtype complex64; .*take its real part or its absolute value",
+    ),
+    "losses that are no numbers": (
+        lambda: osgd_jax.task_grads(lambda p: (p, "off", p))(1.0),
+        r"losses\[1\]='off' is not a number",
     ),
     "forgotten has_aux": (
-        lambda: osgd_jax.task_grads(lambda p: ((p, p), {"aux": p}))(1.0),
-        r"array \[K\] or a tuple or list.*has_aux",
+        lambda: osgd_jax.task_grads(lambda p: ((p, p), {"aux": p * jnp.ones(3)}))(1.0),
+        r"losses\[1\]\['aux'\] has shape \(3,\).*Is has_aux=True missing\?",
+    ),
+    "forgotten has_aux, other things": (
+        lambda: osgd_jax.task_grads(lambda p: ((p, p), {"aux": "text"}))(1.0),
+        r"losses\[1\]\['aux'\]='text' is not a number.*Is has_aux=True missing\?",
     ),
     "aux missing": (
         lambda: osgd_jax.task_grads(lambda p: jnp.stack([p, p, p]), has_aux=True)(1.0),
@@ -151,6 +166,39 @@ CASES = {
     "a PRNG key among the parameters": (
         lambda: osgd_jax.task_grads(lambda p: (p["w"],))({"w": 1.0, "key": jax.random.key(0)}),
         r"\['key'\] has dtype key",
+    ),
+    "narrow parameters": (
+        lambda: osgd_jax.task_grads(lambda p: (p["w"].sum(),))({"w": jnp.ones(2, jnp.float8_e5m2)}),
+        r"parameter\['w'\] has dtype float8_e5m2, which cannot hold.*in 16 bits or more",
+    ),
+    # Which arguments.
+    "parameters by keyword": (
+        lambda: osgd_jax.task_grads(lambda p: (p, p))(p=1.0),
+        "argnums=0 names argument 0 of 0 positional arguments.*by position, not by keyword",
+    ),
+    "argnums beyond the arguments": (
+        lambda: osgd_jax.value_and_task_grads(lambda p: (p, p), argnums=3)(1.0),
+        "argnums=3 names argument 3 of 1 positional arguments",
+    ),
+    "argnums before the arguments": (
+        lambda: osgd_jax.reach(lambda p: (p, p), argnums=(0, -2))(1.0),
+        r"argnums=\(0, -2\) names argument -2 of 1",
+    ),
+    "argnums twice": (
+        lambda: osgd_jax.task_grads(lambda p: (p, p), argnums=(0, 0))(1.0),
+        r"argnums=\(0, 0\) names argument 0 twice; name it once",
+    ),
+    "argnums twice, from both ends": (
+        lambda: osgd_jax.task_grads(lambda p, q: (p, q), argnums=(1, -1))(1.0, 2.0),
+        r"argnums=\(1, -1\) names argument 1 twice",
+    ),
+    "argnums that are no integers": (
+        lambda: osgd_jax.task_grads(lambda p: (p, p), argnums=0.0)(1.0),
+        "argnums=0.0 must be the index of a positional argument",
+    ),
+    "a name in argnums": (
+        lambda: osgd_jax.task_grads(lambda p: (p, p), argnums="p")(1.0),
+        "argnums='p' must be the index",
     ),
     # The reach.
     "a reach beyond K": (

@@ -1,0 +1,85 @@
+"""The K losses that a function returns: one array, or any tree of scalars."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_WANTED = "losses must be an array [K], or a tuple, dict or other tree of K real scalars, K >= 1"
+
+
+def task_names(losses: Any) -> tuple[str, ...]:
+    """Name the tasks as their losses are named, in the order in which they are numbered.
+
+    Tasks are numbered in the order of `jax.tree.leaves`: a dict by its sorted keys, a NamedTuple or
+    tuple by its fields in turn.
+
+    Args:
+      losses: as the function of the losses returns them.
+
+    Returns:
+      K names: keys, fields or indices, joined by `/` where trees are nested; indices for an array
+      `[K]`.
+    """
+    if hasattr(losses, "shape"):
+        (num_tasks,) = _shape_of_array(losses)
+        return tuple(map(str, range(num_tasks)))
+    leaves = jax.tree.leaves_with_path(losses)
+    return tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
+
+
+def as_values(losses: Any) -> tuple[jax.Array | tuple[jax.Array, ...], Any]:
+    """Check losses.
+
+    Args:
+      losses: as the function of the losses returns them.
+
+    Returns:
+      An array `[K]` or a tuple of K scalars, and the losses with an array for each number.
+
+    Raises:
+      ValueError: if these are not K >= 1 real scalars.
+    """
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(losses)
+    # The commonest reason of a pair that holds other things than losses.
+    hint = (
+        " Is has_aux=True missing?" if isinstance(losses, tuple | list) and len(losses) == 2 else ""
+    )
+    arrays = [_real(jax.tree_util.keystr(path), leaf, hint) for path, leaf in leaves]
+    if not arrays:
+        raise ValueError(f"{_WANTED}; got {losses!r}, which holds none.")
+    if jax.tree_util.treedef_is_leaf(treedef):
+        _shape_of_array(arrays[0])
+        return arrays[0], arrays[0]
+    for (path, _), array in zip(leaves, arrays, strict=True):
+        if array.shape:
+            raise ValueError(
+                f"losses{jax.tree_util.keystr(path)} has shape {array.shape}; {_WANTED}. Return its"
+                f" mean or sum, or the array alone.{hint}"
+            )
+    return tuple(arrays), treedef.unflatten(arrays)
+
+
+def _real(name: str, loss: Any, hint: str) -> jax.Array:
+    if isinstance(loss, int | np.integer):
+        loss = float(loss)  # a task that is off
+    try:
+        array = jnp.asarray(loss)
+    except (TypeError, ValueError):
+        raise ValueError(f"losses{name}={loss!r} is not a number; {_WANTED}.{hint}") from None
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        remedy = (
+            "take its real part or its absolute value"
+            if jnp.issubdtype(array.dtype, jnp.complexfloating)
+            else "give 0.0 for a task that is off"
+        )
+        raise ValueError(f"losses{name} has dtype {array.dtype}; {_WANTED}; {remedy}.{hint}")
+    return array
+
+
+def _shape_of_array(losses: jax.Array) -> tuple[int, ...]:
+    if losses.ndim != 1 or not losses.size:
+        remedy = "" if losses.ndim else " Return (loss,) if there is but one."
+        raise ValueError(f"losses has shape {losses.shape}; {_WANTED}.{remedy}")
+    return losses.shape
