@@ -17,12 +17,17 @@ from osgd_jax.weightings._gradient_equilibrium import gradient_equilibrium
 from osgd_jax.weightings._gradnorm import gradnorm
 from osgd_jax.weightings._gradvac import gradvac
 from osgd_jax.weightings._imtl_g import imtl_g
+from osgd_jax.weightings._inverse_norms import inverse_norms
 from osgd_jax.weightings._linear import constant, mean, sum
 from osgd_jax.weightings._mgda import mgda
 from osgd_jax.weightings._nash_mtl import nash_mtl
 from osgd_jax.weightings._orthogonal import orthogonal
+from osgd_jax.weightings._pcd import pcd
 from osgd_jax.weightings._pcgrad import pcgrad
 from osgd_jax.weightings._random import random
+from osgd_jax.weightings._relobralo import relobralo
+from osgd_jax.weightings._smooth import smooth
+from osgd_jax.weightings._softadapt import softadapt
 from osgd_jax.weightings._stch import stch
 from osgd_jax.weightings._uncertainty import uncertainty
 from osgd_jax.weightings._upgrad import upgrad
@@ -42,12 +47,17 @@ __all__ = [
     "gradnorm",
     "gradvac",
     "imtl_g",
+    "inverse_norms",
     "mean",
     "mgda",
     "nash_mtl",
     "orthogonal",
+    "pcd",
     "pcgrad",
     "random",
+    "relobralo",
+    "smooth",
+    "softadapt",
     "stch",
     "sum",
     "uncertainty",

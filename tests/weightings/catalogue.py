@@ -100,6 +100,11 @@ CATALOGUE: dict[str, Entry] = {
     "imtl_g": Entry(
         lambda _: weightings.imtl_g(), "Liu et al., ICLR 2021", properties=_has("order")
     ),
+    "inverse_norms": Entry(
+        weightings.inverse_norms,
+        "Wang et al., SISC 2021",
+        properties=_has("order", "Pareto"),
+    ),
     "mean": Entry(lambda _: weightings.mean(), "—", properties=_has("order", "Pareto")),
     "mgda": Entry(
         lambda _: weightings.mgda(),
@@ -112,6 +117,7 @@ CATALOGUE: dict[str, Entry] = {
         properties=_has("non-conflicting", "order", "row scale", "Pareto"),
     ),
     "orthogonal": Entry(lambda _: weightings.orthogonal(), "Wan et al., ICML 2020"),
+    "pcd": Entry(weightings.pcd, "Varam and AlHajri, TMLR 2026", properties=_has("Pareto")),
     "pcgrad": Entry(
         lambda _: weightings.pcgrad(),
         "Yu et al., NeurIPS 2020",
@@ -123,6 +129,25 @@ CATALOGUE: dict[str, Entry] = {
         "Lin et al., TMLR 2022",
         key="required",
         properties=_has("Pareto"),
+    ),
+    "relobralo": Entry(
+        weightings.relobralo,
+        "Bischof and Kraus, arXiv 2110.09813",
+        losses=True,
+        key="required",
+        properties=_has("order", "Pareto"),
+    ),
+    # Its properties are those of the weighting.
+    "smooth": Entry(
+        lambda k: weightings.smooth(weightings.mgda(), k, 0.9),
+        "Zhou et al., NeurIPS 2022",
+        properties=_has("order", "Pareto"),
+    ),
+    "softadapt": Entry(
+        weightings.softadapt,
+        "Heydari et al., arXiv 1912.12355",
+        losses=True,
+        properties=_has("order", "Pareto"),
     ),
     "stch": Entry(
         lambda _: weightings.stch(),

@@ -136,3 +136,17 @@ def test_three_tasks_have_the_same_possible_directions(name):
     assert (distances.min(axis=1) < 1e-4 * scale).all()
     assert (distances.min(axis=0) < 1e-4 * scale).all()
     assert (distances > 1e-3 * scale).any()
+
+
+@pytest.mark.parametrize("tau", [0.02, (0.3, 0.05)])
+def test_pcd_over_steps(tau):
+    ours = weightings.pcd(3, tau)
+    theirs = torchjd.PCD(tau if isinstance(tau, float) else torch.tensor(tau))
+    state = ours.init()
+    zoo = matrices.zoo(3)
+    kinds = ("typical", "conflicting", "duplicates", "zero row", "aligned", "rows of two scales")
+    for rows in [zoo[kind] for kind in kinds]:
+        gramian, scales = matrices.scaled_gramian(ours, rows)
+        weights, state = matrices.call(ours, gramian, scales, state)
+        expected = theirs(torch.tensor(rows)).numpy()
+        np.testing.assert_allclose(rows.T @ weights, expected, rtol=1e-3, atol=1e-3)

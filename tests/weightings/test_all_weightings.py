@@ -118,17 +118,21 @@ def test_float64(name):
         assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, next_state)
 
 
-# Weights of these depend on K by more than a factor, or on a draw for each task.
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("constant", "random", "stch")])
+# Weights of these depend on K by more than a factor, on a draw for each task, or on the first task.
+DEPENDING = ("constant", "pcd", "random", "stch")
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in DEPENDING])
 def test_a_task_with_a_zero_gradient_takes_no_part(name):
     rows = matrices.stacked(matrices.well_conditioned(2))
     with_zeros = np.zeros((len(rows), 5, matrices.COLUMNS), np.float32)
     with_zeros[:, 1::2] = rows
     losses = matrices.losses(2) if CATALOGUE[name].losses else None
     losses_with_zeros = None if losses is None else jnp.zeros(5).at[1::2].set(losses)
-    without = directions(matrices.weights_of(made(name, 2), rows, losses), rows)
+    key = KEY if CATALOGUE[name].key == "required" else None
+    without = directions(matrices.weights_of(made(name, 2), rows, losses, key), rows)
     found = directions(
-        matrices.weights_of(made(name, 5), with_zeros, losses_with_zeros), with_zeros
+        matrices.weights_of(made(name, 5), with_zeros, losses_with_zeros, key), with_zeros
     )
     for a, b in zip(found, without, strict=True):
         np.testing.assert_allclose(unit(a), unit(b), atol=5e-5)
@@ -143,7 +147,21 @@ def test_losses_are_asked_for(name):
         weighting.weigh(jnp.eye(2), weighting.init(), losses=jnp.ones(3))
 
 
-@pytest.mark.parametrize("name", ["gradvac", "gradnorm", "dwa", "uncertainty", "famo"])
+OF_SO_MANY_TASKS = (
+    "dwa",
+    "famo",
+    "gradnorm",
+    "gradvac",
+    "inverse_norms",
+    "pcd",
+    "relobralo",
+    "smooth",
+    "softadapt",
+    "uncertainty",
+)
+
+
+@pytest.mark.parametrize("name", OF_SO_MANY_TASKS)
 def test_another_number_of_tasks_is_an_error(name):
     weighting = made(name, 2)
     with pytest.raises(ValueError, match=rf"{name}\(num_tasks=2\) .* 3 tasks"):

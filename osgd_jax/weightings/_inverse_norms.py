@@ -1,0 +1,47 @@
+"""Gradient-norm annealing: all losses pull with gradients of the same mean length."""
+
+import jax
+import jax.numpy as jnp
+
+from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._smooth import smooth
+from osgd_jax.weightings._tools import check_num_tasks, unit_rows
+
+
+def inverse_norms(num_tasks: int, decay: float | jax.Array = 0.9) -> Weighting:
+    """Weigh each task by the running mean of the mean gradient norm over its own.
+
+    At each step w_i = mean_j |g_j| / |g_i|, so that all w_i g_i have the same norm; the weights are
+    the means lambda <- decay lambda + (1 - decay) w over the steps. Common for physics-informed
+    nets.
+
+    Source: Wang, Teng and Perdikaris, "Understanding and Mitigating Gradient Flow Pathologies in
+    Physics-Informed Neural Networks", SIAM Journal on Scientific Computing 43, 2021, in the form of
+    their library jaxpi: with norms, where the paper has the largest element of one gradient over
+    the mean magnitude of another. jaxpi takes a step of the mean once in a thousand steps and
+    starts it at weights that the user sets; here each step counts, and the first one starts it.
+
+    Args:
+      num_tasks: number of tasks K.
+      decay: decay of the running mean, in [0, 1); it may be traced.
+
+    Returns:
+      A weighting with state.
+
+    Raises:
+      ValueError: `decay` out of range; while tracing, another number of tasks.
+    """
+
+    def weigh(
+        gramian: jax.Array,
+        *,
+        losses: jax.Array | None,
+        key: jax.Array | None,
+        scales: jax.Array | None = None,
+    ) -> jax.Array:
+        del losses, key
+        check_num_tasks(num_tasks, gramian, "inverse_norms")
+        rows = unit_rows(gramian, scales)
+        return jnp.mean(rows.norms, where=rows.active | ~jnp.any(rows.active)) / rows.norms
+
+    return smooth(stateless(weigh, scaling="row"), num_tasks, decay)

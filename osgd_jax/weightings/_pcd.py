@@ -1,0 +1,200 @@
+"""PCD: the primary gradient, bent as little as the progress of the other tasks needs."""
+
+import operator
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._checks import check_decay, check_range
+from osgd_jax.weightings._tools import UnitRows, check_num_tasks, unit_rows
+
+
+class PCDState(NamedTuple):
+    """State of `pcd`.
+
+    Attributes:
+      norms: root mean squares of the norms of the gradients, `[K]`.
+      total: sum of the weights of the steps in these means; 1 for the last step.
+    """
+
+    norms: jax.Array
+    total: jax.Array
+
+
+def pcd(
+    num_tasks: int,
+    tau: float | Sequence[float] | jax.Array = 0.02,
+    decay: float | jax.Array = 0.999,
+    eps: float | jax.Array = 1e-8,
+    primary: int = 0,
+) -> Weighting:
+    """Follow one task's gradient as closely as a promise to each other task allows.
+
+    With h_i = g_i / sqrt(v_i + eps) the normalised gradients, v_i being the running mean of |g_i|^2
+    without bias, the direction is the d nearest to h_primary for which <h_j, d> >= tau_j |h_j|^2
+    for every other task j: it makes at least the share tau_j of the progress that a step along h_j
+    would make. It is then given the length of g_primary.
+
+    A primary gradient of zero gives zero. Promises that cannot all be kept are dropped, and the
+    direction is g_primary. In float32 so are those that only a direction keeps which is some
+    hundred times as long as the normalised gradients.
+
+    Source: Varam and AlHajri, "Not All Objectives Are Born Equal: Priority-Constrained Descent for
+    Hierarchical Multi-Objective Optimization", TMLR 2026, arXiv 2606.29521.
+
+    Args:
+      num_tasks: number of tasks K.
+      tau: the share, in [0, 1]: a number, or one for each other task, in the order of the tasks.
+      decay: decay of the running mean, in [0, 1).
+      eps: added to the mean squared norm; with 0, the direction does not change when all gradients
+        of a task are multiplied by one number.
+      primary: index of the task to follow.
+
+    Returns:
+      A weighting with state. The weights are not negative. `tau`, `decay` and `eps` may be traced.
+
+    Raises:
+      ValueError: a number out of its range; while tracing, another number of tasks.
+    """
+    check_range("tau", tau, "in [0, 1]", lambda t: (t >= 0) & (t <= 1))
+    check_decay(decay)
+    check_range("eps", eps, "at least 0", lambda e: e >= 0)
+    if np.shape(tau) not in ((), (num_tasks - 1,)):
+        raise ValueError(
+            f"tau={tau!r} must be a number, or one for each of the {num_tasks - 1} tasks beside"
+            " the primary one."
+        )
+    if not 0 <= operator.index(primary) < num_tasks:
+        raise ValueError(f"primary={primary!r} must be a task index below num_tasks={num_tasks}.")
+
+    def init() -> PCDState:
+        return PCDState(jnp.zeros(num_tasks), jnp.zeros(()))
+
+    def weigh(
+        gramian: jax.Array,
+        state: PCDState,
+        *,
+        losses: jax.Array | None = None,
+        key: jax.Array | None = None,
+        scales: jax.Array | None = None,
+    ) -> tuple[jax.Array, PCDState]:
+        del losses, key
+        check_num_tasks(num_tasks, gramian, "pcd")
+        # In units of norms: their squares would leave the range of float32.
+        norms = jnp.sqrt(jnp.diagonal(gramian)) * (1 if scales is None else scales)
+        total = 1 + decay * state.total
+        means = jnp.hypot(jnp.sqrt(1 - 1 / total) * state.norms, norms / jnp.sqrt(total))
+        divisors = jnp.hypot(means, jnp.sqrt(eps))
+        normalised = norms / jnp.where(divisors > 0, divisors, 1)
+
+        shares = jnp.broadcast_to(jnp.asarray(tau), num_tasks - 1)
+        own = normalised[primary]
+        wanted = jnp.insert(shares, primary, 0) * normalised / jnp.where(own > 0, own, 1)
+        # Beside a primary gradient next to nothing.
+        wanted = jnp.minimum(wanted, 1e30)
+        weights = _nearest(unit_rows(gramian, scales), wanted.astype(gramian.dtype), primary)
+        next_state = PCDState(means.astype(state.norms.dtype), total.astype(state.total.dtype))
+        return weights, next_state
+
+    return Weighting(init, weigh, scaling="row")
+
+
+def _nearest(rows: UnitRows, wanted: jax.Array, primary: int) -> jax.Array:
+    """Weights of the d nearest to the unit primary gradient u_p for which <u_j, d> >= wanted_j."""
+    is_primary = jnp.arange(len(wanted)) == primary
+    # The problem is homogeneous; it is solved in numbers of the order of one.
+    largest = jnp.maximum(jnp.max(wanted), 1)
+    missing = jnp.where(is_primary, -jnp.inf, wanted - rows.cosines[primary]) / largest
+    coefficients = jnp.where(is_primary, 1 / largest, _multipliers(rows.cosines, missing))
+
+    squared_norm = coefficients @ rows.cosines @ coefficients
+    has_direction = squared_norm > _rounding(rows.cosines) * jnp.sum(coefficients) ** 2
+    has_direction &= rows.active[primary]
+    length = jnp.sqrt(jnp.where(has_direction, squared_norm, 1))
+    weights = rows.norms[primary] / length * coefficients / rows.norms
+    return jnp.where(has_direction, weights, 0)
+
+
+class _Search(NamedTuple):
+    """Where `_multipliers` stands: constraint `entering` is violated if `going`."""
+
+    x: jax.Array
+    active: jax.Array
+    entering: jax.Array
+    going: jax.Array
+    possible: jax.Array
+    steps: jax.Array
+
+
+def _multipliers(cosines: jax.Array, missing: jax.Array) -> jax.Array:
+    """The x >= 0 for which sum_j x_j u_j is the shortest c with <u_j, c> >= missing_j for all j.
+
+    The u_j are unit vectors, given by their cosines. Where there is no such c, x is zero.
+
+    The dual active-set method of Goldfarb and Idnani, Mathematical Programming 27, 1983. The
+    constraint that is violated most enters: its multiplier grows until it holds, and those that
+    become zero on the way leave. No vector enters that depends on those inside, so the x stay
+    small where the interior-point method of `_solvers` lets them grow without bound.
+    """
+    tasks = jnp.arange(len(missing))
+    rounding = _rounding(cosines)
+
+    def most_violated(x, active):
+        slack = jnp.where(active, 0, cosines @ x - missing)
+        entering = jnp.argmin(slack)
+        return entering, slack[entering] < -rounding * (1 + jnp.sum(x) / 8)
+
+    def step(search: _Search) -> _Search:
+        x, active, entering, *_ = search
+        column = cosines[entering]
+        both = active[:, None] & active
+        inside = jnp.where(both, cosines, jnp.eye(len(x), dtype=x.dtype))
+        parts = jnp.where(active, jnp.linalg.solve(inside, jnp.where(active, column, 0)), 0)
+        rest = 1 - column @ parts
+
+        shrinking = active & (parts > rounding)
+        until_zero = jnp.where(shrinking, x / jnp.where(shrinking, parts, 1), jnp.inf)
+        leaving = jnp.argmin(until_zero)
+        until_held = jnp.where(
+            rest > rounding,
+            (missing[entering] - column @ x) / jnp.where(rest > rounding, rest, 1),
+            jnp.inf,
+        )
+        length = jnp.minimum(until_zero[leaving], until_held)
+        possible = jnp.isfinite(length)
+        length = jnp.where(possible, length, 0)
+        enters = until_held <= until_zero[leaving]
+
+        leaves = (tasks == leaving) & ~enters
+        x = jnp.maximum(x - length * parts, 0).at[entering].add(length)
+        x = jnp.where(leaves, 0, x)
+        # Beyond, what holds and what does not is lost in the rounding.
+        possible &= jnp.sum(x) < 0.1 / rounding
+        active = (active & ~leaves) | ((tasks == entering) & enters)
+        following, violated = most_violated(x, active)
+        return _Search(
+            x,
+            active,
+            jnp.where(enters, following, entering),
+            possible & (violated | ~enters),
+            possible,
+            search.steps + 1,
+        )
+
+    def goes_on(search: _Search) -> jax.Array:
+        # Rounding could make a constraint enter and leave for ever.
+        return search.going & (search.steps < 10 * len(missing))
+
+    x, active = jnp.zeros_like(missing), jnp.zeros_like(missing, bool)
+    start = _Search(x, active, *most_violated(x, active), jnp.array(True), jnp.array(0))
+    end = lax.while_loop(goes_on, step, start)
+    return jnp.where(end.possible & ~end.going, end.x, 0)
+
+
+def _rounding(cosines: jax.Array) -> float:
+    return 8 * len(cosines) * float(jnp.finfo(cosines.dtype).eps)

@@ -1,0 +1,101 @@
+"""ReLoBRaLo: more weight for losses that have fallen less, now or since the start."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._checks import check_range
+from osgd_jax.weightings._tools import check_losses, check_num_tasks
+
+
+class ReLoBRaLoState(NamedTuple):
+    """State of `relobralo`: arrays `[K]`.
+
+    Attributes:
+      weights: the weights.
+      first: losses of each task's first step.
+      last: losses of its last step.
+      seen: tasks that had a first step.
+    """
+
+    weights: jax.Array
+    first: jax.Array
+    last: jax.Array
+    seen: jax.Array
+
+
+def relobralo(
+    num_tasks: int,
+    alpha: float | jax.Array = 0.999,
+    rho: float | jax.Array = 0.999,
+    temperature: float | jax.Array = 0.1,
+) -> Weighting:
+    """Weigh the tasks by how far their losses have fallen, with a random look back to the start.
+
+    With r(s) = K softmax(L(t) / (temperature L(s))), the losses of now over those of step s, the
+    weights are
+
+        lambda(t) = alpha (b lambda(t - 1) + (1 - b) r(0)) + (1 - alpha) r(t - 1)
+
+    where b is 1 with probability rho and else 0: now and then, the history of the weights is
+    replaced by the progress since the first step. They start at one. The gradients are not looked
+    at. As in the authors' code, 1e-12 is added to the divisors; unlike there, the second step is
+    one like the others.
+
+    Source: Bischof and Kraus, "Multi-Objective Loss Balancing for Physics-Informed Deep Learning",
+    arXiv 2110.09813, 2021.
+
+    Args:
+      num_tasks: number of tasks K.
+      alpha: decay of the weights, in [0, 1].
+      rho: probability of not looking back, in [0, 1].
+      temperature: the larger, the more equal the weights; positive.
+
+    Returns:
+      A weighting with state that needs the losses, which must be positive, and a key. All numbers
+      may be traced.
+
+    Raises:
+      ValueError: a number out of its range; while tracing, no losses, no key, or another number of
+        tasks.
+    """
+    check_range("alpha", alpha, "in [0, 1]", lambda a: (a >= 0) & (a <= 1))
+    check_range("rho", rho, "in [0, 1]", lambda r: (r >= 0) & (r <= 1))
+    check_range("temperature", temperature, "positive", lambda t: t > 0)
+
+    def init() -> ReLoBRaLoState:
+        ones = jnp.ones(num_tasks)
+        return ReLoBRaLoState(ones, ones, ones, jnp.zeros(num_tasks, bool))
+
+    def weigh(
+        gramian: jax.Array,
+        state: ReLoBRaLoState,
+        *,
+        losses: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, ReLoBRaLoState]:
+        check_num_tasks(num_tasks, gramian, "relobralo")
+        losses = check_losses(losses, gramian, "relobralo").astype(state.weights.dtype)
+        if key is None:
+            raise ValueError("relobralo looks back at random and needs a PRNG key: pass key=.")
+        active = jnp.diagonal(gramian) > 0
+
+        def relative_to(earlier: jax.Array) -> jax.Array:
+            earlier = jnp.where(state.seen, earlier, losses)
+            ratios = losses / (temperature * earlier + 1e-12)
+            return jnp.sum(active) * jax.nn.softmax(ratios, where=active)
+
+        kept = jax.random.bernoulli(key, rho)
+        history = jnp.where(kept, state.weights, relative_to(state.first))
+        weights = alpha * history + (1 - alpha) * relative_to(state.last)
+        next_state = ReLoBRaLoState(
+            jnp.where(active, weights, state.weights),
+            jnp.where(active & ~state.seen, losses, state.first),
+            jnp.where(active, losses, state.last),
+            state.seen | active,
+        )
+        return weights.astype(gramian.dtype), next_state
+
+    return Weighting(init, weigh, scaling="common")

@@ -1,0 +1,69 @@
+"""CR-MOGM: the weights of another weighting, averaged over the steps."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._checks import check_decay
+from osgd_jax.weightings._tools import check_num_tasks
+
+
+class SmoothState(NamedTuple):
+    """State of `smooth`.
+
+    Attributes:
+      weights: running means of the weights, `[K]`.
+      seen: tasks whose running mean has begun, `[K]`.
+      weighting: state of the weighting.
+    """
+
+    weights: jax.Array
+    seen: jax.Array
+    weighting: Any
+
+
+def smooth(weighting: Weighting, num_tasks: int, decay: float | jax.Array) -> Weighting:
+    """Replace the weights of a weighting by their running mean over the steps.
+
+    The means, lambda <- decay lambda + (1 - decay) w, start at the first weights. Weights that
+    depend on one noisy batch alone can keep a method from converging; the means need not. The
+    paper lets the decay grow towards one as the learning rate falls: give `decay` by
+    `optax.inject_hyperparams` with a schedule.
+
+    A step in which the gradient of a task is zero leaves its mean alone.
+
+    Source: Zhou, Zhang, Jiang, Zhong, Gu and Zhu, "On the Convergence of Stochastic Multi-Objective
+    Gradient Manipulation and Beyond", NeurIPS 2022 (CR-MOGM).
+
+    Args:
+      weighting: any of `osgd_jax.weightings`.
+      num_tasks: number of tasks K.
+      decay: decay of the running mean, in [0, 1); it may be traced.
+
+    Returns:
+      A weighting with state that needs what `weighting` needs.
+
+    Raises:
+      ValueError: `decay` out of range; while tracing, as `weighting`, or another number of tasks.
+    """
+    check_decay(decay)
+
+    def init() -> SmoothState:
+        return SmoothState(jnp.zeros(num_tasks), jnp.zeros(num_tasks, bool), weighting.init())
+
+    def weigh(
+        gramian: jax.Array, state: SmoothState, **kwargs: jax.Array | None
+    ) -> tuple[jax.Array, SmoothState]:
+        weights, weighting_state = weighting.weigh(gramian, state.weighting, **kwargs)
+        check_num_tasks(num_tasks, gramian, "smooth")
+        active = jnp.diagonal(gramian) > 0
+        means = decay * state.weights + (1 - decay) * weights
+        means = jnp.where(active & state.seen, means, jnp.where(active, weights, state.weights))
+        next_state = SmoothState(
+            means.astype(state.weights.dtype), state.seen | active, weighting_state
+        )
+        return means.astype(weights.dtype), next_state
+
+    return Weighting(init, weigh, weighting.scaling)

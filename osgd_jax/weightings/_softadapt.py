@@ -1,0 +1,66 @@
+"""SoftAdapt: more weight for losses that fall slowly or rise."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._checks import check_range
+from osgd_jax.weightings._tools import check_losses, check_num_tasks
+
+
+class SoftAdaptState(NamedTuple):
+    """State of `softadapt`: each task's last loss, `[K]`, and whether there was one, `[K]`."""
+
+    last: jax.Array
+    seen: jax.Array
+
+
+def softadapt(num_tasks: int, beta: float | jax.Array = 0.1) -> Weighting:
+    """Weigh the tasks by the softmax of beta times the change of their losses since the last step.
+
+    The weights sum to one, and are equal at the first step. Changes are absolute: losses that are
+    far below one are weighed all but equally, so choose `beta` by their size, or give their
+    logarithms. `smooth` makes the weights less noisy.
+
+    This is the original of the paper's three variants, with first-order differences; the others
+    divide the changes by their sum, or multiply the exponentials by the losses.
+
+    Source: Heydari, Thompson and Mehmood, "SoftAdapt: Techniques for Adaptive Loss Weighting of
+    Neural Networks with Multi-Part Loss Functions", arXiv 1912.12355, 2019.
+
+    Args:
+      num_tasks: number of tasks K.
+      beta: the larger, the more weight for losses that fall slowly; below zero, for those that fall
+        fast. It may be traced.
+
+    Returns:
+      A weighting with state that needs the losses.
+
+    Raises:
+      ValueError: `beta` is not finite; while tracing, no losses, or another number of tasks.
+    """
+    check_range("beta", beta, "finite", np.isfinite)
+
+    def init() -> SoftAdaptState:
+        return SoftAdaptState(jnp.zeros(num_tasks), jnp.zeros(num_tasks, bool))
+
+    def weigh(
+        gramian: jax.Array,
+        state: SoftAdaptState,
+        *,
+        losses: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, SoftAdaptState]:
+        del key
+        check_num_tasks(num_tasks, gramian, "softadapt")
+        losses = check_losses(losses, gramian, "softadapt").astype(state.last.dtype)
+        active = jnp.diagonal(gramian) > 0
+        changes = jnp.where(state.seen, losses - state.last, 0)
+        weights = jax.nn.softmax(beta * changes, where=active)
+        next_state = SoftAdaptState(jnp.where(active, losses, state.last), state.seen | active)
+        return weights.astype(gramian.dtype), next_state
+
+    return Weighting(init, weigh, scaling="common")
