@@ -60,7 +60,7 @@ def _tables_of_results():
         path
         for folder in (".", "benchmark", "study")
         for path in sorted((results / folder).glob("*.md"))
-        if path.name not in ("weightings.md", "conclusions.md")
+        if path.name != "weightings.md"
     ]
     text = "\n".join(path.read_text() for path in written)
     # Links to files beside the tables, seen from here.

@@ -1,7 +1,7 @@
 """The study of Orthogonalized SGD. What is done already is not done again.
 
-Candidates are tuned, each on the same number of learning rates and seeds, and ranked on the
-validation data of one problem; the best go on to the test data, and to the other problems.
+Each question names its nets, its methods and the seeds that choose their rates and that test them;
+STUDY.md lists all.
 """
 
 import dataclasses
@@ -12,8 +12,10 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from experiments.study import report
-from experiments.study.plan import PARTS, RUNS, Part, Study
+from experiments.study import report, times
+from experiments.study.problems import FAMILIES, IMAGES
+from experiments.study.questions import QUESTIONS
+from experiments.study.runs import answer
 from experiments.study.store import Store
 
 
@@ -22,36 +24,46 @@ class Config:
     """What to run.
 
     Attributes:
-      parts: of the study, in this order; the others need what `screen` finds. `--parts` without a
-        name only writes the report of what there is.
+      questions: names of those to answer; none only writes the report of what there is.
+      times: whether to measure the time of a step of the nets that have none.
       fashion_mnist: folder where `tensorflow_datasets` keeps Fashion-MNIST.
       cifar10_jpeg: folder of CIFAR-10 (JPEG): train and test, with a folder for each class.
       output: folder of the results.
     """
 
-    parts: tuple[Part, ...] = PARTS
+    questions: tuple[str, ...] = tuple(QUESTIONS)
+    times: bool = False
     fashion_mnist: Path | None = None
     cifar10_jpeg: Path | None = None
     output: Path = Path("experiments/results/study")
 
+    def __post_init__(self):
+        for name in self.questions:
+            if name not in QUESTIONS:
+                raise ValueError(f"questions={name} must be of {', '.join(QUESTIONS)}.")
+
 
 def main() -> None:
     """Command line."""
-    config = tyro.cli(Config, prog="python -m experiments.study", description=__doc__)
     console = Console()
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     try:
+        config = tyro.cli(Config, prog="python -m experiments.study", description=__doc__)
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("")
 
             def advance(line: str) -> None:
                 progress.update(task, advance=1, description=line)
 
-            study = Study(
-                Store(config.output / RUNS), config.fashion_mnist, config.cifar10_jpeg, advance
-            )
-            for part in config.parts:
-                study.run(part)
+            def load(problem):
+                return problem.load(config.fashion_mnist, config.cifar10_jpeg)
+
+            store = Store(config.output / report.RUNS)
+            for name in config.questions:
+                answer(QUESTIONS[name], store, load, advance)
+            if config.times:
+                among = (*FAMILIES, *IMAGES)
+                times.complete(config.output / times.FILE, among, load, advance)
         written = report.write(config.output)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -1,7 +1,7 @@
 """The ways to train that the study compares, and the grid of learning rates of each."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -152,7 +152,7 @@ def _zoo() -> dict[str, Candidate]:
         name: _candidate(
             name,
             lambda problem, name=name: (
-                methods.method(methods.Settings(name), num_tasks=problem.outputs).balance
+                methods.method(methods.Settings(name, "shared"), num_tasks=problem.outputs).balance
             ),
             scale=scales.get(name, 1.0),
         )
@@ -218,46 +218,21 @@ CANDIDATES: dict[str, Candidate] = {
     **_zoo(),
 }
 
-FIXED_WEIGHTS = ("sgd-early", "sgd-late", "sgd-late-mild")
-OTHERS = ("sgd-clipped", "adamw", "lars")
-SCOPES = ("osgd-shared", "osgd-all", "osgd-reach", "osgd-leaf")
-CONTROLS = ("sgd-osgd-length", "osgd-sgd-length")
 
-# What the first tests asked for: whether OSGD adds to clipping, whether a warm-up does what either
-# does, and what SGD makes of the time that OSGD takes.
-FOLLOW_UPS = ("osgd-clipped", "sgd-warmup", "osgd-warmup", "sgd-longer")
+def named(problem: Problem, names: Iterable[str]) -> dict[str, Candidate]:
+    """Candidates by name; `"alone"` is each output's subnetwork trained on its own loss.
 
-# Thought of when the screen had been ranked: not among what was ranked.
-LATER = ("osgd-all-clipped",)
-
-# Tuned with more seeds than the rest: those whose differences the conclusions speak of.
-CORE = ("sgd", "sgd-clipped", "sgd-longer", *SCOPES[:3], "osgd-clipped", "osgd-all-clipped")
-CORE += ("aligned_mtl", *CONTROLS)
-
-# Tuned so on the first images, too.
-COMPARED = ("sgd", "sgd-clipped", *SCOPES[:2])
-
-# Tuned so in every setting.
-LEADING = ("sgd", "sgd-clipped", "osgd-all")
-
-# Tuned so on the images that were asked again.
-ASKED_AGAIN = (*LEADING, "aligned_mtl")
-
-# Tuned so under AdamW.
-ADAPTIVE = ("adamw", "osgd-adamw")
-
-# Tested once more with fresh seeds: which of the two scopes is the better default, and whether
-# OSGD adds to clipping.
-CONFIRMED = (*COMPARED, "osgd-all-clipped")
+    That is the ceiling of joint training, as far as its rates are as well chosen.
+    """
+    alone = {f"alone-{k + 1}": _alone(k) for k in range(problem.outputs)}
+    found: dict[str, Candidate] = {}
+    for name in names:
+        found |= alone if name == "alone" else {name: (CANDIDATES | alone)[name]}
+    return found
 
 
-def alone(problem: Problem) -> dict[str, Candidate]:
-    """Each output's subnetwork trained on its own loss: the ceiling of joint training."""
+def _alone(k: int) -> Candidate:
+    def make(problem: Problem) -> Method:
+        return Method(f"output {k + 1} alone", functools.partial(_sgd, problem), output=k)
 
-    def candidate(k: int) -> Candidate:
-        def make(problem: Problem) -> Method:
-            return Method(f"output {k + 1} alone", functools.partial(_sgd, problem), output=k)
-
-        return Candidate(make, f"output {k + 1} trained alone")
-
-    return {f"alone-{k + 1}": candidate(k) for k in range(problem.outputs)}
+    return Candidate(make, f"output {k + 1} trained alone")

@@ -119,7 +119,7 @@ def _image(name: str, net: Family, widths: tuple[int, ...] = (8, 16), **changes:
     return Problem(name, net, data, widths, train_size=2000, **changes)
 
 
-# The first that were tried: at full resolution, six epochs are what is carried.
+# At full resolution, six epochs are what is carried.
 SHORT = (
     _image("fashion-width-short", "width-nested", epochs=6),
     _image("cifar-width-short", "width-nested", epochs=6),
@@ -149,15 +149,6 @@ SETTINGS = (
     _setting("2-outputs", outputs=2),
     _setting("5-outputs", outputs=5, widths=(32, 32)),
     _setting("3000-examples", train_size=3000, epochs=20),
-)
-
-# The images of both kinds to which all of the best methods go.
-WIDE = tuple(problem for problem in IMAGES if problem.net == "width-nested")
-
-# Asked again with more seeds: with rates chosen by two, OSGD was ahead of clipping on the branched
-# net, and Aligned-MTL level with it or ahead on both.
-ASKED_AGAIN = tuple(
-    problem for problem in IMAGES if problem.name in ("fashion-width", "fashion-branched")
 )
 
 # All but the settings.

@@ -1,101 +1,286 @@
-"""The tables of STUDY.md: methods on one problem, and methods on many."""
+"""The tables of STUDY.md that compare methods: on one problem, and on many."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from experiments.study.candidates import CANDIDATES
-from experiments.study.problems import Problem
-from experiments.study.runs import FIRST, TWO
-from experiments.study.statistics import best_tuned, ceilings, interval, paired, result
+from experiments.study import times
+from experiments.study.candidates import CANDIDATES, named
+from experiments.study.problems import ALL, FAMILIES, IMAGES, PROBLEMS, SCREEN, SETTINGS, Problem
+from experiments.study.questions import FIRST, FRESH, QUESTIONS, TEN, TWO
+from experiments.study.results import (
+    Interval,
+    best_tuned,
+    ceilings,
+    interval,
+    paired,
+    result,
+)
+from experiments.study.selection import answers, at, at_rates, best_rate, by_rate, lacking, to_tune
 from experiments.study.store import Store
 
-BY_TWO_SEEDS = "Rates chosen with two seeds:"
+# Rates beside the best that are shown, as factors.
+_NEAR = (0.25, 0.5, 1, 2, 4)
 
-
-def results(store: Store, problem: Problem, names: Sequence[str], tuned: range = TWO) -> str:
-    """The tests of all candidates on one problem, best first; those of `names` may be missing."""
-    bases = {name: result(store, problem, name, tuned) for name in ("sgd", "sgd-clipped")}
-    rows, missing = [], []
-    for name in dict.fromkeys((*names, *CANDIDATES)):
-        found = result(store, problem, name, tuned)
-        if found is None:
-            missing += [name] if name in names else []
-            continue
-        differences = [
-            "" if base is None or name == other else str(paired(found, base))
-            for other, base in bases.items()
-        ]
-        rows.append(
-            [name, f"{found.rate:g}{'*' if found.is_edge else ''}"]
-            + [f"{mean:.1f}" for mean in found.means]
-            + [f"{found.means.mean():.2f}", *differences, len(found.tests)]
-        )
-    rows.sort(key=lambda row: -float(row[-4]))
-    if (ceiling := ceilings(store, problem)) is not None:
-        means = [f"{mean:.1f}" for mean in ceiling]
-        rows.append(["*alone*", "", *means, f"{np.mean(ceiling):.2f}", "", "", ""])
-    else:
-        missing.append("alone")
-    outputs = [f"output {k + 1}" for k in range(problem.outputs)]
-    header = ["method", "rate", *outputs, "mean", *(f"mean − {base}'s" for base in bases), "seeds"]
-    said = f"\n\nMissing: {', '.join(missing)}." if missing else ""
-    return table(header, rows) + said
-
-
-def gains(
-    store: Store,
-    among: Sequence[Problem],
-    names: Sequence[str],
-    tuned: range = TWO,
-    tested: range = FIRST,
-) -> str:
-    """How far candidates are above the first of them, a row for each problem, and their means.
-
-    Args:
-      store: the runs.
-      among: the problems.
-      names: of the candidates; `"alone"` for each output trained alone.
-      tuned: the seeds that chose the rates.
-      tested: those of the tests.
-    """
-    rows, missing = [], []
-    means: dict[str, list[float]] = {name: [] for name in names[1:]}
-    for problem in among:
-        base = result(store, problem, names[0], tuned, tested)
-        if base is None:
-            missing.append(f"{problem.name} {names[0]}")
-            continue
-        row = [problem.name, f"{base.means.mean():.1f}"]
-        for name in names[1:]:
-            shown = ""
-            if name == "alone":
-                if (ceiling := ceilings(store, problem)) is not None:
-                    means[name].append(float(np.mean(ceiling - base.means)))
-                    shown = f"{means[name][-1]:+.2f}"
-            elif found := result(store, problem, name, tuned, tested):
-                difference = paired(found, base)
-                means[name].append(difference.mean)
-                shown = str(difference)
-            row.append(shown)
-            missing += [] if shown else [f"{problem.name} {name}"]
-        rows.append([*row, len(base.tests)])
-    if len(rows) > 1:
-        over = [str(interval(np.array(each))) if len(each) > 1 else "" for each in means.values()]
-        rows.append(["*mean, interval over problems*", "", *over, ""])
-    header = ["problem", names[0], *(f"{name} − {names[0]}" for name in names[1:]), "seeds"]
-    said = f"\n\nMissing: {', '.join(missing)}." if missing else ""
-    return table(header, rows) + said
-
-
-def gain(store: Store, problem: Problem, name: str, base: str) -> str:
-    """How far a candidate is above another on test data, both tuned by the same stage."""
-    found = best_tuned(store, problem, name, base)
-    return str(paired(found[0], found[1])) if found else "missing"
+_PAIRS = (
+    ("osgd-all", "osgd-shared"),
+    ("osgd-all", "sgd"),
+    ("osgd-shared", "sgd"),
+    ("sgd-clipped", "osgd-all"),
+    ("osgd-all-clipped", "sgd-clipped"),
+)
 
 
 def table(header: list[str], rows: Iterable[list[Any]]) -> str:
     """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def questions(store: Store) -> str:
+    """What is asked, of which runs, and how many there are."""
+    rows = []
+    for name, question in QUESTIONS.items():
+        count, complete = 0, True
+        for problem in question.problems:
+            for method, candidate in named(problem, question.methods).items():
+                runs = store.of(problem.name, method)
+                count += len(answers(question, runs))
+                complete &= not lacking(question, runs, candidate.rates)
+        methods = ", ".join(question.methods)
+        if question.methods == tuple(CANDIDATES):
+            methods = f"all {len(CANDIDATES)}"
+        then = f"{question.stage}: {_shown(question.seeds)}" if question.seeds else ""
+        nets = ", ".join(problem.name for problem in question.problems)
+        runs = f"{count:,}" if complete else f"{count:,}, incomplete"
+        rows.append(
+            [f"`{name}`", question.asked, nets, methods, _shown(question.tuned), then, runs]
+        )
+    header = ["name", "question", "nets", "methods", "rate chosen by seeds", "then", "runs"]
+    return table(header, rows)
+
+
+def problems(_: Store) -> str:
+    """The nets and their training."""
+    rows = []
+    for problem in ALL:
+        row = [problem.name, problem.net, problem.data, f"{problem.train_size:,}"]
+        row += ["×".join(map(str, problem.input_shape)), problem.epochs, problem.batch_size]
+        rows.append([*row, "×".join(map(str, problem.widths))])
+    header = ["problem", "net", "data", "training examples", "input", "epochs", "batch", "widths"]
+    return table(header, rows)
+
+
+def tests(store: Store, problem: str, seeds: str) -> str:
+    """All tests on one problem, best first, at rates that `"two"` or `"ten"` seeds chose."""
+    on, tuned = PROBLEMS[problem], {"two": TWO, "ten": TEN}[seeds]
+    bases = {name: result(store, on, name, tuned) for name in ("sgd", "sgd-clipped")}
+    rows = []
+    for name in CANDIDATES:
+        if found := result(store, on, name, tuned):
+            differences = [
+                "" if base is None or name == other else str(paired(found, base))
+                for other, base in bases.items()
+            ]
+            means = [f"{mean:.1f}" for mean in found.means] + [f"{found.means.mean():.2f}"]
+            rate = f"{found.rate:g}{'*' if found.is_edge else ''}"
+            rows.append([name, rate, *means, *differences, len(found.tests)])
+    rows.sort(key=lambda row: -float(row[-4]))
+    if (ceiling := ceilings(store, on)) is not None:
+        means = [f"{mean:.1f}" for mean in ceiling] + [f"{np.mean(ceiling):.2f}"]
+        rows.append(["*alone*", "", *means, "", "", ""])
+    outputs = [f"output {k + 1}" for k in range(on.outputs)]
+    compared = [f"mean − {base}'s" for base in bases]
+    return table(["method", "rate", *outputs, "mean", *compared, "seeds"], rows)
+
+
+def gains(store: Store, question: str, base: str) -> str:
+    """How far a question's later methods are above one of them, by problem, and their means."""
+    asked = QUESTIONS[question]
+    others = asked.methods[asked.methods.index(base) + 1 :]
+    rows, means = [], {name: [] for name in others}
+    for problem in asked.problems:
+        on = result(store, problem, base, asked.tuned, asked.tested)
+        if on is None:
+            continue
+        row = [problem.name, f"{on.means.mean():.1f}"]
+        for name in others:
+            shown = ""
+            if name == "alone":
+                if (ceiling := ceilings(store, problem)) is not None:
+                    means[name].append(float(np.mean(ceiling - on.means)))
+                    shown = f"{means[name][-1]:+.2f}"
+            elif found := result(store, problem, name, asked.tuned, asked.tested):
+                means[name].append(paired(found, on).mean)
+                shown = str(paired(found, on))
+            row.append(shown)
+        rows.append([*row, len(on.tests)])
+    if len(rows) > 1:
+        over = [str(interval(np.array(each))) if len(each) > 1 else "" for each in means.values()]
+        rows.append(["*mean, interval over problems*", "", *over, ""])
+    return table(["problem", base, *(f"{name} − {base}" for name in others), "seeds"], rows)
+
+
+def tested(store: Store, name: str, base: str, problem: str) -> str:
+    """How far a candidate is above another in the first tests, at rates by as many seeds."""
+    found = best_tuned(store, PROBLEMS[problem], name, base)
+    return str(paired(found[0], found[1])) if found else "missing"
+
+
+def difference(store: Store, question: str, name: str, base: str, over: str) -> str:
+    """How far a candidate is above another on one problem, or on average over seeds or nets."""
+    found = _differences(store, question, name, base)
+    shown = interval(found[over]) if over in found else _average(found, over)
+    return str(shown or "missing").replace("-", "−")
+
+
+def summary(store: Store) -> str:
+    """What clipping and OSGD gain over SGD with fresh seeds, and the time of a step."""
+    seconds, rows = times.read(store.path.parent / times.FILE), []
+    names = {"sgd-clipped": "SGD, gradient clipped to norm 1"}
+    names |= {f"osgd-{scope}": f'OSGD, `scope="{scope}"`' for scope in ("all", "shared")}
+    for name, about in names.items():
+        found = _differences(store, "confirm", name, "sgd")
+        if not found:
+            continue
+        both = [average for over in ("seeds", "nets") if (average := _average(found, over))]
+        gain = [f"{both[0].mean:+.2f}", *(f"± {each.half_width:.2f}" for each in both)]
+        ahead = [interval(values) for values in found.values()]
+        beyond = sum(each.mean > each.half_width for each in ahead)
+        counts = [f"{sum(each.mean > 0 for each in ahead)} of {len(ahead)}", beyond]
+        steps = [seconds[p][name]["median"] for p in found if p in seconds]
+        time = f"{min(steps):.2f} to {max(steps):.2f}" if steps else ""
+        rows.append([about, *gain, *counts, time])
+    header = ["method", "over SGD", "over seeds", "over nets", "ahead on", "beyond the interval"]
+    return table([*header, "time of a step over SGD's"], rows)
+
+
+def rates(store: Store) -> str:
+    """Validation accuracy at the best rate of ten seeds and at multiples of it."""
+    rows = []
+    for problem in FAMILIES:
+        best = {}
+        for name in QUESTIONS["rates"].methods:
+            runs = store.of(problem.name, name)
+            if not to_tune(runs, TEN, CANDIDATES[name].rates):
+                best[name] = best_rate(runs, TEN), at_rates(runs, TEN)
+        for name, (rate, scores) in best.items():
+            near = [np.mean(list(scores.get(rate * by, {0: np.nan}).values())) for by in _NEAR]
+            shown = ["" if np.isnan(mean) else f"{mean:.1f}" for mean in near]
+            differences = ["", ""]
+            if name != "osgd-shared" and "osgd-shared" in best:
+                other, base = best["osgd-shared"]
+                values = [scores[rate][seed] - base[other][seed] for seed in TEN]
+                on_tests = tested(store, name, "osgd-shared", problem.name)
+                differences = [str(interval(np.array(values))), on_tests]
+            rows.append([problem.name, name, f"{rate:g}", *shown, *differences])
+    header = ["problem", "method", "best rate", *(f"×{by:g}" for by in _NEAR)]
+    return table([*header, "best − osgd-shared's", "tests − osgd-shared's"], rows)
+
+
+def confirmed(store: Store) -> str:
+    """Tests with fresh seeds, and paired differences of them, by problem and on average."""
+    question, rows = QUESTIONS["confirm"], []
+    scores = {name: _scores(store, "confirm", name) for name in question.methods}
+    pairs = [_differences(store, "confirm", *pair) for pair in _PAIRS]
+    for problem in [problem.name for problem in question.problems]:
+        means = [
+            f"{each[problem].mean():.2f}" if problem in each else "" for each in scores.values()
+        ]
+        compared = [str(interval(each[problem])) if problem in each else "" for each in pairs]
+        rows.append([problem, *means, *compared])
+    for over, said in (("seeds", "seeds"), ("nets", "problems")):
+        overall = [str(_average(found, over) or "") for found in pairs]
+        rows.append([f"*mean, interval over {said}*", *[""] * len(scores), *overall])
+    return table(["problem", *question.methods, *(f"{a} − {b}" for a, b in _PAIRS)], rows)
+
+
+def scopes(store: Store) -> str:
+    """Scope "all" less scope "shared" on every net of the study, and the mean over nets."""
+    rows, means = [], []
+    for problem, by, seeds, found in _scopes(store, "all"):
+        rows.append([problem.name, by, seeds, str(found)])
+        means.append(found.mean)
+    if len(means) > 1:
+        over = str(interval(np.array(means)))
+        rows.append([f"*mean over the {len(means)} nets, interval over nets*", "", "", over])
+    header = ["problem", "seeds that chose the rate", "test seeds", "osgd-all − osgd-shared"]
+    return table(header, rows)
+
+
+def scope(store: Store, among: str) -> str:
+    """The mean over nets, `"all"` or `"images"`, of scope "all" less scope "shared"."""
+    means = np.array([found.mean for *_, found in _scopes(store, among)])
+    return str(interval(means)) if len(means) else "missing"
+
+
+def screened(store: Store) -> str:
+    """Validation accuracy of all candidates in tuning and in ranking, best first."""
+    found = []
+    for name in CANDIDATES:
+        runs = store.of(SCREEN.name, name)
+        if not (means := by_rate(runs, TWO)):
+            continue
+        rate = best_rate(runs, TWO)
+        ranks = [run["validation_accuracy"] for run in at(runs, "rank", rate, TEN)]
+        steps = {"ranking": ranks, "tests": any(run["stage"] == "test" for run in runs)}
+        steps["other problems"] = any(store.of(each.name, name) for each in FAMILIES[1:])
+        went = ", ".join(step for step, gone in steps.items() if gone)
+        ranked = f"{100 * np.mean(ranks):.1f}" if ranks else ""
+        shown = [CANDIDATES[name].about, f"{rate:g}", f"{means[rate]:.1f}", ranked, went]
+        found.append((means[rate], [name, *shown]))
+    found.sort(key=lambda each: -each[0])
+    header = ["name", "method", "rate", "tuned", "ranked", "went on to"]
+    return table(header, [row for _, row in found])
+
+
+def settings_by_two(store: Store) -> str:
+    """OSGD against SGD in other settings, at rates that two seeds chose."""
+    rows = []
+    for problem in (SCREEN, *SETTINGS):
+        seeds = FIRST if problem is SCREEN else TEN
+        base = result(store, problem, "sgd", TWO, seeds)
+        for name in ("osgd-shared", "osgd-all", "osgd-reach", "osgd-leaf"):
+            if base and (found := result(store, problem, name, TWO, seeds)):
+                means = (f"{each.means.mean():.1f}" for each in (base, found))
+                rows.append([problem.name, name, *means, paired(found, base), len(found.tests)])
+    return table(["setting", "method", "SGD", "OSGD", "OSGD − SGD", "seeds"], rows)
+
+
+def _shown(seeds: range) -> str:
+    return f"{seeds[0]} to {seeds[-1]}"
+
+
+def _scores(store: Store, question: str, name: str) -> dict[str, np.ndarray]:
+    """Mean over outputs of each test, `[seeds]`, by problem; of those with all seeds."""
+    asked = QUESTIONS[question]
+    found = {p.name: result(store, p, name, asked.tuned, asked.seeds) for p in asked.problems}
+    return {
+        problem: np.array([each.tests[seed].mean() for seed in asked.seeds])
+        for problem, each in found.items()
+        if each and len(each.tests) == len(asked.seeds)
+    }
+
+
+def _differences(store: Store, question: str, name: str, base: str) -> dict[str, np.ndarray]:
+    first, second = (_scores(store, question, each) for each in (name, base))
+    return {problem: first[problem] - second[problem] for problem in first if problem in second}
+
+
+def _average(found: dict[str, np.ndarray], over: str) -> Interval | None:
+    """The mean over all problems and seeds; its interval over `"seeds"` or over `"nets"`."""
+    axis = {"seeds": 0, "nets": 1}.get(over)
+    return None if not found or axis is None else interval(np.mean(list(found.values()), axis))
+
+
+def _scopes(store: Store, among: str) -> list[tuple[Problem, str, str, Interval]]:
+    found = []
+    for problem in {"all": (*FAMILIES, *IMAGES), "images": IMAGES}[among]:
+        for tuned, seeds in ((TEN, FRESH), (TEN, FIRST), (TWO, FIRST)):
+            both = [result(store, problem, f"osgd-{s}", tuned, seeds) for s in ("all", "shared")]
+            if both[0] and both[1]:
+                kind = f"{len(both[0].tests)}{' fresh' if seeds == FRESH else ''}"
+                found.append((problem, str(len(tuned)), kind, paired(both[0], both[1])))
+                break
+    return found

@@ -8,9 +8,13 @@ from typing import Any
 from experiments.benchmark.command import machine
 from experiments.benchmark.steps import spread, time_in_turn
 from experiments.data import Dataset
-from experiments.study.candidates import CANDIDATES, COMPARED
+from experiments.study.candidates import CANDIDATES
 from experiments.study.problems import Problem
 from experiments.study.training import Trainer
+
+TIMED = ("sgd", "sgd-clipped", "osgd-shared", "osgd-all")
+
+FILE = "times.json"
 
 _ROUNDS = 40
 
@@ -22,7 +26,7 @@ def measure(problem: Problem, dataset: Dataset) -> dict[str, dict[str, float]]:
     """
     steps = {
         name: Trainer(problem, dataset, CANDIDATES[name].make(problem), group=1).stepper()
-        for name in COMPARED
+        for name in TIMED
     }
     seconds = time_in_turn(steps, _ROUNDS)
     return {name: spread(each / seconds["sgd"]) for name, each in seconds.items()}

@@ -14,8 +14,8 @@ import numpy as np
 
 from experiments.study.candidates import CANDIDATES
 from experiments.study.problems import SCREEN
-from experiments.study.runs import FIRST
-from experiments.study.statistics import best_tuned
+from experiments.study.questions import FIRST
+from experiments.study.results import best_tuned
 from experiments.study.store import Store
 from experiments.study.training import Run, Trainer
 

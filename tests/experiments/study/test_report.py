@@ -6,8 +6,9 @@ from scipy import stats
 
 from experiments.study import candidates, report, tables, why
 from experiments.study.problems import PROBLEMS, SCREEN
-from experiments.study.runs import FIRST, FRESH, TEN, TWO, to_tune
-from experiments.study.statistics import Result, best_tuned, interval, paired, result
+from experiments.study.questions import FIRST, FRESH, QUESTIONS, TEN, TWO
+from experiments.study.results import Result, best_tuned, interval, paired, result
+from experiments.study.selection import to_tune
 from tests.experiments.study.storing import store
 
 _BELOW = tuple(rate / 32 for rate in candidates.GRID)
@@ -88,10 +89,9 @@ def test_rates_are_compared_with_those_of_the_shared_scope(tmp_path):
         (SCREEN, "sgd", _tuned_and_tested(0.4, 0.6, TEN)),
         (SCREEN, "osgd-shared", _tuned_and_tested(0.2, 0.7, TEN)),
     )
-    text = report._rates(stored)
+    text = tables.rates(stored)
     row = "| mnist1d-width | sgd | 0.4 | 50.0 | 50.0 | 90.0 | 50.0 | 50.0 | +0.00 ± 0.00 | -10.00"
     assert row in text
-    assert "mnist1d-width osgd-all" in text.split("Missing: ")[1]
 
 
 def test_fresh_seeds_are_pooled_over_seeds_and_over_problems(tmp_path):
@@ -99,37 +99,64 @@ def test_fresh_seeds_are_pooled_over_seeds_and_over_problems(tmp_path):
     gains, runs = {}, []
     for problem in ("mnist1d-width", "mnist1d-depth"):
         gains[problem] = rng.normal(1, 0.3, len(FRESH))
-        for name in candidates.CONFIRMED:
+        for name in QUESTIONS["confirm"].methods:
             extra = gains[problem] / 100 if name == "osgd-all" else np.zeros(40)
             fresh = [
                 _run("test", seed, 0.4, 0.5 + more) for seed, more in zip(FRESH, extra, strict=True)
             ]
             runs.append((PROBLEMS[problem], name, _tuned_and_tested(0.4, 0, TEN) + fresh))
-    text = report._confirmed(store(tmp_path, *runs))
+    stored = store(tmp_path, *runs)
+    text = tables.confirmed(stored)
     rows = [line.split(" | ") for line in text.splitlines() if "*" in line]
     both = np.array(list(gains.values()))
-    for row, values in zip(rows, (both.mean(0), both.mean(1)), strict=True):
+    for row, over, values in zip(
+        rows, ("seeds", "nets"), (both.mean(0), both.mean(1)), strict=True
+    ):
         ends = stats.ttest_1samp(values, 0).confidence_interval(0.95)
         mean, half_width = map(float, row[6].split(" ± "))
         np.testing.assert_allclose([mean - half_width, mean + half_width], ends, atol=0.011)
+        assert tables.difference(stored, "confirm", "osgd-all", "sgd", over) == row[6]
+    one = tables.difference(stored, "confirm", "osgd-all", "sgd", "mnist1d-depth")
+    assert one == str(interval(gains["mnist1d-depth"]))
 
 
 def test_gains_are_paired_by_seed_and_their_mean_is_over_problems(tmp_path):
-    among = [PROBLEMS["mnist1d-width"], PROBLEMS["mnist1d-depth"]]
+    among = [PROBLEMS["fashion-width"], PROBLEMS["fashion-depth"]]
     runs = [(among[0], f"alone-{k + 1}", _tuned_and_tested(0.4, 0.65, TWO)) for k in range(3)]
     for problem, gain in zip(among, (0.01, 0.03), strict=True):
         runs.append((problem, "sgd", _tuned_and_tested(0.4, 0.6, TWO)))
         runs.append((problem, "osgd-all", _tuned_and_tested(0.4, 0.6 + gain, TWO)))
-    stored = store(tmp_path, *runs)
-    text = tables.gains(stored, (*among, SCREEN), ("sgd", "alone", "osgd-all", "pcgrad"))
-    ends = interval(np.array([1.0, 3.0, 1.0]))
-    assert "| mnist1d-width | 60.1 | +5.00 | +1.00 ± 0.00 |  | 3 |" in text
-    assert "| mnist1d-depth | 60.1 |  | +3.00 ± 0.00 |  | 3 |" in text
-    assert f"| *mean, interval over problems* |  | +5.00 ± 0.00 | {ends} |  |  |" in text
-    missing = "mnist1d-width pcgrad, mnist1d-depth alone, mnist1d-depth pcgrad"
-    assert f"Missing: {missing}, mnist1d-width pcgrad." in text
-    nothing = tables.gains(stored, among, ("sgd", "osgd-all"), TEN, FRESH)
-    assert "Missing: mnist1d-width sgd, mnist1d-depth sgd." in nothing
+    text = tables.gains(store(tmp_path, *runs), "images", "sgd")
+    assert "| fashion-width | 60.1 | +5.00 |  |  | +1.00 ± 0.00 |  | 3 |" in text
+    assert "| fashion-depth | 60.1 |  |  |  | +3.00 ± 0.00 |  | 3 |" in text
+    assert f"over problems* |  |  |  |  | {interval(np.array([1.0, 3.0]))} |  |  |" in text
+
+
+def test_scopes_are_compared_with_the_freshest_seeds_of_each_net(tmp_path):
+    on, other = PROBLEMS["mnist1d-width"], PROBLEMS["fashion-both"]
+    few, many = (_tuned_and_tested(0.4, 0.6, seeds) for seeds in (TWO, TEN))
+    fresh = [_run("test", seed, 0.4, 0.62) for seed in FRESH[:4]]
+    stored = store(
+        tmp_path,
+        *((on, "osgd-shared", many + fresh), (on, "osgd-all", many + _better(fresh, 0.01))),
+        *((other, "osgd-shared", few), (other, "osgd-all", _better(few, 0.03))),
+    )
+    text = tables.scopes(stored)
+    assert "| mnist1d-width | 10 | 4 fresh | +1.00 ± 0.00 |" in text
+    assert "| fashion-both | 2 | 3 | +3.00 ± 0.00 |" in text
+    mean = str(interval(np.array([1.0, 3.0])))
+    assert f"| *mean over the 2 nets, interval over nets* |  |  | {mean} |" in text
+    assert tables.scope(stored, "all") == mean
+    assert tables.scope(stored, "images") == "+3.00 ± inf"
+
+
+def _better(runs, gain):
+    return [
+        run | {"test_accuracy": [a + gain for a in run["test_accuracy"]]}
+        if run["stage"] == "test"
+        else run
+        for run in runs
+    ]
 
 
 def test_branched_nets_are_compared_at_equal_work(tmp_path):
@@ -140,11 +167,19 @@ def test_branched_nets_are_compared_at_equal_work(tmp_path):
     stored = store(tmp_path, (branched, "sgd", runs))
     work = np.array([output.multiply_adds for output in branched.costs()])
     between = np.sqrt(work[0] * work[1])
-    found = why._branched_at(stored, SCREEN, "sgd", np.array([work[0] / 2, between, work[1]]))
+    found = why.branched_at(stored, SCREEN, "sgd", np.array([work[0] / 2, between, work[1]]))
     np.testing.assert_allclose(found, [-np.inf, 70, 80])
 
 
 def test_study_of_nothing_says_that_all_is_missing(tmp_path):
     text = report.write(tmp_path).read_text()
-    assert "Missing: sgd, " in text
-    assert "Conclusions: missing." in text
+    assert text.count(" 0, incomplete |") == len(QUESTIONS)
+    assert "is\n  missing points above" in text
+
+
+def test_text_and_tables_know_each_other(tmp_path):
+    stored = store(tmp_path)
+    with pytest.raises(ValueError, match=r"\{\{diary today\}\} is unknown; the text may ask for "):
+        report.filled("{{diary today}}", stored)
+    with pytest.raises(ValueError, match=r"Use .*confirmed, .* in the text, or delete"):
+        report.filled("{{rates}}", stored)

@@ -9,10 +9,12 @@ import pytest
 
 from experiments.methods import Method
 from experiments.nets import Sizes, make_net
-from experiments.study import candidates, plan, times, why
+from experiments.study import times, why
 from experiments.study.candidates import CANDIDATES, Candidate
 from experiments.study.problems import PROBLEMS, SCREEN
-from experiments.study.runs import Runs, best_rate
+from experiments.study.questions import FIRST, TWO, Question
+from experiments.study.runs import answer, lengthened
+from experiments.study.selection import best_rate
 from experiments.study.store import Store
 from experiments.study.training import Run, Trainer
 from experiments.training import compile_runs
@@ -42,36 +44,35 @@ def test_group_trains_as_single_runs_do(name, dataset):
 
 
 def test_runs_are_kept_and_not_done_again(tmp_path, dataset):
-    runs = Runs(Store(tmp_path / "runs.jsonl"), _SMALL, lambda: dataset, "sgd", CANDIDATES["sgd"])
-    rate = runs.tune()
-    runs.finish("test", rate, range(100, 103))
-
-    def no_data():
-        raise AssertionError("a run was done again")
-
-    resumed = Runs(Store(tmp_path / "runs.jsonl"), _SMALL, no_data, "sgd", CANDIDATES["sgd"])
-    assert resumed.tune() == rate
-    resumed.finish("test", rate, range(100, 103))
-    assert [r["seed"] for r in resumed.kept if r["stage"] == "test"] == [100, 101, 102]
-    for run in resumed.kept:
+    question = Question("", (_SMALL,), ("sgd",), TWO, FIRST[:3])
+    store = Store(tmp_path / "runs.jsonl")
+    answer(question, store, lambda problem: dataset)
+    kept = store.of("small", "sgd")
+    rate = best_rate(kept, TWO)
+    tests = [(run["learning_rate"], run["seed"]) for run in kept if run["stage"] == "test"]
+    assert tests == [(rate, 100), (rate, 101), (rate, 102)]
+    for run in kept:
         assert ("test_accuracy" in run) == ("looks" in run) == (run["stage"] == "test")
 
+    def no_data(problem):
+        raise AssertionError("a run was done again")
 
-def test_grid_goes_on_beyond_its_end(tmp_path, dataset):
+    answer(question, Store(store.path), no_data)
+    with pytest.raises(AssertionError):
+        answer(question._replace(seeds=FIRST[:4]), Store(store.path), no_data)
+
+
+def test_grid_goes_on_beyond_its_end(tmp_path, dataset, monkeypatch):
     def make(problem):
         return Method("sgd", functools.partial(optax.sgd))
 
     rates = (1e-6, 2e-6, 4e-6, 8e-6, 16e-6)
-    runs = Runs(
-        Store(tmp_path / "runs.jsonl"),
-        _SMALL,
-        lambda: dataset,
-        "slow",
-        Candidate(make, "slow", rates),
-    )
-    runs.tune()
-    tried = sorted({run["learning_rate"] for run in runs.kept})
-    best = best_rate([run for run in runs.kept if run["learning_rate"] in rates])
+    monkeypatch.setitem(CANDIDATES, "slow", Candidate(make, "slow", rates))
+    store = Store(tmp_path / "runs.jsonl")
+    answer(Question("", (_SMALL,), ("slow",), TWO, range(0)), store, lambda problem: dataset)
+    kept = store.of("small", "slow")
+    tried = sorted({run["learning_rate"] for run in kept})
+    best = best_rate([run for run in kept if run["learning_rate"] in rates], TWO)
     assert (len(tried) == 10) == (best in (rates[0], rates[-1]))
 
 
@@ -91,7 +92,7 @@ def test_conflict_of_each_stage_is_looked_at_and_shown(tmp_path, dataset):
     run = {"stage": "look", "learning_rate": 0.1, "seed": 0, "looks": kept}
     stored = store(tmp_path, (SCREEN, "sgd", [run]))
     first, later = looks[:, 1, 1, 2]
-    assert f" | {first:+.2f} → {later:+.2f} | 1 |" in why._conflict(stored)
+    assert f" | {first:+.2f} → {later:+.2f} | 1 |" in why.conflict(stored)
 
 
 def test_times_are_those_of_sgd_in_the_same_round_and_kept(tmp_path, dataset):
@@ -108,13 +109,12 @@ def test_times_are_those_of_sgd_in_the_same_round_and_kept(tmp_path, dataset):
     assert asked == ["small"]
     found = times.read(path)["small"]
     assert found["sgd"]["median"] == 1
-    assert all(found[name]["quarter"] > 0 for name in candidates.COMPARED)
+    assert all(found[name]["quarter"] > 0 for name in times.TIMED)
 
 
-def test_longer_training_has_half_as_many_epochs_again(tmp_path):
-    study = plan.Study(Store(tmp_path / "runs.jsonl"))
-    assert study._runs(SCREEN, "sgd-longer").problem.epochs == 1.5 * SCREEN.epochs
-    assert study._runs(SCREEN, "sgd").problem.epochs == SCREEN.epochs
+def test_longer_training_has_half_as_many_epochs_again():
+    assert lengthened(SCREEN, CANDIDATES["sgd-longer"]).epochs == 1.5 * SCREEN.epochs
+    assert lengthened(SCREEN, CANDIDATES["sgd"]) == SCREEN
 
 
 def test_shrunk_images_are_means_of_squares():

@@ -1,14 +1,15 @@
-"""What a study's runs say: means, paired differences and their intervals."""
+"""What stored runs say: tests at the chosen rates, paired differences and their intervals."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from experiments.study.candidates import CANDIDATES, alone
+from experiments.study.candidates import named
 from experiments.study.problems import Problem
-from experiments.study.runs import FIRST, TEN, TWO, best_rate, by_rate, to_tune
-from experiments.study.store import Store
+from experiments.study.questions import FIRST, TEN, TWO
+from experiments.study.selection import at, best_rate, by_rate, to_tune
+from experiments.study.store import Run, Store
 
 
 class Result(NamedTuple):
@@ -19,14 +20,14 @@ class Result(NamedTuple):
       rate: chosen on validation data.
       is_edge: whether the chosen rate is the smallest or largest that was tried.
       tests: test accuracy in percent, `[K]`, by seed.
-      runs: all its runs of the stage that is shown.
+      runs: those tests.
     """
 
     name: str
     rate: float
     is_edge: bool
     tests: dict[int, np.ndarray]
-    runs: list[dict[str, Any]]
+    runs: list[Run]
 
     @property
     def means(self) -> np.ndarray:
@@ -39,11 +40,10 @@ class Result(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A mean with its 95 % interval, of Student's t over `pairs` paired differences."""
+    """A mean with its 95 % interval, of Student's t."""
 
     mean: float
     half_width: float
-    pairs: int
 
     def __str__(self) -> str:
         return f"{self.mean:+.2f} ± {self.half_width:.2f}"
@@ -65,16 +65,12 @@ def result(
       None where tuning is not complete or there are no tests.
     """
     kept = store.of(problem.name, name)
-    if to_tune(kept, tuned, (CANDIDATES | alone(problem))[name].rates):
+    if to_tune(kept, tuned, named(problem, [name])[name].rates):
         return None
     tried, rate = list(by_rate(kept, tuned)), best_rate(kept, tuned)
-    runs = [
-        run
-        for run in kept
-        if (run["stage"], run["learning_rate"]) == ("test", rate) and run["seed"] in tested
-    ]
-    scores = {run["seed"]: 100 * np.array(run["test_accuracy"]) for run in runs}
-    return Result(name, rate, rate in (tried[0], tried[-1]), scores, runs) if runs else None
+    runs = at(kept, "test", rate, tested)
+    tests = {run["seed"]: 100 * np.array(run["test_accuracy"]) for run in runs}
+    return Result(name, rate, rate in (tried[0], tried[-1]), tests, runs) if runs else None
 
 
 def best_tuned(store: Store, problem: Problem, *names: str) -> list[Result]:
@@ -90,31 +86,24 @@ def best_tuned(store: Store, problem: Problem, *names: str) -> list[Result]:
     return []
 
 
-def paired(first: Result, second: Result, output: int | None = None) -> Interval:
-    """The first's test accuracy less the second's, paired by seed.
+def ceilings(store: Store, problem: Problem) -> np.ndarray | None:
+    """Mean test accuracy of each output trained alone, `[K]`; None where a run is missing."""
+    found = [result(store, problem, name) for name in named(problem, ["alone"])]
+    if any(each is None for each in found):
+        return None
+    return np.array([each.means[0] for each in found if each is not None])
 
-    Args:
-      first: a result.
-      second: another on the same problem.
-      output: of this output; of the mean over outputs if None.
-    """
+
+def paired(first: Result, second: Result) -> Interval:
+    """The first's test accuracy less the second's, the mean over outputs, paired by seed."""
     seeds = sorted(first.tests.keys() & second.tests.keys())
     differences = np.array([first.tests[seed] - second.tests[seed] for seed in seeds])
-    values = differences.mean(axis=1) if output is None else differences[:, output]
-    return interval(values)
+    return interval(differences.mean(axis=1))
 
 
 def interval(values: np.ndarray) -> Interval:
     """The mean of some values with its interval; of infinite width for a single one."""
     if len(values) < 2:
-        return Interval(float(np.mean(values)), float("inf"), len(values))
+        return Interval(float(np.mean(values)), float("inf"))
     width = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return Interval(float(np.mean(values)), float(width), len(values))
-
-
-def ceilings(store: Store, problem: Problem) -> np.ndarray | None:
-    """Mean test accuracy of each output trained alone, `[K]`; None where a run is missing."""
-    found = [result(store, problem, name) for name in alone(problem)]
-    if any(each is None for each in found):
-        return None
-    return np.array([each.means[0] for each in found if each is not None])
+    return Interval(float(np.mean(values)), float(width))

@@ -1,0 +1,137 @@
+"""What the study asks, and which runs answer it."""
+
+from typing import Literal, NamedTuple
+
+from experiments.study.candidates import CANDIDATES
+from experiments.study.problems import FAMILIES, IMAGES, PROBLEMS, SCREEN, SETTINGS, Problem
+
+# Seeds that choose a rate: two for all candidates, ten for those that the conclusions speak of.
+TWO, TEN = range(2), range(10, 20)
+
+# Seeds of the tests: the first, and those that nothing saw before the question that they answer.
+FIRST, FRESH = range(100, 120), range(200, 240)
+
+
+class Question(NamedTuple):
+    """What is asked, and of which runs.
+
+    Each method's rate is chosen on validation data; at this rate it trains from other seeds.
+
+    Attributes:
+      asked: the question in words.
+      problems: what is trained.
+      methods: names of candidates; `"alone"` for each output trained on its own loss.
+      tuned: seeds that choose the rate.
+      seeds: those that train at this rate.
+      stage: what these are for: `"rank"` on validation data, `"test"` on test data, or `"look"` at
+        the gradients of each stage.
+    """
+
+    asked: str
+    problems: tuple[Problem, ...]
+    methods: tuple[str, ...]
+    tuned: range
+    seeds: range
+    stage: Literal["rank", "test", "look"] = "test"
+
+    @property
+    def tested(self) -> range:
+        """All seeds of this kind: another question may have had more of them tested."""
+        return next(kind for kind in (FIRST, FRESH, TEN) if self.seeds[0] in kind)
+
+
+def _on(*names: str) -> tuple[Problem, ...]:
+    return tuple(PROBLEMS[name] for name in names)
+
+
+_COMPARED = ("sgd", "sgd-clipped", "osgd-shared", "osgd-all")
+_CONTROLS = ("sgd-osgd-length", "osgd-sgd-length")
+
+# Of the published methods, the best five in the ranking; of fixed weights, the best.
+_BEST = ("aligned_mtl", "random", "dualproj", "gradient_equilibrium", "stch")
+_BEST_FIXED = "sgd-early"
+
+# What is tested by two seeds' rates on fewer nets and on more, and what is ranked besides.
+_EVERYWHERE = (*_COMPARED, "osgd-reach", "osgd-clipped", _BEST_FIXED, "adamw", *_CONTROLS, *_BEST)
+_ON_SOME = (*_EVERYWHERE, "sgd-longer", "sgd-warmup", "osgd-warmup")
+_ON_FIRST = (*_ON_SOME, "osgd-leaf", "sgd-late", "sgd-late-mild", "lars")
+_RANKED = (*_ON_FIRST, "osgd-reversed", "osgd-random", "osgd-normalized", "osgd-half")
+_RANKED += ("osgd-conflicts", "upgrad", "uncertainty")
+
+_TEN_SEEDS = ("sgd", "sgd-clipped", "sgd-longer", "osgd-shared", "osgd-all", "osgd-reach")
+_TEN_SEEDS += ("osgd-clipped", "osgd-all-clipped", "aligned_mtl", *_CONTROLS)
+
+QUESTIONS = {
+    "screen": Question(
+        "Which of all methods are the best on validation data?",
+        *((SCREEN,), tuple(CANDIDATES), TWO, range(0)),
+    ),
+    "rank": Question(
+        "Which of the better ones stay so with other seeds?",
+        *((SCREEN,), _RANKED, TWO, TEN, "rank"),
+    ),
+    "test": Question(
+        "Does the best of each kind beat SGD on test data?",
+        *((SCREEN,), (*_ON_FIRST, "alone"), TWO, FIRST),
+    ),
+    "families": Question(
+        "And on other families?",
+        *(_on("mnist1d-depth", "mnist1d-branched"), (*_ON_SOME, "alone"), TWO, FIRST),
+    ),
+    "larger": Question(
+        "And on larger nets?",
+        *(_on("mnist1d-both", "mnist1d-width-large"), (*_EVERYWHERE, "alone"), TWO, FIRST),
+    ),
+    "smaller": Question(
+        "And on a smaller one?",
+        _on("mnist1d-branched-small"),
+        *((*_COMPARED, "osgd-reach", "alone"), TWO, FIRST),
+    ),
+    "rates": Question(
+        "Does it stay so where ten seeds choose the rates?", *(FAMILIES, _TEN_SEEDS, TEN, FIRST)
+    ),
+    "confirm": Question(
+        "Which scope is the better default, and does OSGD add to clipping?",
+        *(FAMILIES, (*_COMPARED, "osgd-all-clipped"), TEN, FRESH),
+    ),
+    "settings": Question(
+        "Does it stay so in other settings?",
+        *((SCREEN, *SETTINGS), ("sgd", "sgd-clipped", "osgd-all"), TEN, FRESH[:20]),
+    ),
+    "settings-by-two": Question(
+        'And with scope "reach", by two seeds?', *(SETTINGS, ("sgd", "osgd-reach"), TWO, TEN)
+    ),
+    "adamw": Question(
+        "Does OSGD help before AdamW?",
+        *((SCREEN,), ("adamw", "osgd-adamw"), TEN, FRESH[:20]),
+    ),
+    "images": Question(
+        "Is it the same on images?",
+        IMAGES,
+        ("sgd", "alone", "sgd-clipped", "osgd-shared", "osgd-all", "aligned_mtl"),
+        *(TWO, FIRST[:10]),
+    ),
+    "images-best": Question(
+        "Do the other best methods help on images?",
+        *(_on("fashion-width", "cifar-width"), (_BEST_FIXED, *_BEST), TWO, FIRST[:10]),
+    ),
+    "images-again": Question(
+        "Do OSGD and Aligned-MTL keep up with clipping on images by ten seeds' rates?",
+        _on("fashion-width", "fashion-branched"),
+        *(("sgd", "sgd-clipped", "osgd-all", "aligned_mtl"), TEN, FRESH[:20]),
+    ),
+    "short-fashion": Question(
+        "Is it the same where images are hardly trained?",
+        _on("fashion-width-short"),
+        *((*_COMPARED, "osgd-clipped", "aligned_mtl", "random", "alone"), TWO, FIRST[:5]),
+    ),
+    "short-cifar": Question(
+        "And where they are harder?",
+        *(_on("cifar-width-short"), (*_COMPARED, "aligned_mtl"), TWO, FIRST[:5]),
+    ),
+    "short-again": Question(
+        "And by ten seeds' rates?", *(_on("fashion-width-short"), _COMPARED, TEN, FIRST[:10])
+    ),
+    "conflict": Question("Where do losses conflict?", *(FAMILIES, ("sgd",), TEN, TEN, "look")),
+    "conflict-images": Question("And on images?", *(IMAGES, ("sgd",), TWO, TEN[:3], "look")),
+}
