@@ -58,6 +58,12 @@ def _palette_alpha(seed):
     return image, _on_white(shown, alphas[np.asarray(image)])
 
 
+def _palette_hole(seed):
+    image, shown = _palette(seed)
+    image.info["transparency"] = 3
+    return image, np.where(np.asarray(image)[..., None] == 3, 255, shown)
+
+
 def _colour(seed):
     pixels = _numbers(seed, _SIDE, _SIDE + 1, 3)
     return Image.fromarray(pixels), pixels
@@ -112,6 +118,7 @@ _CASES = {
     "LA": (_grey_alpha, ("png", "tiff"), Kind(1, "uint8")),
     "P": (_palette, ("png", "tiff", "bmp", "gif"), Kind(3, "uint8")),
     "P with alpha": (_palette_alpha, ("png",), Kind(3, "uint8")),
+    "P with a transparent colour": (_palette_hole, ("png", "gif"), Kind(3, "uint8")),
     "RGB": (_colour, ("png", "tiff", "bmp", "ppm"), Kind(3, "uint8")),
     "RGBA": (_colour_alpha, ("png", "tiff"), Kind(3, "uint8")),
     "opaque RGBA": (_opaque, ("png", "tiff"), Kind(3, "uint8")),
@@ -169,6 +176,14 @@ def test_a_file_shows_what_was_put_into_it(tmp_path, mode, ending, orientation):
     turned = _write(path, image, orientation)
     assert images.header(path, "x").kind == kind
     _assert_shows(images.read(path, kind, "x"), _UPRIGHT[turned](shown), kind, kind)
+
+
+@pytest.mark.parametrize("ending", ["gif", "tiff", "png"])
+def test_of_several_frames_the_first_is_read(tmp_path, ending):
+    (image, shown), (later, _) = _grey(0), _grey(1)
+    image.save(tmp_path / f"x.{ending}", save_all=True, append_images=[later])
+    found = images.read(tmp_path / f"x.{ending}", Kind(1, "uint8"), "x")
+    np.testing.assert_array_equal(found, shown)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
