@@ -3,6 +3,7 @@
 from osgd_jax import nets, weightings
 from osgd_jax._anytime import AnytimeOutput, AnytimePredictor, Prediction
 from osgd_jax._cost import OutputCost, cost
+from osgd_jax._diagnose import Diagnosis, diagnose
 from osgd_jax._gramian import combine, gramian, task_cosines
 from osgd_jax._losses import task_names
 from osgd_jax._row_methods import (
@@ -22,6 +23,7 @@ __all__ = [
     "AggregateState",
     "AnytimeOutput",
     "AnytimePredictor",
+    "Diagnosis",
     "GradDropState",
     "MemoryState",
     "OutputCost",
@@ -33,6 +35,7 @@ __all__ = [
     "cost",
     "db_mtl",
     "densify",
+    "diagnose",
     "excess_mtl",
     "graddrop",
     "gramian",

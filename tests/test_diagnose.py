@@ -1,0 +1,162 @@
+"""`diagnose` against made gradients, and what it says of odd ones."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import osgd_jax
+
+RNG = np.random.default_rng(0)
+LOSSES = {"pde": 1.0, "bc": 2.0, "ic": 3.0}  # tasks 2, 0 and 1, by their sorted keys
+
+
+def gramians_of(rows):
+    rows = np.asarray(rows, np.float64)
+    return rows @ rows.transpose(0, 2, 1)
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def made(kind, steps=50, num_tasks=3, columns=20):
+    """Gradients `[steps, K, columns]`."""
+    noise = RNG.normal(size=(steps, num_tasks, columns))
+    if kind == "aligned":
+        return noise + 4 * RNG.normal(size=(steps, 1, columns))
+    if kind == "imbalanced":
+        return noise * np.array([1, 100, 0.1])[:, None]
+    signs = np.array([1, -1, 1])[:, None]
+    return noise + 4 * signs * RNG.normal(size=(steps, 1, columns))
+
+
+@pytest.mark.parametrize("kind", ["aligned", "imbalanced", "conflicting"])
+def test_all_numbers_from_the_gradients(kind):
+    rows = made(kind)
+    found = osgd_jax.diagnose(gramians_of(rows))
+    cosines = np.einsum("nip,njp->nij", unit(rows), unit(rows))
+    np.testing.assert_allclose(found.cosines, cosines.mean(axis=0), atol=1e-12)
+    off = ~np.eye(3, dtype=bool)
+    np.testing.assert_allclose(found.opposed[off], (cosines < 0).mean(axis=0)[off])
+    norms = np.exp(np.log(np.linalg.norm(rows, axis=2)).mean(axis=0))
+    np.testing.assert_allclose(found.norms, norms)
+    np.testing.assert_allclose(found.norm_ratio, norms.max() / norms.min())
+    score = 2 * np.linalg.norm(unit(rows).mean(axis=1), axis=1) ** 2 - 1
+    np.testing.assert_allclose(found.alignment, score.mean())
+    assert (found.steps, found.left_out, found.tasks) == (50, 0, ("0", "1", "2"))
+    assert found.regime is None
+
+
+def test_the_kinds_are_told_apart_by_their_numbers():
+    aligned, imbalanced, conflicting = (
+        osgd_jax.diagnose(gramians_of(made(kind)))
+        for kind in ("aligned", "imbalanced", "conflicting")
+    )
+    assert aligned.alignment > 0.8 > 0 > imbalanced.alignment > conflicting.alignment
+    assert imbalanced.norm_ratio > 500 > 2 > max(aligned.norm_ratio, conflicting.norm_ratio)
+    assert conflicting.opposed[0, 1] == 1 > 0.7 > imbalanced.opposed.max()
+    assert not aligned.opposed.any()
+
+
+def test_known_directions():
+    orthogonal = osgd_jax.diagnose(np.eye(4)[None])
+    np.testing.assert_allclose(orthogonal.alignment, 2 / 4 - 1)
+    opposite = osgd_jax.diagnose(gramians_of([[[1, 0], [-3, 0]]]))
+    np.testing.assert_allclose(opposite.alignment, -1)
+    np.testing.assert_allclose(opposite.cosines, [[1, -1], [-1, 1]])
+    np.testing.assert_allclose(opposite.opposed, [[0, 1], [1, 0]])
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e18])
+def test_only_the_norms_depend_on_the_scale(scale):
+    rows = made("conflicting")
+    near, far = (osgd_jax.diagnose(gramians_of(rows * s)) for s in (1, scale))
+    np.testing.assert_allclose(far.norms, near.norms * scale)
+    for field in ("cosines", "opposed", "norm_ratio", "alignment"):
+        np.testing.assert_allclose(getattr(far, field), getattr(near, field), atol=1e-12)
+
+
+def test_float32_gramians_of_the_library_and_logged_cosines_and_norms():
+    rows = made("imbalanced").astype(np.float32)
+    gramians = np.stack([osgd_jax.gramian([jnp.asarray(step)]) for step in rows])
+    found, wanted = osgd_jax.diagnose(gramians), osgd_jax.diagnose(gramians_of(rows))
+    np.testing.assert_allclose(found.cosines, wanted.cosines, atol=1e-6)
+    norms = np.sqrt(np.diagonal(gramians, axis1=1, axis2=2))
+    cosines = np.stack([osgd_jax.task_cosines(jnp.asarray(gramian)) for gramian in gramians])
+    logged = osgd_jax.diagnose(cosines * norms[:, :, None] * norms[:, None, :])
+    np.testing.assert_allclose(logged.norm_ratio, wanted.norm_ratio, rtol=1e-5)
+
+
+def test_steps_that_are_not_finite_are_left_out():
+    gramians = gramians_of(made("conflicting"))
+    spoiled = gramians.copy()
+    spoiled[3, 0, 1], spoiled[7] = np.nan, np.inf
+    found = osgd_jax.diagnose(spoiled)
+    wanted = osgd_jax.diagnose(np.delete(gramians, [3, 7], axis=0))
+    assert (found.steps, found.left_out) == (48, 2)
+    np.testing.assert_allclose(found.cosines, wanted.cosines)
+    assert "48 steps (2 not finite, left out)" in str(found)
+    with pytest.raises(ValueError, match="none of 50 is"):
+        osgd_jax.diagnose(np.full_like(gramians, np.nan))
+
+
+def test_gradients_of_zero_do_not_count():
+    rows = made("conflicting")
+    with_zeros = np.concatenate([rows, rows], axis=0)
+    with_zeros[50:, 1] = 0
+    found = osgd_jax.diagnose(gramians_of(with_zeros))
+    wanted = osgd_jax.diagnose(gramians_of(rows))
+    np.testing.assert_allclose(found.cosines, wanted.cosines)
+    np.testing.assert_allclose(found.norms, wanted.norms)
+    pair = osgd_jax.diagnose(gramians_of(rows[:, [0, 2]]))
+    np.testing.assert_allclose(found.alignment, (wanted.alignment + pair.alignment) / 2)
+
+
+def test_a_task_that_never_has_a_gradient_and_none_at_all():
+    rows = made("aligned")
+    rows[:, 2] = 0
+    found = osgd_jax.diagnose(gramians_of(rows))
+    assert found.norms[2] == 0
+    assert found.norm_ratio < 2
+    assert np.isnan(found.cosines[2]).all()
+    assert "0 and 1" in str(found)
+    nothing = osgd_jax.diagnose(np.zeros((5, 2, 2)))
+    assert np.isnan([nothing.alignment, nothing.norm_ratio]).all()
+    assert "nothing to balance" in str(nothing)
+
+
+def test_one_task():
+    found = osgd_jax.diagnose(np.full((5, 1, 1), 4.0))
+    np.testing.assert_allclose(
+        [found.alignment, found.norm_ratio, found.norms[0], found.cosines[0, 0]], [1, 1, 2, 1]
+    )
+    assert "nothing to balance" in str(found)
+
+
+def test_three_lines_with_the_names_of_the_tasks():
+    rows = made("conflicting")[:, [1, 0, 2]] * np.array([1, 1, 50])[:, None]
+    found = osgd_jax.diagnose(gramians_of(rows), LOSSES)
+    assert found.tasks == ("bc", "ic", "pde")
+    first, second, third = str(found).split("\n")
+    assert "50 steps, 3 tasks: alignment" in first
+    assert "-0.33 orthogonal" in first
+    assert second.startswith(("Most opposed: bc and ic", "Most opposed: bc and pde"))
+    assert "negative in 100% of the steps" in second
+    assert f"Norms: pde {found.norm_ratio:.3g} times" in second
+    assert "upgrad" in third
+
+
+@pytest.mark.parametrize(
+    ("gramians", "losses", "message"),
+    [
+        (np.eye(3), None, r"shape \(3, 3\).*\[N, K, K\]"),
+        (np.zeros((4, 3, 2)), None, r"shape \(4, 3, 2\)"),
+        (np.zeros((0, 3, 3)), None, r"shape \(0, 3, 3\)"),
+        (np.zeros((4, 0, 0)), None, r"shape \(4, 0, 0\)"),
+        (-np.ones((4, 2, 2)), None, "negative on the diagonal"),
+        (np.ones((4, 2, 2)), LOSSES, "3 losses; the Gramians are of 2 tasks"),
+    ],
+)
+def test_wrong_arguments(gramians, losses, message):
+    with pytest.raises(ValueError, match=message):
+        osgd_jax.diagnose(gramians, losses)
