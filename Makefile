@@ -4,12 +4,12 @@ BIN := .venv/bin
 ALL_EXTRAS := experiments,data,docs,notebooks,test,lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo benchmark study-smoke docs notebooks test test-slow check format lock clean
+.PHONY: help demo benchmark study-smoke docs notebooks test test-slow test-peer check format lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-demo: .venv/demo-ready ## Compare OSGD with SGD, clipped and not, on real images (about 4 minutes on 2 cores)
+demo: .venv/demo-ready ## Compare SGD, clipped SGD and OSGD on a nested net (about 4 minutes on 2 cores)
 	$(BIN)/python -m experiments.compare --output runs/demo
 
 benchmark: .venv/ready ## Time training steps of SGD and OSGD against their limits (about 5 minutes)
@@ -23,6 +23,9 @@ test: .venv/ready ## Run the tests
 
 test-slow: .venv/ready ## Run the tests that take longer than a minute each
 	$(BIN)/python -m pytest -m slow
+
+test-peer: .venv-peer/ready ## Compare the weightings with those of TorchJD, in an environment of their own (several GB)
+	.venv-peer/bin/python -m pytest tests/weightings/test_against_torchjd.py
 
 check: .venv/ready ## Check format, lint and types
 	$(BIN)/ruff format --check .
@@ -47,7 +50,7 @@ lock: ## Pin the newest versions of everything in requirements.txt
 	rm -rf .venv-lock
 
 clean: ## Remove the environment, caches and runs
-	rm -rf .venv .venv-lock .pytest_cache .ruff_cache .hypothesis runs build dist
+	rm -rf .venv .venv-lock .venv-peer .pytest_cache .ruff_cache .hypothesis runs build dist
 
 .venv/demo-ready: pyproject.toml requirements.txt
 	$(PYTHON) -m venv .venv
@@ -57,4 +60,10 @@ clean: ## Remove the environment, caches and runs
 
 .venv/ready: .venv/demo-ready
 	$(BIN)/python -m pip install --quiet --constraint requirements.txt -e '.[$(ALL_EXTRAS)]'
+	@touch $@
+
+.venv-peer/ready: pyproject.toml requirements.txt
+	$(PYTHON) -m venv .venv-peer
+	.venv-peer/bin/python -m pip install --quiet --upgrade pip
+	.venv-peer/bin/python -m pip install --quiet --constraint requirements.txt -e '.[test,peer]'
 	@touch $@

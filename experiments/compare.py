@@ -1,15 +1,16 @@
-"""Train one anytime net by SGD, clipped SGD and OSGD, and show which does better at each output.
+"""Train one anytime net by SGD, clipped SGD and OSGD, and say which does better at each output.
 
-Each method's learning rate is chosen from the same grid on validation data; the test data is looked
-at once, with the rate chosen. Each output is also trained alone, as a ceiling.
+Each method's learning rate is chosen from the same grid on validation data, by seeds of its own;
+the test data is looked at once, with the rate chosen and other seeds. Each output is also trained
+alone, as a ceiling.
 """
 
 import dataclasses
-import importlib.metadata
+import functools
 import json
+import math
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,19 +19,27 @@ import tyro
 from flax import nnx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from scipy import stats
 
 import osgd_jax
-from experiments import comparison_report, data, methods
+from experiments import data, methods
 from experiments.nets import Sizes, make_net
-from experiments.training import MakeNet, Method, Trained, compile_runs
+from experiments.settings import flat, require
+from experiments.tables import interval, machine
+from experiments.trainer import Trainer, tune_and_test
 
 # As in the study, where clipping at this norm is the baseline to beat.
 _CLIP_NORM = 1.0
+
+_ALONE = "each alone"
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What to compare.
+
+    The defaults are those of the study's first net; with two cores they take about three minutes.
 
     Attributes:
       data: built-in data set.
@@ -42,38 +51,31 @@ class Config:
       batch_size: examples in a step.
       learning_rates: the grid from which each method's rate is chosen.
       momentum: decay rate of Nesterov momentum.
-      scope: which parameters OSGD orthogonalizes together: shared, all, leaf or reach.
-      seeds: runs of each method at its rate.
-      tuning_seeds: how many of these seeds are also run at every rate of the grid.
+      scope: which parameters OSGD orthogonalizes together; the library's default if not given.
+      tuning_seeds: seeds that choose each rate.
+      seeds: other seeds, trained and tested at the rate.
       output: folder for results.json and comparison.png.
     """
 
-    data: Literal["digits", "mnist1d"] = "digits"
+    data: Literal["mnist1d", "digits"] = "mnist1d"
     net: Literal["width-nested", "depth-nested"] = "width-nested"
     outputs: int = 3
-    widths: tuple[int, ...] = (16, 32)
-    train_size: int | None = None
-    epochs: int = 25
+    widths: tuple[int, ...] = (16, 16)
+    train_size: int | None = 1000
+    epochs: int = 40
     batch_size: int = 100
-    learning_rates: tuple[float, ...] = (0.2, 0.4, 0.8, 1.6, 3.2)
+    learning_rates: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.6)
     momentum: float = 0.9
-    scope: Literal["shared", "all", "leaf", "reach"] = "shared"
-    seeds: int = 5
-    tuning_seeds: int = 2
+    scope: methods.Scope | None = None
+    tuning_seeds: int = 5
+    seeds: int = 25
     output: Path = Path("runs/compare")
 
     def __post_init__(self):
-        for field in ("outputs", "epochs", "batch_size", "seeds", "tuning_seeds"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)} must be at least 1.")
-        if not self.learning_rates or min(self.learning_rates) <= 0:
-            raise ValueError(f"learning_rates={self.learning_rates} must be one or more above 0.")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum={self.momentum} must be at least 0 and below 1.")
-        if self.tuning_seeds > self.seeds:
-            raise ValueError(
-                f"tuning_seeds={self.tuning_seeds} must not exceed seeds={self.seeds}."
-            )
+        require(self, fields=("outputs", "widths", "train_size", "epochs"), at_least=1)
+        require(self, fields=("batch_size", "tuning_seeds", "seeds"), at_least=1)
+        require(self, fields=("learning_rates",), above=0)
+        require(self, fields=("momentum",), at_least=0, below=1)
 
 
 def compare(config: Config, progress: Progress) -> dict[str, Any]:
@@ -84,78 +86,158 @@ def compare(config: Config, progress: Progress) -> dict[str, Any]:
     """
     started = time.time()
     dataset = data.load(data.Source(config.data, config.train_size))
-    if config.batch_size > len(dataset.train.labels):
-        raise ValueError(
-            f"batch_size={config.batch_size} exceeds the {len(dataset.train.labels)} training"
-            " examples."
-        )
-
-    def make(rngs: nnx.Rngs):
-        return make_net(Sizes(config.net, config.outputs, config.widths), dataset, rngs)
-
+    make = functools.partial(make_net, Sizes(config.net, config.outputs, config.widths), dataset)
     costs = osgd_jax.cost(make(nnx.Rngs(0)), dataset.input_shape)
-    sgd = methods.method(methods.Settings("sgd", momentum=config.momentum))
-    clipped = methods.method(
-        methods.Settings("sgd", momentum=config.momentum, clip_norm=_CLIP_NORM)
-    )
-    osgd = methods.method(methods.Settings("osgd", config.scope, momentum=config.momentum))
-    compared = [sgd, dataclasses.replace(clipped, name="sgd clipped"), osgd]
-    alone = [methods.alone(k, momentum=config.momentum) for k in range(config.outputs)]
-    runs_each = config.tuning_seeds * len(config.learning_rates)
-    runs_each += config.seeds - config.tuning_seeds
-    task = progress.add_task("", total=runs_each * len(compared + alone))
+    tuned, tested = np.split(np.arange(config.tuning_seeds + config.seeds), [config.tuning_seeds])
+    group = len(tuned) * len(config.learning_rates)
+    task = progress.add_task("", total=None)
     results = []
-    for method in compared + alone:
-        progress.update(task, description=method.name)
+    for method in _methods(config):
+        trainer = Trainer(
+            make,
+            dataset,
+            method,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            group=group,
+        )
+        calls = math.ceil(group / trainer.group) + math.ceil(config.seeds / trainer.group)
+        progress.reset(task, description=method.name, total=calls * config.epochs)
+        found = tune_and_test(
+            trainer,
+            config.learning_rates,
+            tuned.tolist(),
+            tested.tolist(),
+            lambda: progress.advance(task),
+        )
+        by_rate = found.validation.items()
         results.append(
-            _tune_and_test(config, make, dataset, method, lambda: progress.advance(task))
+            {
+                "method": method.name,
+                "output": method.output,
+                "learning_rate": found.learning_rate,
+                "validation_accuracy_by_rate": [
+                    {"learning_rate": rate, "seeds": seeds.round(4).tolist()}
+                    for rate, seeds in by_rate
+                ],
+                "test_accuracy": found.tests.round(4).tolist(),
+                "final_losses": found.losses.round(6).tolist(),
+            }
         )
     return {
-        "config": dataclasses.asdict(config) | {"output": str(config.output)},
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "optax", "flax")},
+        "config": flat(config) | {"output": config.output.name},
+        "seeds": {"tuning": tuned.tolist(), "test": tested.tolist()},
+        "machine": machine(),
         "seconds": round(time.time() - started, 1),
         "outputs": [cost._asdict() for cost in costs],
         "methods": results,
     }
 
 
-def _tune_and_test(
-    config: Config,
-    make: MakeNet,
-    dataset: data.Dataset,
-    method: Method,
-    advance: Callable[[], None],
-) -> dict[str, Any]:
-    """Choose the rate by the tuning seeds' validation accuracy; test all seeds at that rate."""
-    runs = compile_runs(make, dataset, method, epochs=config.epochs, batch_size=config.batch_size)
-
-    def train(seed: int, learning_rate: float) -> Trained:
-        trained = runs.train(seed, learning_rate)
-        advance()
-        return trained
-
-    trained = {
-        rate: [train(seed, rate) for seed in range(config.tuning_seeds)]
-        for rate in config.learning_rates
-    }
-    validation = {
-        rate: [runs.accuracy(each, dataset.validation) for each in trained[rate]]
-        for rate in trained
-    }
-    best = max(validation, key=lambda rate: np.mean(validation[rate]))
-    finalists = trained[best] + [
-        train(seed, best) for seed in range(config.tuning_seeds, config.seeds)
+def _methods(config: Config) -> list[methods.Method]:
+    settings = functools.partial(methods.Settings, momentum=config.momentum)
+    clipped = methods.method(settings("sgd", clip_norm=_CLIP_NORM))
+    return [
+        methods.method(settings("sgd")),
+        dataclasses.replace(clipped, name="sgd clipped"),
+        methods.method(settings("osgd", config.scope)),
+        *(methods.alone(k, momentum=config.momentum) for k in range(config.outputs)),
     ]
-    return {
-        "method": method.name,
-        "output": method.output,
-        "learning_rate": best,
-        "validation_accuracy_by_rate": [
-            {"learning_rate": rate, "seeds": validation[rate]} for rate in validation
-        ],
-        "test_accuracy": [runs.accuracy(each, dataset.test) for each in finalists],
-        "final_losses": [each.final_losses for each in finalists],
+
+
+def series(results: dict[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Mean and standard error of the test accuracy in percent, `[K]` each, by method.
+
+    The runs of single outputs are gathered into one series.
+    """
+    gathered: dict[str, list[np.ndarray]] = {}
+    for method in results["methods"]:
+        name = method["method"] if method["output"] is None else _ALONE
+        gathered.setdefault(name, []).append(100 * np.array(method["test_accuracy"]))
+    runs = {name: np.concatenate(parts, axis=1) for name, parts in gathered.items()}
+    return {name: (each.mean(axis=0), _error(each)) for name, each in runs.items()}
+
+
+def _error(runs: np.ndarray) -> np.ndarray:
+    """Standard error of the mean over the first axis; not a number for a single run."""
+    return stats.sem(runs) if len(runs) > 1 else np.full(runs.shape[1:], np.nan)
+
+
+def table(results: dict[str, Any]) -> Table:
+    """One row a method, one column an output; below, what each output costs."""
+    config = results["config"]
+    shown = Table(
+        title=f"Test accuracy, % (mean ± standard error of {config['seeds']} seeds): "
+        f"{config['net']} net, {config['data']}"
+    )
+    shown.add_column("method")
+    shown.add_column("rate", justify="right")
+    for k in range(config["outputs"]):
+        shown.add_column(f"output {k + 1}", justify="right")
+    shown.add_column("mean", justify="right")
+    for name, (means, errors) in series(results).items():
+        rates = [
+            f"{method['learning_rate']:g}"
+            for method in results["methods"]
+            if (_ALONE if method["output"] is not None else method["method"]) == name
+        ]
+        cells = [f"{mean:.1f} ± {error:.1f}" for mean, error in zip(means, errors, strict=True)]
+        shown.add_row(name, "/".join(rates), *cells, f"{means.mean():.1f}")
+    shown.add_section()
+    for label, field in (("parameters", "parameters"), ("multiply-adds", "multiply_adds")):
+        shown.add_row(label, "", *[f"{output[field]:,}" for output in results["outputs"]], "")
+    return shown
+
+
+def sentences(results: dict[str, Any]) -> list[str]:
+    """What was seen, in words: paired differences and their intervals; rates at an edge."""
+    config = results["config"]
+    runs = {
+        method["method"]: 100 * np.array(method["test_accuracy"]).mean(axis=1)
+        for method in results["methods"]
     }
+    lines = []
+    for name, base in (("sgd clipped", "sgd"), ("osgd", "sgd"), ("osgd", "sgd clipped")):
+        found = interval(runs[name] - runs[base])
+        if abs(found.mean) <= found.half_width:
+            verdict = f"is level with {base}"
+        else:
+            verdict = f"is {'above' if found.mean > 0 else 'below'} {base}"
+        lines.append(f"{name} {verdict}: {found} points")
+    seen = [
+        "; ".join(lines)
+        + f" (mean over the outputs, 95 % interval over {config['seeds']} seeds, paired)."
+    ]
+    grid = config["learning_rates"]
+    for method in results["methods"]:
+        if len(grid) > 1 and method["learning_rate"] in (min(grid), max(grid)):
+            seen.append(
+                f"The rate {method['learning_rate']:g} of {method['method']} is at the edge of the"
+                " grid; a wider grid might find a better one."
+            )
+    return seen
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Draw accuracy against multiply-adds, one line a method, and save it as a picture."""
+    from matplotlib.figure import Figure
+
+    from osgd_jax import plots
+
+    config = results["config"]
+    costs = [output["multiply_adds"] for output in results["outputs"]]
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    styles = {_ALONE: {"color": "0.5", "linestyle": "none", "marker": "_", "markersize": 16}}
+    for name, (means, errors) in series(results).items():
+        style = styles.get(name, {})
+        plots.anytime_curve(costs, means, error=errors, label=name, axes=axes, **style)
+    axes.set_ylabel("test accuracy, %")
+    axes.set_title(
+        f"{config['net']} net on {config['data']}: mean ± standard error, {config['seeds']} seeds"
+    )
+    axes.legend()
+    figure.savefig(path, dpi=150)
 
 
 def main() -> None:
@@ -168,19 +250,19 @@ def main() -> None:
             TextColumn("{task.description:>16}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("runs, remaining"),
+            TextColumn("epochs, remaining"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=console) as progress:
             results = compare(config, progress)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    console.print(comparison_report.table(results))
-    for note in comparison_report.notes(results):
-        console.print(note, soft_wrap=True)
+    console.print(table(results))
+    for line in sentences(results):
+        console.print(line, soft_wrap=True, highlight=False)
     results_file, plot_file = config.output / "results.json", config.output / "comparison.png"
     results_file.write_text(json.dumps(results, indent=1) + "\n")
-    comparison_report.plot(results, plot_file)
+    plot(results, plot_file)
     console.print(f"Wrote {results_file} and {plot_file}.", highlight=False, soft_wrap=True)
 
 

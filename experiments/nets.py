@@ -12,6 +12,9 @@ from experiments.settings import require
 
 Family = Literal["branched", "msdnet", "width-nested", "depth-nested", "nested"]
 
+# Those that are made of residual blocks, at several widths.
+ResNetFamily = Literal["branched", "width-nested", "depth-nested", "nested"]
+
 NETS = {
     "branched": osgd_jax.nets.BranchedResNet,
     "msdnet": osgd_jax.nets.MSDNet,

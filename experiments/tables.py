@@ -1,13 +1,15 @@
-"""Tables in Markdown, and what figures were measured on."""
+"""Tables in Markdown, means with their intervals, and what figures were measured on."""
 
 import datetime
 import importlib.metadata
 import os
 import platform
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from scipy import stats
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -30,3 +32,21 @@ def machine() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "versions": versions(),
     }
+
+
+class Interval(NamedTuple):
+    """A mean with its 95 % interval, of Student's t."""
+
+    mean: float
+    half_width: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.2f} ± {self.half_width:.2f}"
+
+
+def interval(values: np.ndarray) -> Interval:
+    """The mean of some values with its interval; of infinite width for a single one."""
+    if len(values) < 2:
+        return Interval(float(np.mean(values)), float("inf"))
+    width = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return Interval(float(np.mean(values)), float(width))

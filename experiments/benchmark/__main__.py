@@ -10,22 +10,19 @@ interpreter that has numpy, torch and torchjd[quadprog_projector], TorchJD takes
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 from flax import nnx
 from rich.table import Table
 
+import osgd_jax
 from experiments.benchmark import aggregation, command, steps
 from experiments.benchmark.torchjd import compare as torchjd
-from osgd_jax import nets
+from experiments.methods import Scope
+from experiments.nets import NETS, ResNetFamily
+from experiments.settings import require
 
-FAMILIES = {
-    "branched": nets.BranchedResNet,
-    "width-nested": nets.WidthNestedResNet,
-    "depth-nested": nets.DepthNestedResNet,
-    "nested": nets.NestedResNet,
-}
 TITLE = "Benchmark of training steps"
 Method = Literal["sgd", "osgd", "jacrev", "upgrad", "micro-batches"]
 
@@ -51,12 +48,7 @@ class Config:
       output: file for the results.
     """
 
-    nets: tuple[Literal["branched", "width-nested", "depth-nested", "nested"], ...] = (
-        "branched",
-        "width-nested",
-        "depth-nested",
-        "nested",
-    )
+    nets: tuple[ResNetFamily, ...] = get_args(ResNetFamily)
     outputs: tuple[int, ...] = (3,)
     batch_sizes: tuple[int, ...] = (128,)
     methods: tuple[Method, ...] = ("sgd", "osgd", "jacrev")
@@ -64,18 +56,15 @@ class Config:
     blocks: tuple[int, int, int] | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     rounds: int = 10
-    scope: Literal["shared", "all", "leaf", "reach"] = "shared"
+    scope: Scope = "all"
     parameters: int = 16_000_000
     peer: Path | None = None
     output: Path = Path("runs/benchmark.json")
 
     def __post_init__(self):
-        for field in ("outputs", "batch_sizes"):
-            if min(getattr(self, field), default=0) < 1:
-                raise ValueError(f"{field}={getattr(self, field)} must be one or more, each >= 1.")
-        for field in ("image_size", "rounds"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)} must be at least 1.")
+        require(self, fields=("outputs", "batch_sizes", "image_size", "rounds"), at_least=1)
+        require(self, fields=("blocks",), at_least=1)
+        require(self, fields=("parameters",), at_least=0)
         if "sgd" not in self.methods:
             raise ValueError(
                 f"methods={self.methods} must contain sgd, which all are held against."
@@ -122,10 +111,10 @@ def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
     return results
 
 
-def make_net(config: Config, family: str, num_outputs: int) -> nets.AnytimeNet:
+def make_net(config: Config, family: str, num_outputs: int) -> osgd_jax.nets.AnytimeNet:
     """A net of a family."""
     sizes = {} if config.blocks is None else {"blocks": config.blocks}
-    return FAMILIES[family](
+    return NETS[family](
         num_classes=10,
         num_outputs=num_outputs,
         dtype=jnp.dtype(config.precision),

@@ -6,12 +6,11 @@ so for all of them; ratios are medians of the ratios within a round.
 """
 
 import dataclasses
-import time
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import jax
 import numpy as np
 from flax import nnx
 from rich.table import Table
@@ -19,13 +18,15 @@ from rich.table import Table
 import osgd_jax
 from experiments import data, methods
 from experiments.benchmark import command
-from experiments.nets import Family, Sizes, make_net
-from experiments.training import compile_runs
+from experiments.benchmark.timing import forward, time_in_turn
+from experiments.nets import Family, ResNetFamily, Sizes, make_net
+from experiments.settings import require
+from experiments.trainer import Run, Trainer
 from osgd_jax import AnytimePredictor
 
 TITLE = "Benchmark of running stage by stage"
 _LATE = 1.1  # an answer counts as late after this many times its deadline
-_WARM_UP = 3
+_WARM_UP = 2  # rounds, after the one that compiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +49,7 @@ class Config:
     """
 
     data: Literal["digits", "mnist1d"] = "digits"
-    nets: tuple[Literal["branched", "width-nested", "depth-nested", "nested"], ...] = (
-        "branched",
-        "width-nested",
-        "depth-nested",
-        "nested",
-    )
+    nets: tuple[ResNetFamily, ...] = get_args(ResNetFamily)
     outputs: int = 3
     widths: tuple[int, ...] = (16, 32)
     blocks: tuple[int, ...] = (2, 2)
@@ -66,9 +62,9 @@ class Config:
     output: Path = Path("experiments/results/benchmark/anytime.json")
 
     def __post_init__(self):
-        for field in ("outputs", "epochs", "batch_size", "rounds", "deadlines", "bins"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)} must be at least 1.")
+        require(self, fields=("outputs", "widths", "blocks", "epochs", "batch_size"), at_least=1)
+        require(self, fields=("rounds", "deadlines", "bins"), at_least=1)
+        require(self, fields=("learning_rate",), above=0)
 
 
 def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
@@ -103,13 +99,11 @@ def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
 
 
 def _train(config: Config, family: Family, dataset: data.Dataset) -> Any:
-    def make(rngs: nnx.Rngs) -> Any:
-        sizes = Sizes(family, config.outputs, config.widths, config.blocks)
-        return make_net(sizes, dataset, rngs)
-
+    sizes = Sizes(family, config.outputs, config.widths, config.blocks)
+    make = functools.partial(make_net, sizes, dataset)
     osgd = methods.method(methods.Settings("osgd"))
-    runs = compile_runs(make, dataset, osgd, epochs=config.epochs, batch_size=100)
-    trained = runs.train(0, config.learning_rate)
+    trainer = Trainer(make, dataset, osgd, epochs=config.epochs, batch_size=100)
+    trained = trainer.alone(trainer.train([Run(0, config.learning_rate)]).state)
     net = make(nnx.Rngs(0))
     nnx.update(net, trained.params, trained.rest)
     return net
@@ -119,53 +113,30 @@ def _compare_ways(
     net: Any, predictor: AnytimePredictor, x: np.ndarray, rounds: int
 ) -> dict[str, Any]:
     """All stages against one forward pass, each output against the subnetwork of its own."""
+    outputs = range(predictor.num_outputs)
     ways = {
-        "forward": _forward(net, slice(None)),
+        "forward": forward(net),
         "predict": lambda x: predictor.predict(x).logits,
-        **{
-            f"subnetwork {k}": _forward(net.subnetwork(k), slice(k, None))
-            for k in range(predictor.num_outputs)
-        },
+        **{f"subnetwork {k}": forward(net.subnetwork(k), slice(k, None)) for k in outputs},
     }
-    times = {name: [] for name in ways}
     streamed = []
-    for round_index in range(_WARM_UP + rounds):
-        measured = {name: _seconds(way, x) for name, way in ways.items()}
-        elapsed = [output.elapsed for output in predictor.stream(x)]
-        if round_index >= _WARM_UP:
-            streamed.append(elapsed)
-            for name, seconds in measured.items():
-                times[name].append(seconds)
-    forward, stream = np.array(times["forward"]), np.array(streamed)
-    alone = np.stack([times[f"subnetwork {k}"] for k in range(predictor.num_outputs)], axis=1)
+
+    def stream() -> Any:
+        streamed.append([output.elapsed for output in predictor.stream(x)])
+
+    calls = {name: functools.partial(way, x) for name, way in ways.items()} | {"stream": stream}
+    times = time_in_turn(calls, _WARM_UP + rounds)
+    times = {name: seconds[_WARM_UP:] for name, seconds in times.items()}
+    whole, stream_times = times["forward"], np.array(streamed)[-rounds:]
+    alone = np.stack([times[f"subnetwork {k}"] for k in outputs], axis=1)
     return {
-        "forward_ms": 1e3 * float(np.median(forward)),
-        "predict_over_forward": float(np.median(np.array(times["predict"]) / forward)),
-        "stream_over_forward": float(np.median(stream[:, -1] / forward)),
-        "output_ms": (1e3 * np.median(stream, axis=0)).tolist(),
+        "forward_ms": 1e3 * float(np.median(whole)),
+        "predict_over_forward": float(np.median(times["predict"] / whole)),
+        "stream_over_forward": float(np.median(stream_times[:, -1] / whole)),
+        "output_ms": (1e3 * np.median(stream_times, axis=0)).tolist(),
         "subnetwork_ms": (1e3 * np.median(alone, axis=0)).tolist(),
-        "output_over_subnetwork": np.median(stream / alone, axis=0).tolist(),
+        "output_over_subnetwork": np.median(stream_times / alone, axis=0).tolist(),
     }
-
-
-def _forward(net: Any, outputs: slice) -> Callable[[np.ndarray], Any]:
-    """One compiled forward pass of some outputs, as it would be without stages."""
-    graphdef, state = nnx.split(nnx.view(net, use_running_average=True))
-
-    leaves, treedef = jax.tree.flatten(state)
-
-    @jax.jit
-    def forward(leaves: list[jax.Array], x: jax.Array) -> Any:
-        state = jax.tree.unflatten(treedef, leaves)
-        return nnx.merge(graphdef, state, copy=True)(x)[outputs]
-
-    return lambda x: forward(leaves, x)
-
-
-def _seconds(way: Callable[[np.ndarray], Any], x: np.ndarray) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(way(x))
-    return time.perf_counter() - start
 
 
 def _meet_deadlines(

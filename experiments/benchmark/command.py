@@ -1,21 +1,18 @@
 """What all benchmarks share: the command line, and tables of the figures in Markdown."""
 
 import dataclasses
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import tyro
 from rich.console import Console
 from rich.table import Table
+
+from experiments.tables import machine, markdown
 
 
 def run(
@@ -70,29 +67,16 @@ def page(title: str, written: dict[str, Any], tables: Sequence[Table]) -> str:
       written: a file of figures, with the `command` that measured them and the `machine`.
       tables: of the figures.
     """
-    machine = written["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    on = f"{machine['device']}, {machine['platform']}, {machine['cpus']} cores"
-    lines = [f"# {title}", "", f"`{written['command']}` on {machine['date']}: {on}; {versions}."]
-    for table in tables:
-        lines += ["", f"## {table.title}", "", *_lines(table)]
-    return "\n".join(lines) + "\n"
+    where = written["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    on = f"{where['device']}, {where['platform']}, {where['cpus']} cores"
+    text = f"# {title}\n\n`{written['command']}` on {where['date']}: {on}; {versions}.\n"
+    return text + "".join(f"\n## {table.title}\n\n{_markdown(table)}" for table in tables)
 
 
 def described(config: Any) -> dict[str, Any]:
     """A dataclass of settings for JSON, with the last part of paths only."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=lambda path: path.name))
-
-
-def machine() -> dict[str, Any]:
-    """What figures were measured on and with."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "device": jax.devices()[0].device_kind,
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cpus": os.cpu_count(),
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "optax", "flax")},
-    }
 
 
 def command_of(module: str, arguments: Sequence[str]) -> str:
@@ -101,8 +85,7 @@ def command_of(module: str, arguments: Sequence[str]) -> str:
     return shlex.join(["python", "-m", module, *shown])
 
 
-def _lines(table: Table) -> list[str]:
+def _markdown(table: Table) -> str:
     columns = [[str(cell) for cell in column.cells] for column in table.columns]
     header = [str(column.header) for column in table.columns]
-    rows = [header, ["---"] * len(header), *zip(*columns, strict=True)]
-    return [f"| {' | '.join(row)} |" for row in rows]
+    return markdown(header, zip(*columns, strict=True))

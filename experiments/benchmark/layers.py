@@ -7,6 +7,7 @@ ways are timed in turn, round after round; ratios are medians of the ratios with
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,8 @@ from rich.table import Table
 
 import osgd_jax
 from experiments.benchmark import command
-from experiments.benchmark.steps import spread, time_in_turn
+from experiments.benchmark.timing import forward, spread, time_in_turn
+from experiments.settings import require
 
 TITLE = "Benchmark of the layers of nested nets"
 
@@ -49,10 +51,7 @@ class Config:
     output: Path = Path("experiments/results/benchmark/layers.json")
 
     def __post_init__(self):
-        for field in ("channels", "batch_sizes", "outputs", "rounds"):
-            value = getattr(self, field)
-            if min(value if isinstance(value, tuple) else (value,), default=0) < 1:
-                raise ValueError(f"{field}={value} must be at least 1.")
+        require(self, fields=("channels", "batch_sizes", "outputs", "rounds"), at_least=1)
 
 
 def compare_stripes(
@@ -68,7 +67,7 @@ def compare_stripes(
     )
     nets = {"striped": net, "assembled": net.assembled()}
     x = _normal((batch, *spatial, net.in_channels))
-    ways = {name: _compile(_last_logits(each), x) for name, each in nets.items()}
+    ways = {name: functools.partial(forward(each, -1), x) for name, each in nets.items()}
     work = [osgd_jax.cost(each, x.shape[1:])[-1].multiply_adds for each in nets.values()]
     return {"work": work[0] / work[1]} | _compare(ways, rounds)
 
@@ -90,8 +89,8 @@ def compare_streams(
         return _convolve(states, jnp.concatenate(kernels, axis=-1), groups=outputs)
 
     ways = {
-        "sequence": _compile(in_sequence, states),
-        "grouped": _compile(grouped, jnp.concatenate(states, axis=-1)),
+        "sequence": functools.partial(jax.jit(in_sequence), states),
+        "grouped": functools.partial(jax.jit(grouped), jnp.concatenate(states, axis=-1)),
     }
     return _compare(ways, rounds)
 
@@ -115,7 +114,10 @@ def compare_convolutions(
 
         return computed
 
-    ways = {name: _compile(with_derivatives(form), args) for name, (form, args) in forms.items()}
+    ways = {
+        name: functools.partial(jax.jit(with_derivatives(form)), args)
+        for name, (form, args) in forms.items()
+    }
     return _compare(ways, rounds)
 
 
@@ -144,16 +146,6 @@ def _product_of_windows(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _normal(shape: tuple[int, ...], seed: int = 0) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-def _last_logits(net: Any) -> Any:
-    graphdef, state = nnx.split(nnx.view(net, use_running_average=True))
-    return lambda x: nnx.merge(graphdef, state, copy=True)(x)[-1]
-
-
-def _compile(function: Any, x: Any) -> Any:
-    compiled = jax.jit(function)
-    return lambda: compiled(x)
 
 
 def _compare(ways: dict[str, Any], rounds: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 from rich.table import Table
@@ -22,6 +22,8 @@ from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import command
 from experiments.benchmark.steps import Step, make_steps
 from experiments.benchmark.steps import problem as problem_of
+from experiments.nets import ResNetFamily
+from experiments.settings import require
 
 TITLE = "Profile of training steps"
 _METHODS = ("sgd", "osgd")
@@ -40,20 +42,14 @@ class Config:
       output: file for the results.
     """
 
-    nets: tuple[Literal["branched", "width-nested", "depth-nested", "nested"], ...] = (
-        "width-nested",
-    )
+    nets: tuple[ResNetFamily, ...] = ("width-nested",)
     batch_sizes: tuple[int, ...] = (16, 128)
     image_size: int = 32
     rounds: int = 10
     output: Path = Path("runs/profile.json")
 
     def __post_init__(self):
-        for field in ("image_size", "rounds"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)} must be at least 1.")
-        if min(self.batch_sizes, default=0) < 1:
-            raise ValueError(f"batch_sizes={self.batch_sizes} must be one or more, each >= 1.")
+        require(self, fields=("image_size", "rounds", "batch_sizes"), at_least=1)
 
 
 def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:

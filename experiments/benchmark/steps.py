@@ -7,7 +7,7 @@ one gradient.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ import optax
 from flax import nnx
 
 import osgd_jax
+from experiments.benchmark.timing import operations, spread, time_in_turn
 
 MICRO_BATCHES = 4
 
@@ -177,11 +178,6 @@ def least_work(problem: Problem) -> float:
     return count(lambda *args: problem.losses(*args)[0]) + sum(backward)
 
 
-def operations(program: Any) -> float:
-    """Of a lowered or compiled function, as the compiler counts them."""
-    return program.cost_analysis()["flops"]
-
-
 def extra_rows_bytes(problem: Problem) -> int:
     """Of the rows of the task gradients, less those of one gradient."""
     grads = osgd_jax.task_grads(problem.losses, has_aux=True)
@@ -192,23 +188,6 @@ def extra_rows_bytes(problem: Problem) -> int:
 def tree_bytes(tree: Any) -> int:
     """Of all arrays in a tree."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def time_in_turn(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
-    """Seconds that each call takes, all called once in each round; the first round warms up."""
-    seconds = {name: [] for name in calls}
-    for _ in range(rounds + 1):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds[name].append(time.perf_counter() - started)
-    return {name: np.array(each[1:]) for name, each in seconds.items()}
-
-
-def spread(values: np.ndarray) -> dict[str, float]:
-    """Median and quartiles."""
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
-    return {"median": middle, "quarter": low, "three_quarters": high}
 
 
 def compare(problem: Problem, methods: tuple[str, ...], scope: str, rounds: int) -> Iterator[dict]:

@@ -6,10 +6,12 @@ to get its own gradient back. The weights come from the Gramian of the first exa
 every few steps. What that costs in accuracy is measured here; the work is counted by the compiler.
 """
 
+import copy
 import dataclasses
+import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,24 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from flax import nnx
 from rich.console import Console
 
 import osgd_jax
 from experiments import data, methods
-from experiments.benchmark.command import described, machine
-from experiments.benchmark.steps import operations
-from experiments.data import epoch_batches
+from experiments.benchmark.command import described
+from experiments.benchmark.timing import operations
 from experiments.nets import Family, Sizes, make_net
-from experiments.step import (
-    Batch,
-    Objective,
-    State,
-    evaluated_logits,
-    initial_state,
-    logits_of,
-    update,
-)
+from experiments.settings import require
+from experiments.step import State, logits_of
+from experiments.tables import machine
+from experiments.trainer import Run, Trained, Trainer, tune_and_test
 
 # Divided by a smaller weight, a private parameter's gradient would lose its digits.
 _LEAST_WEIGHT = 1e-3
@@ -107,9 +102,7 @@ class Config:
     output: Path = Path("experiments/results/study/held_weights.json")
 
     def __post_init__(self):
-        for field in ("train_size", "epochs", "batch_size", "seeds"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)} must be at least 1.")
+        require(self, fields=("train_size", "epochs", "batch_size", "seeds"), at_least=1)
 
 
 def one_pass(
@@ -145,134 +138,112 @@ def one_pass(
     return treedef.unflatten(direction), aux
 
 
-class Steps(NamedTuple):
-    """The compiled parts of a training run, for all variants.
+class HeldTrainer(Trainer):
+    """Trains nets one by one, step by step, with the weights of a variant.
 
-    Attributes:
-      start: from a seed to the state before the first step.
-      weights: `{share: (state, indices, least, most, ridge) -> (weights, length)}`.
-      step: `(state, indices, weights, longest, learning_rate) -> state`.
-      accuracy: `(state, split) -> [K]`.
-      work: of a step of SGD, of OSGD, of `step` and of `weights` by share, in operations.
+    Args:
+      config: what to try.
+      family: of nets.
+      dataset: what to train on.
     """
 
-    start: Callable[[int], State]
-    weights: dict[int, Any]
-    step: Any
-    accuracy: Any
-    work: dict[str, float]
+    def __init__(self, config: Config, family: Family, dataset: data.Dataset):
+        make = functools.partial(make_net, Sizes(family, 3, config.widths), dataset)
+        length = {"epochs": config.epochs, "batch_size": config.batch_size}
+        super().__init__(make, dataset, methods.method(methods.Settings("sgd")), **length)
+        self.variant: Variant | None = None
+        balanced = methods.method(methods.Settings("osgd", "shared"))
+        osgd = Trainer(make, dataset, balanced, **length)
+        state, batch = self.alone(self.start([Run(0, 0.1)])[0]), self._first_batch()
+        self.held, held_work = _compiled(
+            self._held_step, state, *batch, jnp.ones(3), 1.0, 0.1, donate_argnums=0
+        )
+        estimates = {
+            share: _compiled(functools.partial(self._weights, share), state, *batch, 0.0, 0.0, 0.0)
+            for share in sorted({variant.share for variant in VARIANTS})
+        }
+        self.weights = {share: program for share, (program, _) in estimates.items()}
+        balanced_state = self.alone(osgd.start([Run(0, 0.1)])[0])
+        self.work = {
+            "sgd": _compiled(self.step, state, batch, 0.1)[1],
+            "osgd": _compiled(osgd.step, balanced_state, batch, 0.1)[1],
+            "step": held_work,
+        } | {f"weights 1/{share}": work for share, (_, work) in estimates.items()}
 
+    def of(self, variant: Variant | None) -> "HeldTrainer":
+        """The same programs for a variant; SGD on the sum of the losses if None."""
+        other = copy.copy(self)
+        other.variant = variant
+        return other
 
-def compile_steps(config: Config, family: Family, dataset: data.Dataset) -> Steps:
-    """Make the steps for a net and a data set."""
-    num_steps = config.epochs * (dataset.train.size // config.batch_size)
-    sgd, osgd = (methods.method(methods.Settings(name)) for name in ("sgd", "osgd"))
-    train, objective = jax.device_put(dataset.train), Objective()
+    def train(self, runs: Sequence[Run], **callbacks: Any) -> Trained:
+        """Train a net; nothing is called on the way."""
+        del callbacks
+        (run,), variant = runs, self.variant
+        state, order = self.alone(self.start(runs)[0]), np.random.default_rng(run.seed)
+        weights, longest, count = jnp.ones(3), jnp.inf, 0
+        for _ in range(self.epochs):
+            for indices in data.epoch_batches(self.dataset.train.size, self.batch_size, order):
+                batch = self.gather(indices)
+                if variant is not None and count % variant.period == 0:
+                    limits = map(float, (variant.least, variant.most, variant.ridge))
+                    weights, length = self.weights[variant.share](state, *batch, *limits)
+                    longest = length if variant.clipped else jnp.inf
+                state = self.held(state, *batch, weights, longest, run.learning_rate)
+                count += 1
+        return Trained(jax.tree.map(lambda leaf: leaf[None], state), jnp.zeros((1, 3)))
 
-    def split_net(seed: int):
-        net = make_net(Sizes(family, 3, config.widths), dataset, nnx.Rngs(seed))
-        return nnx.split(net, nnx.Param, ...)
+    def work_over_sgd(self) -> float:
+        """Amortised counted work of a step; a refresh on the whole batch is a step of OSGD."""
+        work, variant = self.work, self.variant
+        if variant is None:
+            return 1.0
+        if variant.share == 1:
+            mean = (work["osgd"] + (variant.period - 1) * work["step"]) / variant.period
+        else:
+            mean = work["step"] + work[f"weights 1/{variant.share}"] / variant.period
+        return mean / work["sgd"]
 
-    graphdef, *_ = split_net(0)
+    def _first_batch(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.gather(np.arange(self.batch_size))
 
-    def optimizer(rate: Any) -> Any:
-        return sgd.optimizer(optax.cosine_decay_schedule(rate, num_steps))
-
-    def losses_on(state: State, indices: jax.Array):
-        targets = jax.nn.one_hot(train.labels[indices], dataset.num_classes)
+    def _losses_on(self, state: State, inputs: Any, labels: Any) -> Callable[[Any], Any]:
+        batch = self.batch(inputs, labels)
 
         def losses_of(params: Any):
-            logits, rest = logits_of(graphdef, params, state.rest, train.inputs[indices], None)
-            return objective.losses(logits, targets), rest
+            logits, rest = logits_of(self.graphdef, params, state.rest, batch.inputs, None)
+            return self.objective.losses(logits, batch.targets), rest
 
         return losses_of
 
-    def weights_of(share: int):
-        def weights(state: State, indices: jax.Array, least: Any, most: Any, ridge: Any):
-            losses_of = losses_on(state, indices[: len(indices) // share])
-            grads, _ = osgd_jax.task_grads(losses_of, has_aux=True)(state.params)
-            rows = jax.tree.leaves(grads, is_leaf=lambda node: isinstance(node, osgd_jax.TaskRows))
-            gramian = osgd_jax.gramian([each for each in rows if len(each.tasks) > 1])
-            ridged = gramian + ridge * jnp.diag(jnp.diagonal(gramian))
-            weights, _ = osgd_jax.weightings.orthogonal().weigh(ridged, ())
-            weights = jnp.clip(weights, least, most)
-            return weights, jnp.sqrt(jnp.maximum(weights @ gramian @ weights, 0))
+    def _weights(
+        self, share: int, state: State, inputs: Any, labels: Any, least: Any, most: Any, ridge: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """OSGD's weights by the first of so many parts of a batch, and the direction's length."""
+        size = len(labels) // share
+        losses_of = self._losses_on(state, inputs[:size], labels[:size])
+        grads, _ = osgd_jax.task_grads(losses_of, has_aux=True)(state.params)
+        rows = jax.tree.leaves(grads, is_leaf=lambda node: isinstance(node, osgd_jax.TaskRows))
+        gramian = osgd_jax.gramian([each for each in rows if len(each.tasks) > 1])
+        ridged = gramian + ridge * jnp.diag(jnp.diagonal(gramian))
+        weights, _ = osgd_jax.weightings.orthogonal().weigh(ridged, ())
+        weights = jnp.clip(weights, least, most)
+        return weights, jnp.sqrt(jnp.maximum(weights @ gramian @ weights, 0))
 
-        return weights
-
-    def step(state: State, indices: jax.Array, weights: Any, longest: Any, rate: Any) -> State:
-        losses_of = losses_on(state, indices)
+    def _held_step(
+        self, state: State, inputs: Any, labels: Any, weights: Any, longest: Any, rate: Any
+    ) -> State:
+        losses_of = self._losses_on(state, inputs, labels)
         direction, rest = one_pass(losses_of, state.params, weights, longest)
-        updates, momentum = optimizer(rate).update(direction, state.optimizer, state.params)
+        updates, momentum = self.optimizer(rate).update(direction, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         return State(state.step + 1, state.key, params, rest, None, momentum)
 
-    def start(seed: int) -> State:
-        _, params, rest = split_net(seed)
-        return initial_state(sgd, optimizer(0.1), params, rest, seed)
 
-    def accuracy(state: State, split: data.Split) -> jax.Array:
-        logits = evaluated_logits(graphdef, state.params, state.rest, split.inputs)  # pyright: ignore[reportArgumentType] - traced
-        return jnp.stack([(each.argmax(-1) == split.labels).mean() for each in logits])
-
-    state, indices = start(0), np.arange(config.batch_size)
-
-    def compiled(function: Callable, *args: Any, **options: Any):
-        program = jax.jit(function, **options).lower(*args).compile()
-        return program, operations(program)
-
-    def whole_step(method: methods.Method):
-        def whole(state: State, indices: jax.Array):
-            targets = jax.nn.one_hot(train.labels[indices], dataset.num_classes)
-            batch = Batch(train.inputs[indices], targets)
-            return update(graphdef, objective, method, optimizer(0.1), state, batch)[0]
-
-        return whole
-
-    balanced = initial_state(osgd, optimizer(0.1), state.params, state.rest, 0)
-    held, held_work = compiled(step, state, indices, jnp.ones(3), 1.0, 0.1, donate_argnums=0)
-    estimates = {
-        share: compiled(weights_of(share), state, indices, 0.0, 0.0, 0.0)
-        for share in sorted({variant.share for variant in VARIANTS})
-    }
-    work = {
-        "sgd": compiled(whole_step(sgd), state, indices)[1],
-        "osgd": compiled(whole_step(osgd), balanced, indices)[1],
-        "step": held_work,
-    }
-    work |= {f"weights 1/{share}": work for share, (_, work) in estimates.items()}
-    weights = {share: program for share, (program, _) in estimates.items()}
-    return Steps(start, weights, held, jax.jit(accuracy), work)
-
-
-def train(
-    config: Config, steps: Steps, size: int, variant: Variant | None, seed: int, rate: float
-) -> State:
-    """Train from a seed; by SGD on the sum of the losses where the variant is None."""
-    state, order = steps.start(seed), np.random.default_rng(seed)
-    weights, longest, count = jnp.ones(3), jnp.inf, 0
-    for _ in range(config.epochs):
-        for indices in epoch_batches(size, config.batch_size, order):
-            if variant is not None and count % variant.period == 0:
-                weights, length = steps.weights[variant.share](
-                    state, indices, *map(float, (variant.least, variant.most, variant.ridge))
-                )
-                longest = length if variant.clipped else jnp.inf
-            state = steps.step(state, indices, weights, longest, rate)
-            count += 1
-    return state
-
-
-def work_over_sgd(steps: Steps, variant: Variant | None) -> float:
-    """Amortised counted work of a step; a refresh on the whole batch is a step of OSGD."""
-    work = steps.work
-    if variant is None:
-        return 1.0
-    if variant.share == 1:
-        mean = (work["osgd"] + (variant.period - 1) * work["step"]) / variant.period
-    else:
-        mean = work["step"] + work[f"weights 1/{variant.share}"] / variant.period
-    return mean / work["sgd"]
+def _compiled(function: Callable, *args: Any, **options: Any) -> tuple[Any, float]:
+    """A compiled function, and its operations."""
+    program = jax.jit(function, **options).lower(*args).compile()
+    return program, operations(program)
 
 
 def measure(config: Config) -> Iterator[dict[str, Any]]:
@@ -280,36 +251,25 @@ def measure(config: Config) -> Iterator[dict[str, Any]]:
     for name in config.data:
         dataset = data.load(data.Source(name, config.train_size))
         for family in config.nets:
-            steps = compile_steps(config, family, dataset)
+            trainer = HeldTrainer(config, family, dataset)
             for variant in (None, *VARIANTS):
-                row = _tune_and_test(config, steps, dataset, variant)
-                yield {"data": name, "net": family} | row
-
-
-def _tune_and_test(
-    config: Config, steps: Steps, dataset: data.Dataset, variant: Variant | None
-) -> dict[str, Any]:
-    tested = {}
-    for rate in config.learning_rates:
-        states = [
-            train(config, steps, dataset.train.size, variant, seed, rate)
-            for seed in range(config.seeds)
-        ]
-        tested[rate] = [
-            [steps.accuracy(state, split).tolist() for state in states]
-            for split in (dataset.validation, dataset.test)
-        ]
-    best = max(tested, key=lambda rate: np.mean(tested[rate][0]))
-    return {
-        "weights": "all 1 (SGD)" if variant is None else variant.name,
-        "work_over_sgd": work_over_sgd(steps, variant),
-        "learning_rate": best,
-        "mean_accuracy": float(np.mean(tested[best][1])),
-        "test_accuracy": tested[best][1],
-        "validation_accuracy_by_rate": [
-            {"learning_rate": rate, "seeds": each[0]} for rate, each in tested.items()
-        ],
-    }
+                holding = trainer.of(variant)
+                # Few runs, each a small trial: the seeds that choose the rate are tested.
+                seeds = range(config.seeds)
+                found = tune_and_test(holding, config.learning_rates, seeds, seeds)
+                yield {
+                    "data": name,
+                    "net": family,
+                    "weights": "all 1 (SGD)" if variant is None else variant.name,
+                    "work_over_sgd": holding.work_over_sgd(),
+                    "learning_rate": found.learning_rate,
+                    "mean_accuracy": float(found.tests.mean()),
+                    "test_accuracy": found.tests.tolist(),
+                    "validation_accuracy_by_rate": [
+                        {"learning_rate": rate, "seeds": each.tolist()}
+                        for rate, each in found.validation.items()
+                    ],
+                }
 
 
 def table(results: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """What the study trains: a net of one family on one data set, at sizes that two cores can carry."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from flax import nnx
 import osgd_jax
 from experiments import data
 from experiments.data import Dataset, Split
+from experiments.methods import Method
 from experiments.nets import Family, Sizes, make_net
+from experiments.trainer import Trainer
 
 _CLASSES = 10
 _SHAPES = {"mnist1d": (40, 1), "fashion_mnist": (28, 28, 1), "cifar10_jpeg": (32, 32, 3)}
@@ -91,15 +94,21 @@ class Problem:
         squares = (-1, height, self.shrink, width, self.shrink, channels)
         return images.reshape(squares).mean((2, 4))
 
-    def make(self, dataset: Dataset, seed: int) -> Any:
+    def make(self, dataset: Dataset, rngs: nnx.Rngs) -> osgd_jax.nets.AnytimeNet:
         """Make the net."""
         sizes = Sizes(self.net, self.outputs, self.widths, self.blocks)
-        return make_net(sizes, dataset, nnx.Rngs(seed))
+        return make_net(sizes, dataset, rngs)
+
+    def trainer(self, dataset: Dataset, method: Method, group: int = 1) -> Trainer:
+        """What trains its nets, many at a time where that is possible."""
+        make = functools.partial(self.make, dataset)
+        length = {"epochs": self.epochs, "batch_size": self.batch_size}
+        return Trainer(make, dataset, method, **length, group=group)
 
     def costs(self) -> list[osgd_jax.OutputCost]:
         """What each output costs, counted without the data."""
         blank = Dataset(self.data, _CLASSES, None, None, None, input_shape=self.input_shape)
-        return osgd_jax.cost(self.make(blank, seed=0), self.input_shape)
+        return osgd_jax.cost(self.make(blank, nnx.Rngs(0)), self.input_shape)
 
 
 SCREEN = Problem("mnist1d-width", "width-nested")

@@ -3,13 +3,13 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from experiments.study.candidates import named
 from experiments.study.problems import Problem
 from experiments.study.questions import FIRST, TEN, TWO
 from experiments.study.selection import at, best_rate, by_rate, to_tune
 from experiments.study.store import Run, Store
+from experiments.tables import Interval, interval
 
 
 class Result(NamedTuple):
@@ -37,16 +37,6 @@ class Result(NamedTuple):
     def series(self, field: str) -> np.ndarray:
         """A field of the looks, the mean over runs: `[looks, ...]`."""
         return np.nanmean(np.array([run["looks"][field] for run in self.runs], float), axis=0)
-
-
-class Interval(NamedTuple):
-    """A mean with its 95 % interval, of Student's t."""
-
-    mean: float
-    half_width: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.2f} ± {self.half_width:.2f}"
 
 
 def result(
@@ -99,11 +89,3 @@ def paired(first: Result, second: Result) -> Interval:
     seeds = sorted(first.tests.keys() & second.tests.keys())
     differences = np.array([first.tests[seed] - second.tests[seed] for seed in seeds])
     return interval(differences.mean(axis=1))
-
-
-def interval(values: np.ndarray) -> Interval:
-    """The mean of some values with its interval; of infinite width for a single one."""
-    if len(values) < 2:
-        return Interval(float(np.mean(values)), float("inf"))
-    width = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return Interval(float(np.mean(values)), float(width))

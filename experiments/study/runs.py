@@ -2,16 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from experiments.data import Dataset
 from experiments.study.candidates import Candidate, named
+from experiments.study.looks import Observer
 from experiments.study.problems import Problem
 from experiments.study.questions import FRESH, TWO, Question
-from experiments.study.selection import Wanted, lacking
+from experiments.study.selection import lacking
 from experiments.study.store import Run, Store
-from experiments.study.training import Run as Training
-from experiments.study.training import Trainer
+from experiments.trainer import Run as Training
 
 # What is kept of the looks at the gradients, by stage; of other stages nothing reads them.
 _LOOKS = {
@@ -36,12 +35,15 @@ def answer(
     """
     for problem in question.problems:
         for name, candidate in named(problem, question.methods).items():
-            trainer = None
+            about, observer = {"problem": problem.name, "candidate": name}, None
             while left := lacking(question, store.of(problem.name, name), candidate.rates):
-                trainer = trainer or _trainer(problem, candidate, load(problem))
-                about = {"problem": problem.name, "candidate": name}
-                for group in _groups(left, trainer.group):
-                    store.add(_trained(trainer, group, about, advance))
+                observer = observer or _observer(problem, candidate, load(problem))
+                stage = left[0][0]
+                line = " ".join([*about.values(), stage])
+                runs = [Training(seed, rate) for _, seed, rate in left]
+                for group in observer.trainer.groups(runs):
+                    trained = _trained(observer, stage, group, lambda line=line: advance(line))
+                    store.add(about | run for run in trained)
 
 
 def lengthened(problem: Problem, candidate: Candidate) -> Problem:
@@ -49,35 +51,28 @@ def lengthened(problem: Problem, candidate: Candidate) -> Problem:
     return dataclasses.replace(problem, epochs=round(candidate.epochs * problem.epochs))
 
 
-def _trainer(problem: Problem, candidate: Candidate, dataset: Dataset) -> Trainer:
+def _observer(problem: Problem, candidate: Candidate, dataset: Dataset) -> Observer:
     problem = lengthened(problem, candidate)
     group = len(TWO) * len(candidate.rates)
-    return Trainer(problem, dataset, candidate.make(problem), group)
+    return Observer(problem.trainer(dataset, candidate.make(problem), group))
 
 
 def _trained(
-    trainer: Trainer, group: list[Wanted], about: Run, advance: Callable[[str], None]
+    observer: Observer, stage: str, group: list[Training], advance: Callable[[], None]
 ) -> Iterator[Run]:
-    """Train a group, all of one stage; yield what is kept of each run."""
-    stage = group[0][0]
-    line = " ".join([*about.values(), stage])
-    training = [Training(seed, rate) for _, seed, rate in group]
-    trained = trainer.train(training, test=stage == "test", advance=lambda: advance(line))
+    """Train a group; yield what is kept of each run."""
+    trainer = observer.trainer
+    # A group is of first seeds or of fresh ones, but for one that goes on from the former.
+    looked_at = _LOOKS.get(stage, ()) if any(run.seed not in FRESH for run in group) else ()
+    trained = observer.train(group, test=stage == "test", look=bool(looked_at), advance=advance)
     work = int(trainer.flops()) * trainer.num_steps
-    for run, result in zip(training, trained, strict=True):
+    for run, result in zip(group, trained, strict=True):
         key = {"stage": stage, "learning_rate": run.learning_rate, "seed": run.seed}
-        yield about | key | _kept(stage, run.seed, result) | {"work": work}
-
-
-def _kept(stage: str, seed: int, result: Run) -> Run:
-    looks = result.pop("looks")
-    fields: Any = () if seed in FRESH else _LOOKS.get(stage, ())
-    kept = {field: [look[field] for look in looks] for field in fields}
-    return result | ({"looks": kept} if kept else {})
-
-
-def _groups(runs: list[Wanted], size: int) -> Iterator[list[Wanted]]:
-    """Groups of one size; the last is filled up by repeating its last run, which is kept once."""
-    for start in range(0, len(runs), size):
-        group = runs[start : start + size]
-        yield group + [group[-1]] * (size - len(group))
+        looks = result.pop("looks", [])
+        kept = {field: [look[field] for look in looks] for field in looked_at}
+        yield (
+            key
+            | result
+            | ({"looks": kept} if kept and run.seed not in FRESH else {})
+            | {"work": work}
+        )

@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmark.command import machine
-from experiments.benchmark.steps import spread, time_in_turn
+from experiments.benchmark.timing import spread, time_in_turn
 from experiments.data import Dataset
 from experiments.study.candidates import CANDIDATES
 from experiments.study.problems import Problem
-from experiments.study.training import Trainer
+from experiments.tables import machine
 
 TIMED = ("sgd", "sgd-clipped", "osgd-shared", "osgd-all")
 
@@ -25,8 +24,7 @@ def measure(problem: Problem, dataset: Dataset) -> dict[str, dict[str, float]]:
     One net is trained at a time: a step of it, or an epoch where a call trains on a whole one.
     """
     steps = {
-        name: Trainer(problem, dataset, CANDIDATES[name].make(problem), group=1).stepper()
-        for name in TIMED
+        name: problem.trainer(dataset, CANDIDATES[name].make(problem)).stepper() for name in TIMED
     }
     seconds = time_in_turn(steps, _ROUNDS)
     return {name: spread(each / seconds["sgd"]) for name, each in seconds.items()}

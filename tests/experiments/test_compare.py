@@ -6,8 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from experiments import comparison_report
+from experiments import compare
 
 _SMALL = ["--epochs", "1", "--widths", "8", "--train-size", "200", "--seeds", "2"]
 
@@ -49,10 +50,13 @@ def test_compares_methods_from_one_grid_and_writes_table_plot_and_results(tmp_pa
     ("arguments", "words"),
     [
         (["--epochs", "0"], "epochs=0 must be at least 1"),
-        (["--learning-rates", "-1"], "learning_rates=(-1.0,)"),
-        (["--train-size", "9999"], "train_size=9999 must be between 1 and 1000"),
+        (
+            ["--learning-rates", "-1"],
+            "learning_rates=(-1.0,) must be one or more numbers, each above 0",
+        ),
+        (["--train-size", "9999"], "train_size=9999 must be between 1 and 3000"),
         (["--batch-size", "500", "--train-size", "100"], "batch_size=500 exceeds the 100"),
-        (["--seeds", "1", "--tuning-seeds", "2"], "tuning_seeds=2 must not exceed seeds=1"),
+        (["--seeds", "0"], "seeds=0 must be at least 1"),
         (["--widths", "2"], "widths"),
     ],
 )
@@ -72,25 +76,28 @@ def test_an_unknown_choice_is_refused_with_the_choices():
     assert "Traceback" not in ran.stderr
 
 
-def test_differences_are_paired_by_seed_and_each_is_named():
-    accuracies = {
-        "sgd": [[0.5, 0.6], [0.7, 0.6]],
-        "sgd clipped": [[0.6, 0.7], [0.7, 0.8]],
-        "osgd": [[0.5, 0.7], [0.7, 0.8]],
-    }
+def test_what_was_seen_is_said_with_intervals_of_differences_paired_by_seed():
+    rng = np.random.default_rng(0)
+    accuracies = {name: rng.uniform(0.5, 0.6, (12, 3)) for name in ("sgd", "osgd")}
+    accuracies["sgd clipped"] = accuracies["sgd"] + rng.uniform(0.02, 0.03, (12, 1))
     methods = [
-        {"method": name, "output": None, "learning_rate": 0.2, "test_accuracy": runs}
+        {"method": name, "output": None, "learning_rate": 0.2, "test_accuracy": runs.tolist()}
         for name, runs in accuracies.items()
     ]
-    results = {"methods": methods, "config": {"learning_rates": [0.1, 0.2, 0.4]}}
-    assert [
-        note.replace(", mean over outputs, paired by seed", "")
-        for note in comparison_report.notes(results)
-    ] == [
-        "osgd − sgd: +7.50 ± 2.50 points.",
-        "sgd clipped − sgd: +10.00 ± 0.00 points.",
-        "osgd − sgd clipped: -2.50 ± 2.50 points.",
-    ]
+    config = {"learning_rates": [0.1, 0.2, 0.4], "seeds": 12}
+    (seen,) = compare.sentences({"methods": methods, "config": config})
+    means = {name: 100 * runs.mean(1) for name, runs in accuracies.items()}
+    for name, base in (("sgd clipped", "sgd"), ("osgd", "sgd"), ("osgd", "sgd clipped")):
+        low, high = stats.ttest_rel(means[name], means[base]).confidence_interval(0.95)
+        verdict = "above" if low > 0 else "below" if high < 0 else "level with"
+        difference = f"{(low + high) / 2:+.2f} ± {(high - low) / 2:.2f} points"
+        assert f"{name} is {verdict} {base}: {difference}" in seen
+    assert "sgd clipped is above sgd" in seen
+    methods[0]["learning_rate"] = 0.4
+    assert (
+        "The rate 0.4 of sgd is at the edge"
+        in compare.sentences({"methods": methods, "config": config})[1]
+    )
 
 
 def test_series_gathers_single_outputs_and_takes_the_standard_error_over_seeds():
@@ -101,6 +108,6 @@ def test_series_gathers_single_outputs_and_takes_the_standard_error_over_seeds()
             {"method": "output 2 alone", "output": 1, "test_accuracy": [[0.9], [1.0]]},
         ]
     }
-    series = comparison_report.series(results)
+    series = compare.series(results)
     np.testing.assert_allclose(series["sgd"], [[60, 60], [10, 0]], atol=1e-12)
     np.testing.assert_allclose(series["each alone"], [[85, 95], [5, 5]])

@@ -9,13 +9,13 @@ in this folder check; the times are of one compiled call from the Gramian to the
 
 import json
 import platform
-import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.benchmark.timing import time_in_turn
 from tests.weightings.catalogue import CATALOGUE, PROPERTIES, Entry
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "benchmark"
@@ -60,14 +60,12 @@ def seconds_per_call(entry: Entry, num_tasks: int) -> float:
     key = None if entry.key == "no" else jax.random.key(0)
     weigh = jax.jit(lambda gramian, state: weighting.weigh(gramian, state, losses=losses, key=key))
     state = weighting.init()
-    jax.block_until_ready(weigh(gramian, state))
-    means = []
-    for _ in range(5):
-        start = time.perf_counter()
+
+    def calls():
         for _ in range(20):
             jax.block_until_ready(weigh(gramian, state))
-        means.append((time.perf_counter() - start) / 20)
-    return min(means)
+
+    return time_in_turn({"": calls}, rounds=5)[""].min() / 20
 
 
 def table(rows: list[dict], machine: str) -> str:

@@ -1,6 +1,6 @@
 """The same directions as TorchJD, for the methods that both have.
 
-Needs torch and `torchjd[full]`, which are not among the test requirements: run apart.
+Runs by `make test-peer`, in an environment with the extra `peer`; skipped elsewhere.
 """
 
 import jax

@@ -96,7 +96,8 @@ def test_the_command_writes_every_figure(tmp_path):
     output = tmp_path / "benchmark.json"
     arguments = [sys.executable, "-m", "experiments.benchmark", "--nets", "branched"]
     arguments += ["--outputs", "1", "--batch-sizes", "4", "--image-size", "8", "--rounds", "1"]
-    arguments += ["--methods", "sgd", "osgd", "--parameters", "1000", "--output", str(output)]
+    arguments += ["--methods", "sgd", "osgd", "--scope", "shared", "--parameters", "1000"]
+    arguments += ["--output", str(output)]
     ran = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     written = json.loads(output.read_text())

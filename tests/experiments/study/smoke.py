@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from experiments.study.candidates import CANDIDATES
+from experiments.study.looks import Observer
 from experiments.study.problems import SCREEN
 from experiments.study.questions import FIRST
 from experiments.study.results import best_tuned
 from experiments.study.store import Store
-from experiments.study.training import Run, Trainer
+from experiments.trainer import Run
 
 CORNER = ("sgd", "osgd-all")
 RUNS = Path("experiments/results/study/runs.jsonl")
@@ -40,8 +41,9 @@ def stored(path: Path, name: str) -> list[dict[str, Any]]:
 def again(kept: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """The same runs, trained now."""
     dataset = SCREEN.load(None, None)
-    trainer = Trainer(SCREEN, dataset, CANDIDATES[name].make(SCREEN), len(kept))
-    return trainer.train([Run(run["seed"], run["learning_rate"]) for run in kept], test=False)
+    trainer = SCREEN.trainer(dataset, CANDIDATES[name].make(SCREEN), len(kept))
+    runs = [Run(run["seed"], run["learning_rate"]) for run in kept]
+    return Observer(trainer).train(runs, test=False, look=True)
 
 
 def differences(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:

@@ -8,16 +8,15 @@ import optax
 import pytest
 
 from experiments.methods import Method
-from experiments.nets import Sizes, make_net
 from experiments.study import times, why
 from experiments.study.candidates import CANDIDATES, Candidate
+from experiments.study.looks import Observer
 from experiments.study.problems import PROBLEMS, SCREEN
 from experiments.study.questions import FIRST, TWO, Question
 from experiments.study.runs import answer, lengthened
 from experiments.study.selection import best_rate
 from experiments.study.store import Store
-from experiments.study.training import Run, Trainer
-from experiments.training import compile_runs
+from experiments.trainer import Run
 from tests.experiments.study.storing import store
 
 _SMALL = dataclasses.replace(SCREEN, name="small", widths=(8, 8), train_size=200, epochs=2)
@@ -26,21 +25,6 @@ _SMALL = dataclasses.replace(SCREEN, name="small", widths=(8, 8), train_size=200
 @pytest.fixture(scope="module")
 def dataset():
     return _SMALL.load(None, None)
-
-
-@pytest.mark.parametrize("name", ["sgd", "osgd-shared"])
-def test_group_trains_as_single_runs_do(name, dataset):
-    """The second implementation is that of `compare`: unvectorized, step by step."""
-    method = CANDIDATES[name].make(_SMALL)
-    make = functools.partial(make_net, Sizes("width-nested", 3, (8, 8)), dataset)
-    single = compile_runs(make, dataset, method, epochs=2, batch_size=100)
-    runs = [Run(0, 0.1), Run(1, 0.2)]
-    trained = Trainer(_SMALL, dataset, method, group=2).train(runs, test=True)
-    for run, kept in zip(runs, trained, strict=True):
-        expected = single.train(run.seed, run.learning_rate)
-        for split in ("train", "validation", "test"):
-            found = single.accuracy(expected, getattr(dataset, split))
-            np.testing.assert_allclose(kept[f"{split}_accuracy"], found, atol=0.011)
 
 
 def test_runs_are_kept_and_not_done_again(tmp_path, dataset):
@@ -77,10 +61,11 @@ def test_grid_goes_on_beyond_its_end(tmp_path, dataset, monkeypatch):
 
 
 def test_conflict_of_each_stage_is_looked_at_and_shown(tmp_path, dataset):
-    trainer = Trainer(_SMALL, dataset, CANDIDATES["osgd-all"].make(_SMALL), group=1)
-    state, _ = trainer._initial([Run(0, 0.1)])
-    batches = (trainer._gather(np.arange(100)[None, None] + start) for start in (0, 100))
-    looks = np.concatenate([trainer._look(state, each)["stage_cosines"] for each in batches])
+    trainer = _SMALL.trainer(dataset, CANDIDATES["osgd-all"].make(_SMALL))
+    state, _ = trainer.start([Run(0, 0.1)])
+    batches = (np.arange(100)[None, None] + start for start in (0, 100))
+    observer = Observer(trainer)
+    looks = np.concatenate([observer.look(state, each)["stage_cosines"] for each in batches])
     # No earlier loss reaches what a later output adds.
     reached = np.array(
         [[[i >= k and j >= k for j in range(3)] for i in range(3)] for k in range(3)]

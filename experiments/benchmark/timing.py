@@ -1,0 +1,45 @@
+"""How long calls take, measured in turn; what the compiler counts of them."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+
+def time_in_turn(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
+    """Seconds that each call takes, all called once in each round; the first round warms up."""
+    seconds = {name: [] for name in calls}
+    for _ in range(rounds + 1):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            jax.block_until_ready(call())
+            seconds[name].append(time.perf_counter() - started)
+    return {name: np.array(each[1:]) for name, each in seconds.items()}
+
+
+def spread(values: np.ndarray) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+    return {"median": middle, "quarter": low, "three_quarters": high}
+
+
+def operations(program: Any) -> float:
+    """Of a lowered or compiled function, as the compiler counts them."""
+    return program.cost_analysis()["flops"]
+
+
+def forward(net: nnx.Module, outputs: Any = slice(None)) -> Callable[[Any], Any]:
+    """One compiled forward pass of some outputs, as it would be without stages."""
+    graphdef, state = nnx.split(nnx.view(net, use_running_average=True))
+    # A flat list costs less to hand over than the state.
+    leaves, treedef = jax.tree.flatten(state)
+
+    @jax.jit
+    def run(leaves: list[jax.Array], x: jax.Array) -> Any:
+        state = jax.tree.unflatten(treedef, leaves)
+        return nnx.merge(graphdef, state, copy=True)(x)[outputs]
+
+    return lambda x: run(leaves, x)

@@ -1,0 +1,121 @@
+"""What the study keeps of a net: its scores, and looks at the gradients while it is trained."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import osgd_jax
+from experiments.step import State
+from experiments.trainer import Run, Trained, Trainer
+
+# How often in a run the gradients are looked at.
+_LOOKS = 5
+
+_DIGITS = 4
+
+
+class Observer:
+    """Trains nets, and keeps of each what the study reads.
+
+    Args:
+      trainer: trains the nets.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self._is_shared = _is_shared(trainer)
+        self._look = trainer.over_nets(self._look_one)
+
+    def train(
+        self,
+        runs: Sequence[Run],
+        *,
+        test: bool,
+        look: bool,
+        advance: Callable[[], None] = lambda: None,
+    ) -> list[dict[str, Any]]:
+        """Train a group of nets; return what is kept of each.
+
+        Args:
+          runs: as many as the trainer's group.
+          test: whether to look at the test data.
+          look: whether to look at the gradients.
+          advance: called after each epoch.
+        """
+        trainer, looks = self.trainer, []
+        look_at = np.unique(np.linspace(0, trainer.epochs - 1, _LOOKS).astype(int)).tolist()
+
+        def watch(epoch: int, state: State, batches: np.ndarray) -> None:
+            if look and epoch in look_at:
+                looks.append({"epoch": epoch} | self.look(state, batches))
+
+        trained = trainer.train(runs, watch=watch, advance=advance)
+        kept = self._scored(trained, test)
+        for i, run in enumerate(kept):
+            if look:
+                run["looks"] = [
+                    {k: v if k == "epoch" else _rounded(v[i]) for k, v in each.items()}
+                    for each in looks
+                ]
+        return kept
+
+    def look(self, state: State, batches: np.ndarray) -> dict[str, jax.Array]:
+        """Losses, gradients and direction on the first of the batches `[nets, steps, batch]`."""
+        return self._look(state, self.trainer.gather(batches))
+
+    def _scored(self, trained: Trained, test: bool) -> list[dict[str, Any]]:
+        dataset = self.trainer.dataset
+        splits = {"train": dataset.train, "validation": dataset.validation}
+        splits |= {"test": dataset.test} if test else {}
+        scores = {name: self.trainer.scores(trained, split) for name, split in splits.items()}
+        kept = []
+        for i in range(len(trained.losses)):
+            run = {f"{name}_accuracy": _rounded(each[0][i]) for name, each in scores.items()}
+            kept.append(run | {"train_loss": _rounded(scores["train"][1][i])})
+        return kept
+
+    def _look_one(self, state: State, batches: tuple[Any, Any]) -> dict[str, jax.Array]:
+        trainer, balance = self.trainer, self.trainer.method.balance
+        batch = trainer.batch(*jax.tree.map(lambda leaf: leaf[0], batches))
+        losses, grads = osgd_jax.value_and_task_grads(trainer.losses)(
+            state.params, state.rest, batch
+        )
+        if balance is None:
+            direction = osgd_jax.combine(grads, jnp.ones(len(losses)))
+        else:
+            direction, _ = balance.update(grads, state.balance, state.params, losses=losses)
+        squares = [jnp.sum(leaf**2) for leaf in jax.tree.leaves(direction)]
+        of_shared = [s for s, shared in zip(squares, self._is_shared, strict=True) if shared]
+        of_private = [s for s, shared in zip(squares, self._is_shared, strict=True) if not shared]
+        return {
+            "losses": jnp.stack(losses),
+            "gradient_norms": osgd_jax.task_norms(grads),
+            "task_cosines": osgd_jax.task_cosines(osgd_jax.gramian(grads)),
+            "stage_cosines": jnp.stack(
+                [osgd_jax.task_cosines(osgd_jax.gramian(s)) for s in grads["stages"].values()]
+            ),
+            "shared_norm": jnp.sqrt(sum(of_shared, jnp.zeros(()))),
+            "private_norm": jnp.sqrt(sum(of_private, jnp.zeros(()))),
+        }
+
+
+def _is_shared(trainer: Trainer) -> list[bool]:
+    """Whether two or more losses reach each parameter array."""
+    _, params, rest = trainer.split_net(0)
+    inputs = np.zeros((1, *trainer.dataset.input_shape), np.float32)
+    reach = osgd_jax.reach(trainer.losses)(params, rest, trainer.batch(inputs, np.zeros(1, int)))
+    tasks = jax.tree.leaves(reach, is_leaf=lambda node: isinstance(node, tuple))
+    return [len(each) > 1 for each in tasks]
+
+
+def _rounded(values: jax.Array) -> Any:
+    """Numbers with as many digits as they are worth; null for one that is not finite."""
+
+    def rounded(value: float) -> float | None:
+        return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+
+    return jax.tree.map(rounded, np.asarray(values).tolist())

@@ -1,0 +1,292 @@
+"""Train nets, each from a seed and at a learning rate of its own, in programs compiled once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from experiments.data import Dataset, Split, epoch_batches
+from experiments.methods import Method
+from experiments.step import (
+    Batch,
+    Objective,
+    State,
+    accuracies,
+    evaluated_logits,
+    initial_state,
+    logits_of,
+    update,
+)
+
+MakeNet = Callable[[nnx.Rngs], Any]
+
+
+class Run(NamedTuple):
+    """One net to train."""
+
+    seed: int
+    learning_rate: float
+
+
+class Trained(NamedTuple):
+    """Nets that were trained together.
+
+    Attributes:
+      state: after the last step, with a leading axis of nets.
+      losses: of the last step, `[nets, K]`.
+    """
+
+    state: State
+    losses: jax.Array
+
+
+class Trainer:
+    """Trains nets by one method; the learning rate falls to zero along half a cosine.
+
+    The seed gives the initial parameters and the order of the examples, the same for every method.
+    Where convolutions allow, many nets are trained at a time, by `vmap` over nets and `lax.scan`
+    over the steps of an epoch; two-dimensional ones are slow in both on CPU, and their nets are
+    trained one by one.
+
+    Args:
+      make_net: from random streams to a net.
+      dataset: in memory and standardised, as the built-in ones.
+      method: how to train.
+      epochs: passes over the training examples.
+      batch_size: examples in a step.
+      group: nets at a time, where many can be.
+
+    Raises:
+      ValueError: fewer training examples than a batch has.
+    """
+
+    def __init__(
+        self,
+        make_net: MakeNet,
+        dataset: Dataset,
+        method: Method,
+        *,
+        epochs: int,
+        batch_size: int,
+        group: int = 1,
+    ):
+        size = dataset.train.size
+        if batch_size > size:
+            raise ValueError(f"batch_size={batch_size} exceeds the {size} training examples.")
+        self.make_net, self.dataset, self.method = make_net, dataset, method
+        self.epochs, self.batch_size = epochs, batch_size
+        is_sequence = len(dataset.input_shape) == 2
+        self.many_at_a_time = is_sequence or jax.default_backend() != "cpu"
+        self.group = group if self.many_at_a_time else 1
+        self.num_steps = epochs * (size // batch_size)
+        self.objective = Objective(output=method.output)
+        self.graphdef, *_ = self.split_net(0)
+        self._start = self.over_nets(self._start_one)
+        self._steps = self.over_nets(self._steps_one, donate=True)
+        self._scores = self.over_nets(self._scores_one)
+
+    def groups(self, runs: Sequence[Run]) -> Iterator[list[Run]]:
+        """The runs in groups of one size; the last is filled up by repeating its last run."""
+        for start in range(0, len(runs), self.group):
+            part = list(runs[start : start + self.group])
+            yield part + [part[-1]] * (self.group - len(part))
+
+    def train(
+        self,
+        runs: Sequence[Run],
+        *,
+        watch: Callable[[int, State, Any], None] = lambda epoch, state, batches: None,
+        advance: Callable[[], None] = lambda: None,
+    ) -> Trained:
+        """Train a group of nets.
+
+        Args:
+          runs: seed and learning rate of each; as many as `group`.
+          watch: called before each epoch with its number, the state, and its first batches.
+          advance: called after each epoch.
+        """
+        state, rates = self.start(runs)
+        orders = [np.random.default_rng(run.seed) for run in runs]
+        losses = jnp.zeros((len(runs), 1))
+        for epoch in range(self.epochs):
+            batches = np.stack(
+                [epoch_batches(self.dataset.train.size, self.batch_size, order) for order in orders]
+            )
+            watch(epoch, state, batches[:, :1])
+            for part in self._parts(batches):
+                state, losses = self._steps(state, self.gather(part), rates)
+            advance()
+        return Trained(state, losses)
+
+    def scores(self, trained: Trained, split: Split) -> tuple[np.ndarray, np.ndarray]:
+        """Accuracy and loss of each output that was trained on a split, `[nets, K]` each."""
+        nets = len(trained.losses)
+        inputs = np.broadcast_to(split.inputs, (nets, *split.inputs.shape))
+        labels = np.broadcast_to(split.labels, (nets, *split.labels.shape))
+        return jax.device_get(self._scores(trained.state, (inputs, labels)))
+
+    def stepper(self) -> Callable[[], Any]:
+        """A function that trains on one part of an epoch, each time from where it ended before."""
+        state, rates = self.start([Run(seed=0, learning_rate=0.1)] * self.group)
+        order = np.random.default_rng(0)
+        batches = epoch_batches(self.dataset.train.size, self.batch_size, order)
+        part = self.gather(self._parts(np.stack([batches] * self.group))[0])
+
+        def step() -> State:
+            nonlocal state
+            state, _ = self._steps(state, part, rates)
+            return state
+
+        return step
+
+    def flops(self) -> float:
+        """Floating-point operations of one net's step, counted before compilation."""
+        params, rest = self.split_net(0)[1:]
+        rate = jnp.float32(0.1)
+        state = jax.eval_shape(self._start_one, (params, rest), jnp.int32(0), rate)
+        shape = (1, self.batch_size, *self.dataset.input_shape)
+        batch = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:2], jnp.int32)
+        lowered = jax.jit(self._steps_one).lower(state, batch, rate)
+        return lowered.cost_analysis()["flops"]  # pyright: ignore[reportOptionalSubscript] - XLA always counts
+
+    def start(self, runs: Sequence[Run]) -> tuple[State, jax.Array]:
+        """The state before the first step, with a leading axis of nets, and their rates."""
+        rates = jnp.array([run.learning_rate for run in runs], jnp.float32)
+        seeds = jnp.array([run.seed for run in runs])
+        nets = [self.split_net(run.seed)[1:] for run in runs]
+        nets = jax.tree.map(lambda *leaves: jnp.stack(leaves), *nets)
+        return self._start(nets, seeds, rates), rates
+
+    def split_net(self, seed: int) -> Any:
+        """Graph, parameters and other variables of the net that is trained."""
+        net = self.make_net(nnx.Rngs(seed))
+        if self.method.output is not None:
+            net = net.subnetwork(self.method.output)
+        return nnx.split(net, nnx.Param, ...)
+
+    def over_nets(self, function: Callable, donate: bool = False) -> Callable:
+        """A function of one net, compiled for a leading axis of nets."""
+        if self.many_at_a_time:
+            many = jax.vmap(function)
+        else:
+
+            def many(*args: Any):
+                result = function(*self.alone(args))
+                return jax.tree.map(lambda leaf: leaf[None], result)
+
+        return jax.jit(many, donate_argnums=0 if donate else ())
+
+    @staticmethod
+    def alone(nets: Any) -> Any:
+        """The first of some nets, without their axis."""
+        return jax.tree.map(lambda leaf: leaf[0], nets)
+
+    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Training examples and their labels."""
+        train = self.dataset.train
+        return train.inputs[indices], train.labels[indices]
+
+    def batch(self, inputs: Any, labels: Any) -> Batch:
+        """Examples as a step takes them."""
+        return Batch(inputs, jax.nn.one_hot(labels, self.dataset.num_classes))
+
+    def losses(self, params: Any, rest: Any, batch: Batch) -> tuple[jax.Array, ...]:
+        """Of each output that is trained, in training mode."""
+        logits, _ = logits_of(self.graphdef, params, rest, batch.inputs, self.method.output)
+        return self.objective.losses(logits, batch.targets)
+
+    def _parts(self, batches: np.ndarray) -> list[np.ndarray]:
+        """An epoch's batches `[nets, steps, batch]`, cut into what one call trains on."""
+        if self.many_at_a_time:
+            return [batches]
+        return np.split(batches, batches.shape[1], axis=1)
+
+    def optimizer(self, rate: jax.Array) -> optax.GradientTransformation:
+        """The method's, at a rate that falls from this one."""
+        schedule = optax.cosine_decay_schedule(rate, self.num_steps)  # pyright: ignore[reportArgumentType] - traced, so that one program serves all rates
+        return self.method.optimizer(schedule)
+
+    def _start_one(self, net: Any, seed: jax.Array, rate: jax.Array) -> State:
+        params, rest = net
+        return initial_state(self.method, self.optimizer(rate), params, rest, seed)  # pyright: ignore[reportArgumentType] - traced
+
+    def step(
+        self, state: State, examples: tuple[Any, Any], rate: jax.Array
+    ) -> tuple[State, jax.Array]:
+        """The state of one net after a batch, and the losses before it."""
+        batch, optimizer = self.batch(*examples), self.optimizer(rate)
+        state, measured = update(
+            self.graphdef, self.objective, self.method, optimizer, state, batch
+        )
+        return state, measured.losses
+
+    def _steps_one(
+        self, state: State, batches: tuple[Any, Any], rate: jax.Array
+    ) -> tuple[State, jax.Array]:
+        if not self.many_at_a_time:
+            return self.step(state, self.alone(batches), rate)
+        state, losses = jax.lax.scan(
+            lambda state, batch: self.step(state, batch, rate), state, batches
+        )
+        return state, losses[-1]
+
+    def _scores_one(self, state: State, examples: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+        inputs, labels = examples
+        logits = evaluated_logits(
+            self.graphdef, state.params, state.rest, inputs, self.method.output
+        )
+        losses = self.objective.losses(logits, self.batch(inputs, labels).targets)
+        return accuracies(logits, labels), jnp.stack(losses)
+
+
+class Tuned(NamedTuple):
+    """A rate that was chosen, and the tests at it.
+
+    Attributes:
+      learning_rate: the best by mean validation accuracy.
+      validation: accuracy of each seed by rate, `[seeds, K]`.
+      tests: test accuracy at the best rate, `[seeds, K]`.
+      losses: of the last steps of these, `[seeds, K]`.
+    """
+
+    learning_rate: float
+    validation: dict[float, np.ndarray]
+    tests: np.ndarray
+    losses: np.ndarray
+
+
+def tune_and_test(
+    trainer: Trainer,
+    rates: Sequence[float],
+    tuning_seeds: Sequence[int],
+    test_seeds: Sequence[int],
+    advance: Callable[[], None] = lambda: None,
+) -> Tuned:
+    """Choose the rate on validation data, and test other seeds at this rate.
+
+    Args:
+      trainer: trains the nets.
+      rates: to choose from.
+      tuning_seeds: seeds that choose; each is trained at every rate.
+      test_seeds: seeds that are trained at the best rate and tested.
+      advance: called after each epoch of a group.
+    """
+
+    def train(runs: list[Run], split: Split) -> tuple[np.ndarray, np.ndarray]:
+        scores, losses = [], []
+        for group in trainer.groups(runs):
+            trained = trainer.train(group, advance=advance)
+            scores.append(trainer.scores(trained, split)[0])
+            losses.append(jax.device_get(trained.losses))
+        return np.concatenate(scores)[: len(runs)], np.concatenate(losses)[: len(runs)]
+
+    grid = [Run(seed, rate) for rate in rates for seed in tuning_seeds]
+    found, _ = train(grid, trainer.dataset.validation)
+    validation = dict(zip(rates, np.split(found, len(rates)), strict=True))
+    best = max(validation, key=lambda rate: validation[rate].mean())
+    tests, losses = train([Run(seed, best) for seed in test_seeds], trainer.dataset.test)
+    return Tuned(best, validation, tests, losses)

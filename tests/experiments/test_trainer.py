@@ -1,0 +1,97 @@
+"""Training many nets at once, and choosing a rate, against single nets trained step by step."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from experiments import data, methods
+from experiments.nets import Sizes, make_net
+from experiments.step import evaluated_logits, logits_of
+from experiments.trainer import Run, Trainer, tune_and_test
+
+SEEDS, RATES = (0, 1), (0.1, 0.2)
+
+
+def settings(name):
+    """A data set, and what makes nets for it."""
+    dataset = data.load(data.Source(name, 200))
+    return dataset, functools.partial(make_net, Sizes("width-nested", 3, (8, 8)), dataset)
+
+
+def trained_alone(dataset, make, run, epochs):
+    """Parameters and others after plain Nesterov SGD on the sum of the losses, step by step."""
+    graphdef, params, rest = nnx.split(make(nnx.Rngs(run.seed)), nnx.Param, ...)
+    steps = epochs * (dataset.train.size // 100)
+    tx = optax.sgd(optax.cosine_decay_schedule(run.learning_rate, steps), 0.9, nesterov=True)
+
+    @jax.jit
+    def step(params, rest, state, inputs, labels):
+        def loss(params):
+            logits, after = logits_of(graphdef, params, rest, inputs, None)
+            cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+            return sum(cross_entropy(each, labels).mean() for each in logits), after
+
+        gradient, rest = jax.grad(loss, has_aux=True)(params)
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), rest, state
+
+    state, order = tx.init(params), np.random.default_rng(run.seed)
+    for _ in range(epochs):
+        for indices in data.epoch_batches(dataset.train.size, 100, order):
+            inputs, labels = dataset.train.inputs[indices], dataset.train.labels[indices]
+            params, rest, state = step(params, rest, state, inputs, labels)
+    return graphdef, params, rest
+
+
+@pytest.mark.parametrize("name", ["mnist1d", "digits"])
+def test_nets_train_as_single_ones_do(name):
+    dataset, make = settings(name)
+    method = methods.method(methods.Settings("sgd"))
+    trainer = Trainer(make, dataset, method, epochs=2, batch_size=100, group=2)
+    assert trainer.group == (2 if name == "mnist1d" else 1)
+    for group in trainer.groups([Run(seed, rate) for seed, rate in zip(SEEDS, RATES, strict=True)]):
+        trained = trainer.train(group)
+        for split in (dataset.train, dataset.test):
+            accuracies, losses = trainer.scores(trained, split)
+            for run, accuracy, loss in zip(group, accuracies, losses, strict=True):
+                logits = evaluated_logits(*trained_alone(dataset, make, run, 2), split.inputs)
+                expected = [np.mean(np.argmax(each, -1) == split.labels) for each in logits]
+                np.testing.assert_allclose(accuracy, expected, atol=0.011)
+                cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+                expected = [cross_entropy(each, split.labels).mean() for each in logits]
+                np.testing.assert_allclose(loss, expected, rtol=2e-2)
+
+
+def test_the_last_group_is_filled_up():
+    dataset, make = settings("mnist1d")
+    method = methods.method(methods.Settings("sgd"))
+    trainer = Trainer(make, dataset, method, epochs=1, batch_size=100, group=2)
+    runs = [Run(seed, 0.1) for seed in range(3)]
+    assert list(trainer.groups(runs)) == [runs[:2], [runs[2], runs[2]]]
+
+
+def test_the_rate_is_that_of_the_best_validation_accuracy_and_other_seeds_are_tested():
+    dataset, make = settings("mnist1d")
+    method = methods.method(methods.Settings("osgd"))
+    trainer = Trainer(make, dataset, method, epochs=2, batch_size=100, group=4)
+    rates = (1e-6, 0.2)
+    tuned = tune_and_test(trainer, rates, range(2), range(2, 5))
+    assert list(tuned.validation) == list(rates)
+    assert tuned.learning_rate == max(rates, key=lambda rate: tuned.validation[rate].mean())
+    assert tuned.tests.shape == tuned.losses.shape == (3, 3)
+    # The same seeds at the same rate, trained beside others.
+    again = trainer.train([Run(seed, tuned.learning_rate) for seed in (4, 3, 2, 2)])
+    np.testing.assert_allclose(
+        trainer.scores(again, dataset.test)[0][2::-1], tuned.tests, atol=0.011
+    )
+
+
+def test_more_examples_in_a_step_than_there_are_is_refused():
+    dataset, make = settings("mnist1d")
+    method = methods.method(methods.Settings("sgd"))
+    with pytest.raises(ValueError, match="batch_size=201 exceeds the 200 training examples"):
+        Trainer(make, dataset, method, epochs=1, batch_size=201)
