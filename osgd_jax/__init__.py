@@ -1,5 +1,8 @@
 """osgd_jax: Orthogonalized SGD, task-gradient balancing and nested anytime networks."""
 
+import importlib
+from typing import Any
+
 from osgd_jax import nets, weightings
 from osgd_jax._anytime import AnytimeOutput, AnytimePredictor, Prediction
 from osgd_jax._cost import OutputCost, cost
@@ -57,3 +60,9 @@ __all__ = [
     "value_and_task_grads",
     "weightings",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "plots":  # imported when asked for
+        return importlib.import_module("osgd_jax.plots")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,14 +1,17 @@
 """What each output of an anytime net costs: its parameters and its multiply-adds."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import Jaxpr, jaxprs_in_params
 from jax.interpreters.partial_eval import dce_jaxpr
+from jax.typing import DTypeLike
+
+from osgd_jax._tracing import check_net, check_shape, steps, with_example
 
 
 class OutputCost(NamedTuple):
@@ -23,7 +26,9 @@ class OutputCost(NamedTuple):
     multiply_adds: int
 
 
-def cost(net: Any, input_shape: Sequence[int]) -> list[OutputCost]:
+def cost(
+    net: Any, input_shape: Sequence[int], *, dtype: DTypeLike | None = None
+) -> list[OutputCost]:
     """Count the parameters and multiply-adds that it takes to get to each output of a net.
 
     Nothing is computed: the net is traced with shapes alone, and may be abstract itself (made by
@@ -45,6 +50,8 @@ def cost(net: Any, input_shape: Sequence[int]) -> list[OutputCost]:
     Args:
       net: an `nnx.Module` with `num_outputs`, `start(x)` and `advance(k, carry)`.
       input_shape: shape of one example, without the batch axis.
+      dtype: of the input; by default floating, or integers (token ids) where the net takes no
+        floats.
 
     Returns:
       One `OutputCost` for each output.
@@ -53,31 +60,21 @@ def cost(net: Any, input_shape: Sequence[int]) -> list[OutputCost]:
       ValueError: the net does not take this shape or lacks one of the three attributes, or a
         `lax.while_loop` does multiply-adds an unknown number of times.
     """
-    for name in ("num_outputs", "start", "advance"):
-        if not hasattr(net, name):
-            raise ValueError(
-                f"net is a {type(net).__name__} without {name}; it must have num_outputs, start and"
-                " advance, as an AnytimeNet has."
-            )
+    check_net(net)
+    shape = check_shape("input_shape", input_shape)
     graphdef, params, rest = nnx.split(net, nnx.Param, ...)
 
     def path(params: Any, rest: Any, x: jax.Array) -> list[Any]:
-        merged = nnx.merge(graphdef, params, rest, copy=True)
-        carry = merged.start(x)
-        steps = []
-        for k in range(merged.num_outputs):
-            logits, carry = merged.advance(k, carry)
-            steps.append((logits, carry))
-        return steps
+        return steps(nnx.merge(graphdef, params, rest, copy=True), x)
 
-    x = jax.ShapeDtypeStruct((1, *input_shape), jnp.result_type(float))
-    closed, steps = jax.make_jaxpr(path, return_shape=True)(params, rest, x)
+    trace = functools.partial(jax.make_jaxpr(path, return_shape=True), params, rest)
+    closed, taken = with_example(trace, shape, dtype)
     sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(params)]
     # Of each step's results the first is the logits, the others are the carry.
-    results = [(k, i) for k, step in enumerate(steps) for i, _ in enumerate(jax.tree.leaves(step))]
+    results = [(k, i) for k, step in enumerate(taken) for i, _ in enumerate(jax.tree.leaves(step))]
 
     costs = []
-    for last in range(len(steps)):
+    for last in range(len(taken)):
         _, read = dce_jaxpr(closed.jaxpr, [k <= last and i == 0 for k, i in results])
         work, _ = dce_jaxpr(closed.jaxpr, [k <= last for k, _ in results])
         parameters = sum(size for size, is_read in zip(sizes, read, strict=False) if is_read)
@@ -89,7 +86,7 @@ def _multiply_adds(jaxpr: Jaxpr) -> int:
     total = 0
     for equation in jaxpr.eqns:
         params = equation.params
-        inner = [_multiply_adds(sub) for value in params.values() for sub in _jaxprs(value)]
+        inner = [_multiply_adds(sub) for sub in jaxprs_in_params(params)]
         match equation.primitive.name:
             case "dot_general":
                 (contracted, _), _ = params["dimension_numbers"]
@@ -118,13 +115,3 @@ def _multiply_adds(jaxpr: Jaxpr) -> int:
 
 def _shape(variable: Any) -> tuple[int, ...]:
     return variable.aval.shape
-
-
-def _jaxprs(value: Any) -> list[Jaxpr]:
-    if isinstance(value, ClosedJaxpr):
-        return [value.jaxpr]
-    if isinstance(value, Jaxpr):
-        return [value]
-    if isinstance(value, tuple | list):
-        return [jaxpr for item in value for jaxpr in _jaxprs(item)]
-    return []

@@ -4,22 +4,15 @@ They need matplotlib, which is imported when a function is called: `pip install 
 draws into the given axes, or into new ones, and returns them.
 """
 
-import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from osgd_jax._nesting import diagram
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_CALLS = {"jit", "pjit", "closed_call", "remat2", "checkpoint", "custom_jvp_call"}
-_CALLS |= {"custom_vjp_call", "custom_vjp_call_jaxpr"}
-_LAYERS = {"conv_general_dilated", "dot_general"}
 
 
 def anytime_curve(
@@ -126,42 +119,29 @@ def nesting(net: Any, input_shape: Sequence[int], *, axes: "Axes | None" = None)
       ValueError: the net does not take this shape.
     """
     axes = _axes(axes)
-    layers, heads = _layers_of(net, input_shape)
-    reduced = _without_shortcuts(layers)
-    rows = _rows(layers, heads)
-    places = _places(layers, rows)
-    colors = [f"C{row}" for row in range(len(heads))]
-    for target, sources in enumerate(reduced):
-        for source in sources:
-            crosses = rows[source] != rows[target]
-            axes.plot(
-                *zip(places[source], places[target], strict=True),
-                color=colors[rows[source]] if crosses else "0.6",
-                linewidth=1.2 if crosses else 1,
-                zorder=1,
-            )
-    most = max(layer.channels for layer in layers)
-    for index, layer in enumerate(layers):
-        x, y = places[index]
-        height = 0.06 + 0.32 * layer.channels / most
-        axes.bar(x, height, 0.5, y - height / 2, color=colors[rows[index]], zorder=2)
-    for row, head in enumerate(heads):
-        x, y = places[max(head)]
+    drawn = diagram(net, input_shape)
+    places, rows = drawn.places, drawn.rows
+    for source, target in drawn.lines:
+        crosses = rows[source] != rows[target]
+        axes.plot(
+            *zip(places[source], places[target], strict=True),
+            color=f"C{rows[source]}" if crosses else "0.6",
+            linewidth=1.2 if crosses else 1,
+            zorder=1,
+        )
+    for (x, y), row, channels in zip(places, rows, drawn.channels, strict=True):
+        height = 0.06 + 0.32 * channels / max(drawn.channels)
+        axes.bar(x, height, 0.5, y - height / 2, color=f"C{row}", zorder=2)
+    for row, head in enumerate(drawn.heads):
+        x, y = places[head]
         axes.annotate(f"output {row}", (x + 0.4, y), va="center")
     axes.set_xlim(-0.7, 1.15 * max(x for x, _ in places) + 0.6)
-    axes.set_ylim(-0.5, len(heads) - 0.5)
-    axes.set_yticks(range(len(heads)), [f"stage {row}" for row in range(len(heads))])
+    axes.set_ylim(-0.5, len(drawn.heads) - 0.5)
+    axes.set_yticks(range(len(drawn.heads)), [f"stage {row}" for row in range(len(drawn.heads))])
     axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("layers in sequence, from the input on the left")
     axes.spines[["top", "right"]].set_visible(False)
     return axes
-
-
-class _Layer(NamedTuple):
-    """A convolution or matrix product: the layers that it reads, and its output channels."""
-
-    sources: frozenset[int]
-    channels: int
 
 
 def _axes(axes: "Axes | None") -> "Axes":
@@ -170,107 +150,3 @@ def _axes(axes: "Axes | None") -> "Axes":
     except ImportError:
         raise ImportError("osgd_jax.plots needs matplotlib: pip install matplotlib") from None
     return pyplot.subplots(layout="constrained")[1] if axes is None else axes
-
-
-def _layers_of(net: Any, input_shape: Sequence[int]) -> tuple[list[_Layer], list[frozenset[int]]]:
-    """All layers, each after what it reads, and those that each output comes from."""
-    graphdef, state = nnx.split(net)
-
-    def outputs(state: Any, x: jax.Array) -> list[jax.Array]:
-        merged = nnx.merge(graphdef, state, copy=True)
-        carry, logits = merged.start(x), []
-        for k in range(merged.num_outputs):
-            output, carry = merged.advance(k, carry)
-            logits.append(output)
-        return logits
-
-    x = jax.ShapeDtypeStruct((1, *input_shape), jnp.result_type(float))
-    jaxpr = jax.make_jaxpr(outputs)(state, x).jaxpr
-    layers: list[_Layer] = []
-    heads = _walk(jaxpr, [frozenset()] * len(jaxpr.invars), layers)
-    return layers, heads
-
-
-def _walk(jaxpr: Jaxpr, inputs: list[frozenset[int]], layers: list[_Layer]) -> list[frozenset[int]]:
-    """Append the layers of a program; give the layers that each of its results comes from.
-
-    Args:
-      jaxpr: the program.
-      inputs: the layers that each of its arguments comes from.
-      layers: is extended.
-    """
-    origin = dict(zip(jaxpr.invars, inputs, strict=True))
-
-    def origin_of(variable: Any) -> frozenset[int]:
-        return frozenset() if isinstance(variable, Literal) else origin.get(variable, frozenset())
-
-    for equation in jaxpr.eqns:
-        read = [origin_of(variable) for variable in equation.invars]
-        inner = list(_programs(equation.params))
-        if equation.primitive.name in _CALLS and len(inner) == 1:
-            written = _walk(inner[0], read, layers)
-        elif equation.primitive.name in _LAYERS or any(map(_has_layer, inner)):
-            aval: Any = equation.outvars[0].aval
-            layers.append(_Layer(frozenset().union(*read), aval.shape[-1]))
-            written = [frozenset({len(layers) - 1})] * len(equation.outvars)
-        else:
-            written = [frozenset().union(*read)] * len(equation.outvars)
-        origin.update(zip(equation.outvars, written, strict=True))
-    return [origin_of(variable) for variable in jaxpr.outvars]
-
-
-def _programs(params: dict[str, Any]) -> Iterator[Jaxpr]:
-    for value in params.values():
-        for item in value if isinstance(value, tuple | list) else [value]:
-            if isinstance(item, ClosedJaxpr):
-                yield item.jaxpr
-            elif isinstance(item, Jaxpr):
-                yield item
-
-
-def _has_layer(jaxpr: Jaxpr) -> bool:
-    return any(
-        equation.primitive.name in _LAYERS or any(map(_has_layer, _programs(equation.params)))
-        for equation in jaxpr.eqns
-    )
-
-
-def _ancestors(layers: list[_Layer]) -> list[frozenset[int]]:
-    """All layers on which each layer depends."""
-    found: list[frozenset[int]] = []
-    for layer in layers:
-        found.append(layer.sources.union(*(found[source] for source in layer.sources)))
-    return found
-
-
-def _without_shortcuts(layers: list[_Layer]) -> list[frozenset[int]]:
-    """The sources of each layer, less those on which another source depends."""
-    ancestors = _ancestors(layers)
-    return [
-        layer.sources.difference(*(ancestors[source] for source in layer.sources))
-        for layer in layers
-    ]
-
-
-def _rows(layers: list[_Layer], heads: list[frozenset[int]]) -> list[int]:
-    """The first output that depends on each layer; the last, where none does."""
-    ancestors = _ancestors(layers)
-    needed = [head.union(*(ancestors[layer] for layer in head)) for head in heads]
-    return [
-        next((row for row, layers in enumerate(needed) if index in layers), len(heads) - 1)
-        for index in range(len(layers))
-    ]
-
-
-def _places(layers: list[_Layer], rows: list[int]) -> list[tuple[float, float]]:
-    """Right of all that a layer reads, in its row; layers at one place are spread out."""
-    depth: list[int] = []
-    for layer in layers:
-        depth.append(1 + max((depth[source] for source in layer.sources), default=-1))
-    spots = list(zip(depth, rows, strict=True))
-    places = []
-    for index, (x, row) in enumerate(spots):
-        count, before = spots.count((x, row)), spots[:index].count((x, row))
-        spread = 0.0 if count == 1 else before / (count - 1) - 0.5
-        places.append((float(x), row + spread * min(0.7, 0.3 * math.sqrt(count))))
-    return places

@@ -246,8 +246,8 @@ def test_a_budget_buys_the_last_output_it_can_pay():
     [
         ({"deadline": -0.1}, "deadline=-0.1 must be 0 seconds or more"),
         ({"deadline": float("nan")}, "deadline=nan must be 0 seconds or more"),
-        ({"confidence": 0.0}, r"confidence=0.0 must be in \(0, 1\]"),
-        ({"confidence": 1.1}, r"confidence=1.1 must be in \(0, 1\]"),
+        ({"confidence": 0.0}, r"confidence=0.0 must be a number in \(0, 1\]"),
+        ({"confidence": 1.1}, r"confidence=1.1 must be a number in \(0, 1\]"),
         ({"budget": float("nan")}, "budget=nan must be at least"),
         (
             {"deadline": 1.0, "confidence": 0.5},
@@ -284,7 +284,7 @@ def test_other_mistakes_are_refused(predictor, net):
         ValueError, match="x has the dtype int32 and must be floating, scaled as in training"
     ):
         predictor.predict(np.zeros((1, 3, 2), np.int32))
-    with pytest.raises(ValueError, match="repeats=0 must be at least 1"):
+    with pytest.raises(ValueError, match="repeats=0 must be an integer of at least 1"):
         predictor.calibrate(inputs(), repeats=0)
     with pytest.raises(ValueError, match="combine='mean' must be 'latest' or 'product'"):
         AnytimePredictor(net, combine="mean")

@@ -79,8 +79,8 @@ def test_a_loaded_predictor_does_what_the_exported_one_does(net, tmp_path, batch
     )
     assert len(loaded.calibrate(x, repeats=2)) == 3
     assert loaded.predict(x, deadline=60.0).exits.tolist() == [2] * batch
-    costs = predictor._multiply_adds((3, 2))
-    assert loaded._multiply_adds((3, 2)) == costs
+    costs = predictor._multiply_adds(((3, 2), "float32"))
+    assert loaded._multiply_adds(((3, 2), "float32")) == costs
     assert loaded.predict(x, budget=costs[1]).exits.tolist() == [1] * batch
 
 

@@ -107,7 +107,7 @@ def test_a_compiled_stage_reads_what_it_uses():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="net is a Linear without num_outputs; it must have"):
+    with pytest.raises(ValueError, match="net is a Linear without num_outputs; it must be"):
         cost(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), (2,))
     net = nets.WidthNestedResNet(num_classes=2, widths=(8,), blocks=(1,), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"must have the shape \[batch, height, width, 3\]"):

@@ -1,10 +1,9 @@
-"""How the outputs so far become one answer, and how sure that answer is."""
+"""How the outputs so far become one answer."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 # (k, number of outputs, logits of output k, what output k − 1 left) → (answer, what is left)
 Combine = Callable[[int, int, jax.Array, jax.Array | None], tuple[jax.Array, jax.Array | None]]
@@ -31,7 +30,14 @@ def product(
     Returns:
       Logits whose softmax is that distribution, −∞ for a class that is out, and the logarithm of
       the product.
+
+    Raises:
+      ValueError: there is one logit alone, whose class no output can rule out.
     """
+    if logits.shape[-1] == 1:
+        raise ValueError(
+            "combine='product' needs two classes or more and the net has one logit; use 'latest'."
+        )
     factor = (k + 1) / num_outputs * jnp.log(jax.nn.relu(logits))
     total = factor if state is None else state + factor
     empty = jnp.all(total == -jnp.inf, axis=-1, keepdims=True)
@@ -39,10 +45,3 @@ def product(
 
 
 COMBINATIONS: dict[str, Combine] = {"latest": latest, "product": product}
-
-
-def confidences(logits: np.ndarray) -> np.ndarray:
-    """The probability of the likeliest class, `[batch]`; NaN where the logits are not finite."""
-    wide = logits.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        return 1 / np.exp(wide - wide.max(-1, keepdims=True)).sum(-1)

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
+from osgd_jax._anytime.paths import as_path
 from osgd_jax._anytime.stages import Stage
 
 _MAGIC = b"osgd_jax AnytimePredictor, format "
@@ -40,33 +41,49 @@ class FileModel:
 
     Args:
       manifest: its description.
-      stages: its stages.
+      weights: the arrays of all stages.
+      members: the stages by name, serialised.
     """
 
-    def __init__(self, manifest: dict[str, Any], stages: list[Stage]):
-        self.num_outputs = len(stages)
-        self.input_shape: tuple[int | None, ...] = tuple(manifest["input_shape"])
+    def __init__(self, manifest: dict[str, Any], weights: list[Any], members: dict[str, bytes]):
+        self.num_outputs = len(manifest["stages"])
+        self.input_shape: tuple[int | None, ...] | None = tuple(manifest["input_shape"])
         self.input_dtype = jnp.dtype(manifest["input_dtype"])
-        self._multiply_adds = manifest["multiply_adds"]
-        self._stages = stages
+        arrays = [jnp.array(weight) for weight in weights]
+        self._parts = manifest, arrays, members
+        self._stages = [
+            Stage(
+                cast(Any, export.deserialize(bytearray(members[entry["member"]])).call),
+                [arrays[index] for index in entry["weights"]],
+                tuple(entry["passes"]),
+            )
+            for entry in manifest["stages"]
+        ]
+
+    def __reduce__(self) -> Any:
+        return FileModel, self._parts
+
+    def takes_integers(self, input_shape: tuple[int, ...]) -> bool:
+        """Whether examples are integers."""
+        del input_shape
+        return jnp.issubdtype(self.input_dtype, jnp.integer)
 
     def stages(self, input_shape: tuple[int, ...], dtype: Any) -> list[Stage]:
         """The stages, which are for one shape and dtype alone."""
         del input_shape, dtype
         return self._stages
 
-    def multiply_adds(self, input_shape: tuple[int, ...]) -> list[int]:
+    def multiply_adds(self, input_shape: tuple[int, ...], dtype: Any) -> list[int]:
         """As counted when the file was written."""
-        del input_shape
-        return self._multiply_adds
+        del input_shape, dtype
+        return self._parts[0]["multiply_adds"]
 
 
 def write(
-    path: str | os.PathLike[str],
+    path: Path,
     *,
     stages: list[Stage],
-    input_shape: tuple[int, ...],
-    input_dtype: str,
+    example: tuple[tuple[int, ...], str],
     multiply_adds: list[int],
     combine: str,
 ) -> None:
@@ -76,6 +93,7 @@ def write(
         if id(array) not in weights:
             weights[id(array)] = len(weights), array, offset
             offset += array.nbytes
+    input_shape, input_dtype = example
     members = _lower(stages, input_shape, input_dtype)
     manifest = {
         "input_shape": input_shape,
@@ -106,7 +124,7 @@ def write(
         for name, blob in members.items():
             archive.writestr(name, blob)
     digest = hashlib.sha256(payload.getbuffer()).hexdigest().encode()
-    _replace(Path(path), _MAGIC + b"%d\n" % _VERSION + digest + b"\n", payload.getbuffer())
+    _replace(path, _MAGIC + b"%d\n" % _VERSION + digest + b"\n", payload.getbuffer())
 
 
 def read(path: str | os.PathLike[str]) -> tuple[FileModel, str]:
@@ -115,7 +133,7 @@ def read(path: str | os.PathLike[str]) -> tuple[FileModel, str]:
     Raises:
       ValueError: there is no such model in the file.
     """
-    with open(path, "rb") as file:
+    with open(as_path(path), "rb") as file:
         head, digest = file.readline(len(_MAGIC) + 16), file.readline(80).strip()
         payload = file.read()
     if not head.startswith(_MAGIC):
@@ -135,15 +153,8 @@ def read(path: str | os.PathLike[str]) -> tuple[FileModel, str]:
             raise ValueError(f"{path} computes in float64: load it under jax.enable_x64(True).")
         data = archive.read("weights.bin")
         weights = [_array(data, **entry) for entry in manifest["weights"]]
-        stages = [
-            Stage(
-                cast(Any, export.deserialize(bytearray(archive.read(entry["member"]))).call),
-                [weights[index] for index in entry["weights"]],
-                tuple(entry["passes"]),
-            )
-            for entry in manifest["stages"]
-        ]
-    return FileModel(manifest, stages), manifest["combine"]
+        members = {entry["member"]: archive.read(entry["member"]) for entry in manifest["stages"]}
+    return FileModel(manifest, weights, members), manifest["combine"]
 
 
 def _lower(stages: list[Stage], input_shape: tuple[int, ...], dtype: str) -> dict[str, bytes]:
@@ -159,10 +170,9 @@ def _lower(stages: list[Stage], input_shape: tuple[int, ...], dtype: str) -> dic
     return members
 
 
-def _array(data: bytes, *, shape: list[int], dtype: str, offset: int) -> jax.Array:
+def _array(data: bytes, *, shape: list[int], dtype: str, offset: int) -> np.ndarray:
     kind = np.dtype(jnp.dtype(dtype))
-    flat = np.frombuffer(data, kind, count=math.prod(shape), offset=offset)
-    return jnp.array(flat.reshape(shape))
+    return np.frombuffer(data, kind, count=math.prod(shape), offset=offset).reshape(shape)
 
 
 def _replace(path: Path, *parts: Any) -> None:

@@ -5,19 +5,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from osgd_jax._anytime.stages import Input, Model
+from osgd_jax._tracing import check_shape
 
 
 def check_input(model: Model, x: Any) -> Input:
     """`x` as an array of the dtype that the model takes; what is on the host stays there.
 
     Raises:
-      ValueError: `x` is not floating, empty, or of a shape that the model does not take.
+      ValueError: `x` is traced, empty, or of a dtype or shape that the model does not take.
     """
-    x = x if isinstance(x, jax.Array) else np.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x has the dtype {x.dtype} and must be floating, scaled as in training.")
+    if isinstance(x, Tracer):
+        raise ValueError(
+            "x is traced: a predictor runs programs that are compiled already and cannot stand"
+            " under jax.jit, jax.vmap or jax.grad; call it outside, or the net itself inside."
+        )
+    if not isinstance(x, jax.Array):
+        try:
+            x = np.asarray(x)
+        except ValueError as error:
+            raise ValueError(f"x must be an array: {error}") from None
+    _check_kind(model, x)
     if x.ndim == 0 or len(x) == 0 or not _suits(model, x.shape[1:]):
         raise ValueError(
             f"x of shape {x.shape} must have the shape {_describe(model, 'batch')}, with at least"
@@ -30,26 +40,52 @@ def check_input(model: Model, x: Any) -> Input:
     return np.asarray(x, dtype)
 
 
-def check_example_shape(model: Model, shape: tuple[int, ...]) -> None:
-    """Raise a ValueError unless the model takes examples of this shape."""
-    if not _suits(model, shape):
+def check_example_shape(model: Model, shape: Any) -> tuple[int, ...]:
+    """Give the shape of one example as a tuple.
+
+    Raises:
+      ValueError: it is no shape, or not one that the model takes.
+    """
+    checked = check_shape("input_shape", shape)
+    if not _suits(model, checked):
         raise ValueError(
-            f"input_shape={shape} must be {_describe(model)}, the shape of one example."
+            f"input_shape={checked} must be {_describe(model)}, the shape of one example."
+        )
+    return checked
+
+
+def _check_kind(model: Model, x: Input) -> None:
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    integer = jnp.issubdtype(x.dtype, jnp.integer)
+    if integer and x.ndim > 0 and model.takes_integers(x.shape[1:]):
+        return
+    if model.input_dtype is not None and jnp.issubdtype(model.input_dtype, jnp.integer):
+        raise ValueError(f"x has the dtype {x.dtype} and must be integers, such as token ids.")
+    if not floating:
+        raise ValueError(
+            f"x has the dtype {x.dtype} and must be floating, scaled as in training. (Integers are"
+            " for nets that take no floats, such as those of token ids.)"
         )
 
 
 def _suits(model: Model, shape: tuple[int, ...]) -> bool:
     wanted = model.input_shape
-    return len(shape) == len(wanted) and all(
-        length == axis or (axis is None and length > 0)
-        for length, axis in zip(shape, wanted, strict=True)
+    return wanted is None or (
+        len(shape) == len(wanted)
+        and all(
+            length == axis or (axis is None and length > 0)
+            for length, axis in zip(shape, wanted, strict=True)
+        )
     )
 
 
 def _describe(model: Model, *before: str) -> str:
-    spatial = ["length"] if len(model.input_shape) == 2 else ["height", "width"]
-    names = [
+    wanted = model.input_shape
+    if wanted is None:
+        return f"[{', '.join([*before, '…'])}]"
+    names = {1: ["channels"], 2: ["length", "channels"], 3: ["height", "width", "channels"]}
+    axes = [
         name if axis is None else str(axis)
-        for name, axis in zip([*spatial, "channels"], model.input_shape, strict=True)
+        for name, axis in zip(names.get(len(wanted), ["length"] * len(wanted)), wanted, strict=True)
     ]
-    return f"[{', '.join([*before, *names])}]"
+    return f"[{', '.join([*before, *axes])}]"

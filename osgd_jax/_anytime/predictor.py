@@ -1,10 +1,9 @@
 """Running a trained anytime net: every output as it comes, or as many as time or need allow."""
 
-import dataclasses
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import jax
@@ -12,50 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from osgd_jax._anytime import file
+from osgd_jax._anytime.answers import AnytimeOutput, Prediction
 from osgd_jax._anytime.combine import COMBINATIONS
-from osgd_jax._anytime.exits import until_sure
+from osgd_jax._anytime.exits import stop_when_all_are_sure, until_sure
 from osgd_jax._anytime.inputs import check_example_shape, check_input
-from osgd_jax._anytime.runner import KeyedCache, Runner
+from osgd_jax._anytime.paths import check_target
+from osgd_jax._anytime.rules import Exit, make_exit
+from osgd_jax._anytime.runner import ExampleKey, KeyedCache, Runner
 from osgd_jax._anytime.stages import Input, Model, NetModel
+from osgd_jax.nets._checks import as_number, check_choice, check_positive
+
+Threshold = float | Sequence[float | None] | np.ndarray | None
 
 # A stage of which one run in twenty takes longer than assumed makes few answers late, as most
 # deadlines leave some slack. A higher quantile of so few runs would be a matter of one hiccup.
 _QUANTILE = 0.95
 _REPEATS = 50
 _WARM_UP = 3
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class AnytimeOutput:
-    """One output of a net.
-
-    Attributes:
-      index: which one, from 0.
-      logits: `[batch, classes]`, ready.
-      elapsed: seconds from the call of `stream` to this output.
-    """
-
-    index: int
-    logits: jax.Array
-    elapsed: float
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Prediction:
-    """The answer to `AnytimePredictor.predict`.
-
-    Attributes:
-      logits: `[batch, classes]`, ready.
-      exits: `[batch]`, the index of the output that each example's logits are from.
-      elapsed: seconds from the call of `predict` to the answer.
-      lateness: seconds by which the answer came after the deadline; 0 where it was kept or none
-        was given.
-    """
-
-    logits: jax.Array
-    exits: np.ndarray
-    elapsed: float
-    lateness: float
 
 
 class AnytimePredictor:
@@ -67,11 +39,13 @@ class AnytimePredictor:
 
     A stage is compiled the first time it is run on inputs of one shape and kept. Call `calibrate`
     with an input of each shape to come, and no later call with a deadline waits for the compiler.
-    All methods may be called from several threads at once.
+    All methods may be called from several threads at once. A predictor can be pickled and copied,
+    for worker processes: the latencies go along, each process compiles for itself.
 
     Args:
-      net: an `AnytimeNet`, or another `nnx.Module` with its `num_outputs`, `in_channels`,
-        `spatial_dims`, `start` and `advance` whose carries have the batch as first axis.
+      net: an `AnytimeNet`, or another `nnx.Module` with its `num_outputs`, `start` and `advance`
+        whose carries have the batch as first axis. Where it has `spatial_dims` and `in_channels`,
+        inputs are checked against them. Outputs may be dense, `[batch, …, classes]`.
       combine: how the outputs so far make one answer. "latest" takes the logits of the last of
         them; "product" their product ensemble, with which the confidence in an answer tends to
         grow from output to output (Jazbec et al. 2023, arXiv 2306.02652): logits are then
@@ -82,18 +56,26 @@ class AnytimePredictor:
     """
 
     def __init__(self, net: Any, *, combine: str = "latest"):
-        if combine not in COMBINATIONS:
-            known = " or ".join(repr(name) for name in COMBINATIONS)
-            raise ValueError(f"combine={combine!r} must be {known}.")
+        check_choice("combine", combine, tuple(COMBINATIONS))
         self._set_up(NetModel(net), combine)
 
     def _set_up(self, model: Model, combine: str) -> None:
         self._runner = Runner(model, combine)
+        self._prepare({})
+
+    def _prepare(self, latencies: dict[Any, tuple[float, ...]]) -> None:
         # Read once when a call begins and once after each stage, or once at the end.
         self._clock = time.perf_counter
         self._calibrating = threading.Lock()
-        self._latencies = KeyedCache()
+        self._latencies = KeyedCache(latencies)
         self._costs = KeyedCache()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"runner": self._runner, "latencies": self.latencies}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._runner = state["runner"]
+        self._prepare(state["latencies"])
 
     @property
     def num_outputs(self) -> int:
@@ -105,17 +87,26 @@ class AnytimePredictor:
         """Seconds that `calibrate` found for each stage, by input shape (with batch) and dtype."""
         return self._latencies.as_dict()
 
-    def stream(self, x: Any) -> Iterator[AnytimeOutput]:
+    def stream(
+        self, x: Any, *, confidence: Threshold = None, rule: str | Callable = "confidence"
+    ) -> Iterator[AnytimeOutput]:
         """Yield every output as soon as it is ready; the next stage starts when the next is asked.
 
         Args:
-          x: `[batch, *spatial, in_channels]`, floating.
+          x: `[batch, *spatial, in_channels]`, floating; integers for a net that takes no floats.
+          confidence: as in `predict`. The stream ends with the output by which each example of the
+            batch would have left.
+          rule: as in `predict`.
 
         Raises:
-          ValueError: `x` has another shape or dtype.
+          ValueError: an argument is not one of those above.
         """
         start = self._clock()
-        outputs = self._outputs(check_input(self._runner.model, x))
+        x = check_input(self._runner.model, x)
+        leave = self._exit(confidence, rule)
+        outputs = self._outputs(x)
+        if leave is not None:
+            outputs = stop_when_all_are_sure(outputs, leave)
         return (AnytimeOutput(k, logits, now - start) for k, logits, now in outputs)
 
     def predict(
@@ -123,31 +114,44 @@ class AnytimePredictor:
         x: Any,
         *,
         deadline: float | None = None,
-        confidence: float | None = None,
+        confidence: Threshold = None,
         budget: float | None = None,
+        rule: str | Callable[[np.ndarray], Any] = "confidence",
     ) -> Prediction:
         """Answer with the last output, or with an earlier one that keeps a limit.
 
         Args:
-          x: `[batch, *spatial, in_channels]`, floating.
+          x: `[batch, *spatial, in_channels]`, floating; integers for a net that takes no floats.
           deadline: seconds from the call to the answer. Runs one stage after the other but never
             starts one that would end too late by the latencies of `calibrate`, and answers with
             the latest output. Output 0 is always computed; where that alone is late,
             `lateness` says by how much. Without a `calibrate` for this shape before, this call
             does it, and is late.
-          confidence: in (0, 1]. Each example leaves with the first output that gives its
-            likeliest class at least this probability, or with the last. Those that are left go
-            on as a smaller batch, padded to a power of two, so that there are few shapes to
-            compile.
+          confidence: in (0, 1]: one threshold, or one for each output, None where no example may
+            leave (the last is not read). Each example leaves with the first output whose score by
+            `rule` is at least this, or with the last. Those that are left go on as a smaller
+            batch, padded to a power of two, so that there are few shapes to compile.
           budget: multiply-adds for one example, as `osgd_jax.cost` counts them. Answers with the
             last output that costs no more.
+          rule: the score of an example, 1 where an output is sure of it, by name:
+
+            - "confidence": the probability of the likeliest class;
+            - "entropy": 1 − H / log C, with the entropy H of the C probabilities;
+            - "margin": the probabilities' difference between the two likeliest classes;
+            - "agreement": 1 where this output and the one before it have the same likeliest class,
+              else 0; nobody leaves at output 0.
+
+            One logit z is a choice of two, with the probabilities σ(z) and 1 − σ(z). Where outputs
+            are dense, the score is the mean over all positions. Or a function that takes logits
+            `[batch, …, classes]` as a NumPy array and gives `[batch]` scores, for thresholds of
+            any size. An example whose score is not a number goes on.
 
         Returns:
           Logits, the output that each example's are from, and the time it took.
 
         Raises:
-          ValueError: `x` has another shape or dtype, more than one limit is given, a deadline is
-            negative, a confidence outside (0, 1], or a budget less than output 0 costs.
+          ValueError: an argument is not one of those above, `x` is traced, more than one limit is
+            given, or a budget is less than output 0 costs.
         """
         start = self._clock()
         limits = {"deadline": deadline, "confidence": confidence, "budget": budget}
@@ -157,10 +161,12 @@ class AnytimePredictor:
                 f"{' and '.join(given)} are too many: predict takes one limit at most."
             )
         x = check_input(self._runner.model, x)
+        leave = self._exit(confidence, rule)
         if deadline is not None:
             return self._until(x, start, deadline)
-        if confidence is not None:
-            return self._until_sure(x, start, confidence)
+        if leave is not None:
+            logits, exits = until_sure(self._runner, x, leave)
+            return Prediction(jnp.asarray(logits), exits, self._clock() - start, 0.0)
         last = self.num_outputs - 1 if budget is None else self._affordable(x, budget)
         return self._until_output(x, start, last)
 
@@ -171,7 +177,7 @@ class AnytimePredictor:
         replaces the figures of the first.
 
         Args:
-          x: `[batch, *spatial, in_channels]`, floating; its values do not matter.
+          x: what `predict` will take; its values do not matter.
           repeats: runs of the net to measure.
 
         Returns:
@@ -180,15 +186,14 @@ class AnytimePredictor:
         Raises:
           ValueError: `x` has another shape or dtype, or `repeats` is less than 1.
         """
-        if repeats < 1:
-            raise ValueError(f"repeats={repeats} must be at least 1.")
+        repeats = check_positive("repeats", repeats)
         x = check_input(self._runner.model, x)
         latencies = self._measure(x, repeats)
         self._latencies.put(_key(x), latencies)
         return latencies
 
     def export(
-        self, path: str | os.PathLike[str], *, input_shape: tuple[int, ...] | None = None
+        self, path: str | os.PathLike[str], *, input_shape: Sequence[int] | None = None
     ) -> None:
         """Write all stages with their weights to one file, which `load` runs without the net.
 
@@ -203,26 +208,16 @@ class AnytimePredictor:
             has run on inputs of one shape only.
 
         Raises:
-          ValueError: `input_shape` does not suit the net, or was left out and is not known.
+          ValueError: `input_shape` does not suit the net, or was left out and is not known; or
+            there is no folder for `path`.
         """
-        model, examples = self._runner.model, self._runner.examples
-        if input_shape is not None:
-            check_example_shape(model, tuple(input_shape))
-            examples = [
-                (tuple(input_shape), jnp.dtype(model.input_dtype or jnp.result_type(float)).name)
-            ]
-        if len(examples) != 1:
-            raise ValueError(
-                "input_shape must be given, the shape of one example: the predictor has run on"
-                f" examples of {len(examples)} kinds, not of one."
-            )
-        ((shape, dtype),) = examples
+        target = check_target(path)
+        example = self._example(input_shape)
         file.write(
-            path,
-            stages=self._runner.stages((shape, dtype)),
-            input_shape=shape,
-            input_dtype=dtype,
-            multiply_adds=self._multiply_adds(shape),
+            target,
+            stages=self._runner.stages(example),
+            example=example,
+            multiply_adds=self._multiply_adds(example),
             combine=self._runner.combine,
         )
 
@@ -238,6 +233,20 @@ class AnytimePredictor:
         predictor = cls.__new__(cls)
         predictor._set_up(model, combine)
         return predictor
+
+    def _example(self, input_shape: Any) -> ExampleKey:
+        """Shape and dtype of the examples to export for."""
+        model, seen = self._runner.model, self._runner.examples
+        if input_shape is not None:
+            shape = check_example_shape(model, input_shape)
+            kind = int if model.takes_integers(shape) else float
+            return shape, jnp.dtype(model.input_dtype or jnp.result_type(kind)).name
+        if len(seen) != 1:
+            raise ValueError(
+                "input_shape must be given, the shape of one example: the predictor has run on"
+                f" examples of {len(seen)} kinds, not of one."
+            )
+        return seen[0]
 
     def _outputs(self, x: Input) -> Iterator[tuple[int, jax.Array, float]]:
         """The index, the logits and the time of each output, when it is ready."""
@@ -257,8 +266,9 @@ class AnytimePredictor:
         return tuple(np.quantile(runs[_WARM_UP:], _QUANTILE, axis=0).tolist())
 
     def _until(self, x: Input, start: float, deadline: float) -> Prediction:
-        if not deadline >= 0:
+        if not as_number(deadline) >= 0:
             raise ValueError(f"deadline={deadline!r} must be 0 seconds or more.")
+        deadline = float(deadline)
         latencies = self._latencies.get(_key(x), lambda: self._measure(x, _REPEATS))
         outputs = self._outputs(x)
         k, logits, now = next(outputs)
@@ -267,11 +277,14 @@ class AnytimePredictor:
         elapsed = now - start
         return Prediction(logits, np.full(len(x), k), elapsed, max(0.0, elapsed - deadline))
 
-    def _until_sure(self, x: Input, start: float, confidence: float) -> Prediction:
-        if not 0 < confidence <= 1:
-            raise ValueError(f"confidence={confidence!r} must be in (0, 1].")
-        logits, exits = until_sure(self._runner, x, confidence)
-        return Prediction(jnp.asarray(logits), exits, self._clock() - start, 0.0)
+    def _exit(self, confidence: Threshold, rule: str | Callable) -> Exit | None:
+        if confidence is not None:
+            return make_exit(confidence, rule, self.num_outputs)
+        if rule != "confidence":
+            raise ValueError(
+                f"rule={rule!r} needs confidence=, the least score with which an example leaves."
+            )
+        return None
 
     def _until_output(self, x: Input, start: float, last: int) -> Prediction:
         logits, progress = self._runner.advance(0, self._runner.start(x))
@@ -283,16 +296,16 @@ class AnytimePredictor:
 
     def _affordable(self, x: Input, budget: float) -> int:
         """The last output that costs at most `budget`."""
-        multiply_adds = self._multiply_adds(x.shape[1:])
-        if not budget >= multiply_adds[0]:
+        multiply_adds = self._multiply_adds((x.shape[1:], x.dtype.name))
+        if not as_number(budget) >= multiply_adds[0]:
             raise ValueError(
                 f"budget={budget!r} must be at least {multiply_adds[0]}, what output"
                 f" 0 costs for an example of shape {x.shape[1:]}."
             )
-        return max(k for k, cost in enumerate(multiply_adds) if cost <= budget)
+        return max(k for k, cost in enumerate(multiply_adds) if cost <= float(budget))
 
-    def _multiply_adds(self, shape: tuple[int, ...]) -> list[int]:
-        return self._costs.get(shape, lambda: self._runner.model.multiply_adds(shape))
+    def _multiply_adds(self, example: ExampleKey) -> list[int]:
+        return self._costs.get(example, lambda: self._runner.model.multiply_adds(*example))
 
 
 def _key(x: Input) -> tuple[tuple[int, ...], str]:

@@ -1,5 +1,6 @@
 """The stages of a model, each compiled once for each shape, and run one after the other."""
 
+import functools
 import threading
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
@@ -17,10 +18,10 @@ ExampleKey = tuple[tuple[int, ...], str]
 class KeyedCache:
     """A dictionary whose missing values are made once, also when several threads ask at a time."""
 
-    def __init__(self):
+    def __init__(self, values: dict[Any, Any] | None = None):
         self._lock = threading.Lock()
         self._locks: dict[Hashable, threading.Lock] = {}
-        self._values: dict[Hashable, Any] = {}
+        self._values: dict[Hashable, Any] = dict(values or {})
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """The value of `key`, from `make()` the first time; other keys do not wait for it."""
@@ -63,18 +64,24 @@ class Runner:
     Args:
       model: a net or a file.
       combine: a key of `COMBINATIONS`.
+
+    Attributes:
+      examples: shapes and dtypes of the examples seen so far.
     """
 
     def __init__(self, model: Model, combine: str):
         self.model = model
         self.combine = combine
+        self.examples: list[ExampleKey] = []
         self._stages = KeyedCache()
         self._programs = KeyedCache()
 
-    @property
-    def examples(self) -> list[ExampleKey]:
-        """Shapes and dtypes of the examples seen so far."""
-        return list(self._stages.as_dict())
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model, "combine": self.combine, "examples": self.examples}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["model"], state["combine"])
+        self.examples += state["examples"]
 
     @property
     def programs(self) -> list[Hashable]:
@@ -83,7 +90,13 @@ class Runner:
 
     def stages(self, example: ExampleKey) -> list[Stage]:
         """The stages for examples of a shape and dtype."""
-        return self._stages.get(example, lambda: self.model.stages(*example))
+        return self._stages.get(example, lambda: self._cut(example))
+
+    def _cut(self, example: ExampleKey) -> list[Stage]:
+        stages = self.model.stages(*example)
+        if example not in self.examples:
+            self.examples.append(example)
+        return stages
 
     def start(self, x: Input) -> Progress:
         """Before stage 0."""
@@ -105,14 +118,17 @@ class Runner:
         carry, combined = _take((progress.carry, progress.combined), rows)
         return progress._replace(batch=len(rows), carry=carry, combined=combined)
 
-    def _compile(self, k: int, stage: Stage, arguments: Any) -> Any:
+    def run(
+        self, k: int, stage: Stage, weights: Arrays, carry: Arrays, combined: jax.Array | None
+    ) -> tuple[jax.Array, Arrays, jax.Array | None]:
+        """What is compiled: the answer of output k, what is new in the carry, and `combined`."""
+        logits, fresh = stage.call(weights, carry)
         combine = COMBINATIONS[self.combine]
+        logits, combined = combine(k, self.model.num_outputs, logits, combined)
+        return logits, fresh, combined
 
-        def run(weights: Arrays, carry: Arrays, combined: jax.Array | None) -> Any:
-            logits, fresh = stage.call(weights, carry)
-            logits, combined = combine(k, self.model.num_outputs, logits, combined)
-            return logits, fresh, combined
-
+    def _compile(self, k: int, stage: Stage, arguments: Any) -> Any:
+        run = functools.partial(self.run, k, stage)
         return jax.jit(run).lower(*arguments).compile()
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from osgd_jax._cost import cost
+from osgd_jax._tracing import check_net, find_dtype
 
 Input = jax.Array | np.ndarray
 Arrays = list[Any]  # of jax.Array; the carry of stage 0 may hold an np.ndarray
@@ -44,19 +45,23 @@ class Model(Protocol):
 
     Attributes:
       num_outputs: K.
-      input_shape: of one example, None for an axis of any length.
-      input_dtype: the only floating dtype that it takes, None for any.
+      input_shape: of one example, None for an axis of any length; None for any shape.
+      input_dtype: the only dtype that it takes, None for any.
     """
 
     num_outputs: int
-    input_shape: tuple[int | None, ...]
+    input_shape: tuple[int | None, ...] | None
     input_dtype: Any
+
+    def takes_integers(self, input_shape: tuple[int, ...]) -> bool:
+        """Whether examples of this shape are integers."""
+        ...
 
     def stages(self, input_shape: tuple[int, ...], dtype: Any) -> list[Stage]:
         """The stages for examples of this shape."""
         ...
 
-    def multiply_adds(self, input_shape: tuple[int, ...]) -> list[int]:
+    def multiply_adds(self, input_shape: tuple[int, ...], dtype: Any) -> list[int]:
         """Cumulative multiply-adds of each output for one example."""
         ...
 
@@ -65,8 +70,7 @@ class NetModel:
     """A net in evaluation mode with the weights that it had when this was made.
 
     Args:
-      net: an `AnytimeNet`, or another `nnx.Module` with its `num_outputs`, `in_channels`,
-        `spatial_dims`, `start` and `advance`.
+      net: an `AnytimeNet`, or another `nnx.Module` with its `num_outputs`, `start` and `advance`.
 
     Raises:
       ValueError: the net lacks one of these.
@@ -75,14 +79,11 @@ class NetModel:
     input_dtype = None
 
     def __init__(self, net: Any):
-        for name in ("num_outputs", "in_channels", "spatial_dims", "start", "advance"):
-            if not hasattr(net, name):
-                raise ValueError(
-                    f"net is a {type(net).__name__} without {name}; it must have num_outputs,"
-                    " in_channels, spatial_dims, start and advance, as an AnytimeNet has."
-                )
-        self.num_outputs = net.num_outputs
-        self.input_shape = (None,) * net.spatial_dims + (net.in_channels,)
+        check_net(net)
+        self.num_outputs = int(net.num_outputs)
+        self.input_shape = None
+        if hasattr(net, "spatial_dims") and hasattr(net, "in_channels"):
+            self.input_shape = (None,) * net.spatial_dims + (net.in_channels,)
         evaluated = nnx.view(
             net, raise_if_not_found=False, deterministic=True, use_running_average=True
         )
@@ -126,9 +127,15 @@ class NetModel:
                     )
         return stages
 
-    def multiply_adds(self, input_shape: tuple[int, ...]) -> list[int]:
+    def takes_integers(self, input_shape: tuple[int, ...]) -> bool:
+        """Whether the net refuses floats of this shape and takes integers."""
+        net = self._merge(self._leaves)
+        return not jnp.issubdtype(find_dtype(net, input_shape), jnp.floating)
+
+    def multiply_adds(self, input_shape: tuple[int, ...], dtype: Any) -> list[int]:
         """As `osgd_jax.cost`."""
-        return [each.multiply_adds for each in cost(self._merge(self._leaves), input_shape)]
+        costs = cost(self._merge(self._leaves), input_shape, dtype=dtype)
+        return [each.multiply_adds for each in costs]
 
     def _merge(self, leaves: Arrays) -> Any:
         return nnx.merge(self._graphdef, jax.tree.unflatten(self._treedef, leaves), copy=True)

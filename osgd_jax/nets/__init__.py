@@ -4,6 +4,9 @@ Every net takes `[batch, *spatial, channels]` with one or two spatial axes. All 
 `net(x)`, `net.start(x)`, `net.advance(k, carry)`, `net.subnetwork(k)`; see `AnytimeNet`.
 """
 
+import importlib
+from typing import Any
+
 from osgd_jax.nets._base import AnytimeNet
 from osgd_jax.nets._blocks import Head, PreactConv, ResidualBlock, SkipBlock, Stem
 from osgd_jax.nets._branched import BranchedResNet
@@ -12,6 +15,7 @@ from osgd_jax.nets._layers import Conv, Layers, Linear
 from osgd_jax.nets._msdnet import MSDNet
 from osgd_jax.nets._nested import NestedResNet
 from osgd_jax.nets._norm import BatchNorm, GroupNorm
+from osgd_jax.nets._resnet import ResNet
 from osgd_jax.nets._streams import Stream, Transition, WideningStream
 from osgd_jax.nets._stripes import StripeConv, geometric_fractions, stripe_sizes
 from osgd_jax.nets._width import WidthNestedResNet
@@ -29,6 +33,7 @@ __all__ = [
     "MSDNet",
     "NestedResNet",
     "PreactConv",
+    "ResNet",
     "ResidualBlock",
     "SkipBlock",
     "Stem",
@@ -40,3 +45,9 @@ __all__ = [
     "geometric_fractions",
     "stripe_sizes",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "presets":  # imported when asked for, so that it can run as a program too
+        return importlib.import_module("osgd_jax.nets.presets")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

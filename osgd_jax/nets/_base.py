@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-from typing import Any, Self
+from typing import Any, Self, SupportsIndex
 
 import jax
 from flax import nnx
 
-from osgd_jax.nets._checks import check_input
+from osgd_jax.nets._checks import as_number, check_input
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["state"], meta_fields=["output"])
@@ -76,7 +76,7 @@ class AnytimeNet(nnx.Module):
         Raises:
           ValueError: `x` is not `[batch, *spatial, in_channels]`.
         """
-        check_input(x.shape, self.spatial_dims, self.in_channels)
+        check_input(x, self.spatial_dims, self.in_channels)
         return Carry(self.first_carry(x), 0)
 
     def first_carry(self, x: jax.Array) -> Any:
@@ -123,5 +123,5 @@ class AnytimeNet(nnx.Module):
         """Let `nnx.view` take its usual keywords for a net without batch normalisation too."""
 
     def _check_output(self, k: int) -> None:
-        if not 0 <= k < self.num_outputs:
+        if as_number(k) not in range(self.num_outputs) or not isinstance(k, SupportsIndex):
             raise ValueError(f"k={k!r} must be an output from 0 to {self.num_outputs - 1}.")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from osgd_jax.nets._checks import check_choice
 from osgd_jax.nets._layers import Layers
 from osgd_jax.nets._stripes import StripeConv, extend
 
@@ -36,6 +37,7 @@ class Stem(nnx.Module):
     """The first layer: a 3×3 convolution ("cifar"), or 7×7 and max pooling ("imagenet")."""
 
     def __init__(self, layers: Layers, kind: str, in_channels: int, out_features: int):
+        check_choice("kind", kind, STEMS)
         size, stride = (7, 2) if kind == "imagenet" else (3, 1)
         self.conv = layers.conv(in_channels, out_features, size=size, stride=stride)
         self.pool = kind == "imagenet"
@@ -93,6 +95,7 @@ class ResidualBlock(nnx.Module):
         inherited_width: int = 0,
         stride: int = 1,
     ):
+        check_choice("kind", kind, BLOCKS)
         # (size, stride, new input channels, inherited input channels, output channels) of each
         # convolution
         if kind == "basic":

@@ -1,47 +1,110 @@
 """Checks of arguments that several nets share; each raises a ValueError that names the argument."""
 
+import math
 from collections.abc import Sequence
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+
+def as_number(value: Any) -> float:
+    """Give `value` as a float; NaN where it is not one real number."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        return math.nan
+    real = jnp.issubdtype(array.dtype, np.integer) or jnp.issubdtype(array.dtype, np.floating)
+    return float(array) if real and array.ndim == 0 else math.nan
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise a ValueError unless `value` is one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         known = " or ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name}={value!r} must be {known}.")
 
 
-def check_positive(name: str, value: int) -> None:
-    """Raise a ValueError unless `value` is an integer of at least one."""
-    # NumPy's integers, too.
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or value.__index__() < 1:
-        raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
+def check_positive(name: str, value: object) -> int:
+    """Give `value`, an integer of at least one, NumPy's included, as an `int`.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    wrong = ValueError(f"{name}={value!r} must be an integer of at least 1.")
+    if isinstance(value, bool | np.bool_) or not isinstance(value, SupportsIndex):
+        raise wrong
+    try:
+        number = value.__index__()
+    except TypeError:  # an array of floats or of several numbers
+        raise wrong from None
+    if number < 1:
+        raise wrong
+    return number
 
 
-def check_interface(num_classes: int, num_outputs: int, in_channels: int) -> None:
-    """Raise a ValueError unless the numbers that every net takes are positive integers."""
-    check_positive("num_classes", num_classes)
-    check_positive("num_outputs", num_outputs)
-    check_positive("in_channels", in_channels)
+def check_all_positive(name: str, values: Any) -> tuple[int, ...]:
+    """Give `values`, at least one integer of at least one, as a tuple.
+
+    Raises:
+      ValueError: they are something else.
+    """
+    try:
+        entries = tuple(values)
+    except TypeError:
+        entries = ()
+    if not entries:
+        raise ValueError(f"{name}={values!r} must be a sequence of integers, such as (2, 4).")
+    return tuple(check_positive(f"{name}[{i}]", entry) for i, entry in enumerate(entries))
 
 
-def check_levels(widths: Sequence[int], blocks: Sequence[int]) -> None:
-    """Raise a ValueError unless both have one positive integer for each level."""
-    if not widths or len(widths) != len(blocks):
+def check_spatial_dims(value: object) -> int:
+    """Give `value`, 1 or 2, as an `int`.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    if isinstance(value, SupportsIndex) and not isinstance(value, bool) and value in (1, 2):
+        return value.__index__()
+    raise ValueError(f"spatial_dims={value!r} must be 1 or 2.")
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raise a ValueError unless `value` is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name}={value!r} must be True or False.")
+
+
+def check_float_dtype(name: str, value: Any) -> None:
+    """Raise a ValueError unless `value` is a real floating dtype."""
+    try:
+        fits = jnp.issubdtype(jnp.dtype(value), jnp.floating)
+    except TypeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{name}={value!r} must be a floating dtype, such as jnp.float32.")
+
+
+def check_rngs(rngs: object) -> None:
+    """Raise a ValueError unless `rngs` can give keys for parameters."""
+    if not isinstance(rngs, nnx.Rngs):
+        raise ValueError(f"rngs={rngs!r} must be an nnx.Rngs, such as nnx.Rngs(0).")
+    if not hasattr(rngs, "params"):
         raise ValueError(
-            f"widths={tuple(widths)} and blocks={tuple(blocks)} must have one entry for each level"
-            " of resolution."
+            f"rngs has the streams {list(rngs)} and must have 'params' or a default, as nnx.Rngs(0)"
+            " has."
         )
-    for name, values in (("widths", widths), ("blocks", blocks)):
-        for level, value in enumerate(values):
-            check_positive(f"{name}[{level}]", value)
 
 
-def check_input(shape: tuple[int, ...], spatial_dims: int, in_channels: int) -> None:
-    """Raise a ValueError unless `shape` is `[batch, *spatial, in_channels]`."""
-    if len(shape) != spatial_dims + 2 or shape[-1] != in_channels:
-        spatial = ", length" if spatial_dims == 1 else ", height, width"
+def check_input(x: Any, spatial_dims: int, in_channels: int) -> None:
+    """Raise a ValueError unless `x` is an array `[batch, *spatial, in_channels]`."""
+    spatial = "length" if spatial_dims == 1 else "height, width"
+    wanted = f"[batch, {spatial}, {in_channels}]"
+    if not hasattr(x, "shape"):
+        raise ValueError(f"x={x!r:.60} must be an array of shape {wanted}.")
+    if len(x.shape) != spatial_dims + 2 or x.shape[-1] != in_channels:
         raise ValueError(
-            f"x of shape {shape} must have the shape [batch{spatial}, {in_channels}]"
-            f" (spatial_dims={spatial_dims}, in_channels={in_channels}, channels last)."
+            f"x of shape {x.shape} must have the shape {wanted} (spatial_dims={spatial_dims},"
+            f" in_channels={in_channels}, channels last)."
         )

@@ -11,7 +11,14 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import DTypeLike
 
-from osgd_jax.nets._checks import check_choice
+from osgd_jax.nets._checks import (
+    check_bool,
+    check_choice,
+    check_float_dtype,
+    check_positive,
+    check_rngs,
+    check_spatial_dims,
+)
 from osgd_jax.nets._norm import BatchNorm, GroupNorm
 
 _CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
@@ -62,7 +69,14 @@ class Conv(nnx.Module):
         param_dtype: DTypeLike = float,
         rngs: nnx.Rngs,
     ):
-        shape = (size,) * spatial_dims + (in_features, out_features)
+        check_rngs(rngs)
+        size, stride = check_positive("size", size), check_positive("stride", stride)
+        spatial_dims = check_spatial_dims(spatial_dims)
+        features = (
+            check_positive("in_features", in_features),
+            check_positive("out_features", out_features),
+        )
+        shape = (size,) * spatial_dims + features
         scale = math.sqrt(2 / math.prod(shape[:-1]))
         self.kernel = nnx.Param(draw_normal(rngs, shape, scale, param_dtype))
         self.strides = (stride,) * spatial_dims
@@ -116,6 +130,9 @@ class Linear(nnx.Module):
         param_dtype: DTypeLike = float,
         rngs: nnx.Rngs,
     ):
+        check_rngs(rngs)
+        in_features = check_positive("in_features", in_features)
+        out_features = check_positive("out_features", out_features)
         scale = 1 / math.sqrt(in_features)
         self.kernel = nnx.Param(draw_normal(rngs, (in_features, out_features), scale, param_dtype))
         self.bias = nnx.Param(jnp.asarray(np.zeros(out_features), param_dtype))
@@ -148,9 +165,13 @@ class Layers:
     remat: bool = False
 
     def __post_init__(self):
+        check_rngs(self.rngs)
         check_choice("norm", self.norm, ("batch", "group"))
-        if self.spatial_dims not in (1, 2):
-            raise ValueError(f"spatial_dims={self.spatial_dims!r} must be 1 or 2.")
+        object.__setattr__(self, "spatial_dims", check_spatial_dims(self.spatial_dims))
+        check_bool("remat", self.remat)
+        check_float_dtype("param_dtype", self.param_dtype)
+        if self.dtype is not None:
+            check_float_dtype("dtype", self.dtype)
 
     def conv(self, in_features: int, out_features: int, *, size: int = 3, stride: int = 1) -> Conv:
         """A `Conv` of these dimensions and dtypes."""

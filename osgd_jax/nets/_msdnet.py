@@ -1,127 +1,22 @@
 """Multi-scale dense networks (Huang et al. 2018, arXiv 1703.09844)."""
 
+import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from osgd_jax.nets._base import AnytimeNet
-from osgd_jax.nets._blocks import STEMS, max_pool
-from osgd_jax.nets._checks import check_choice, check_interface, check_positive
+from osgd_jax.nets._blocks import STEMS
+from osgd_jax.nets._checks import as_number, check_all_positive, check_choice, check_positive
 from osgd_jax.nets._layers import Layers
+from osgd_jax.nets._scales import Bottleneck, Cell, ConvNorm, FirstLayer, ScaleHead, Stage
 
 POSITIONS = ("even", "lin_grow")
-
-
-class _ConvNorm(nnx.Module):
-    """Convolution, normalisation, ReLU."""
-
-    def __init__(
-        self, layers: Layers, features: int, out_features: int, *, size: int = 3, stride: int = 1
-    ):
-        self.conv = layers.conv(features, out_features, size=size, stride=stride)
-        self.norm = layers.normalization(out_features)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return jax.nn.relu(self.norm(self.conv(x)))
-
-
-class _Bottleneck(nnx.Module):
-    """A 1×1 convolution to `factor` times the output's channels at most, then a 3×3 one."""
-
-    def __init__(
-        self, layers: Layers, features: int, out_features: int, factor: int, *, stride: int = 1
-    ):
-        inner = min(features, factor * out_features)
-        self.reduce = _ConvNorm(layers, features, inner, size=1)
-        self.conv = _ConvNorm(layers, inner, out_features, stride=stride)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.conv(self.reduce(x))
-
-
-class _First(nnx.Module):
-    """The first layer at one scale; the finest scale has the first convolution of the net."""
-
-    def __init__(self, layers: Layers, features: int, out_features: int, *, stem: str | None):
-        imagenet = stem == "imagenet"
-        stride = 1 if stem == "cifar" else 2
-        size = 7 if imagenet else 3
-        self.conv = _ConvNorm(layers, features, out_features, size=size, stride=stride)
-        self.pool = imagenet
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = self.conv(x)
-        return max_pool(x) if self.pool else x
-
-
-class _Cell(nnx.Module):
-    """One layer at one scale: new features from this scale and the next finer one, appended."""
-
-    def __init__(
-        self,
-        same: _Bottleneck,
-        down: _Bottleneck | None,
-        reduction: _ConvNorm | None,
-        *,
-        scale: int,
-        remat: bool,
-    ):
-        self.same = same
-        self.down = down
-        self.reduction = reduction
-        self.scale = scale
-        self.remat = remat
-
-    def __call__(self, scales: Sequence[jax.Array]) -> jax.Array:
-        """The new features of the cell's own scale; `scales` are those of all scales."""
-        run: Any = nnx.remat(_Cell._run) if self.remat else _Cell._run
-        first = self.scale if self.down is None else self.scale - 1
-        return run(self, *scales[first : self.scale + 1])
-
-    def _run(self, *inputs: jax.Array) -> jax.Array:
-        finer, x = inputs[0], inputs[-1]
-        features = [x] if self.down is None else [x, self.down(finer)]
-        x = jnp.concatenate([*features, self.same(x)], axis=-1)
-        return x if self.reduction is None else self.reduction(x)
-
-
-class _Head(nnx.Module):
-    """Two convolutions that each halve the resolution, mean over space, linear classifier."""
-
-    def __init__(self, layers: Layers, features: int, inner: int, num_classes: int):
-        self.convs = nnx.List([_ConvNorm(layers, n, inner, stride=2) for n in (features, inner)])
-        self.linear = layers.linear(inner, num_classes)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for conv in self.convs:
-            x = conv(x)
-        return self.linear(x.mean(tuple(range(1, x.ndim - 1))))
-
-
-class _Stage(nnx.Module):
-    """The cells that one more classifier needs, in an order in which they can run."""
-
-    def __init__(self, first: list[_First], cells: list[_Cell], head: _Head):
-        self.first = nnx.List(first)
-        self.cells = nnx.List(cells)
-        self.head = head
-
-    def __call__(self, carry: Any) -> tuple[jax.Array, Any]:
-        if self.first:
-            x, scales = carry, []
-            for layer in self.first:
-                x = layer(x)
-                scales.append(x)
-        else:
-            scales = list(carry)
-        for cell in self.cells:
-            scales[cell.scale] = cell(scales)
-        return self.head(scales[-1]), scales
 
 
 def classifier_layers(num_outputs: int, positions: str, base: int, step: int) -> tuple[int, ...]:
@@ -132,6 +27,89 @@ def classifier_layers(num_outputs: int, positions: str, base: int, step: int) ->
     """
     gaps = [step if positions == "even" else step * k + 1 for k in range(1, num_outputs)]
     return tuple(base + sum(gaps[:k]) for k in range(num_outputs))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+    """What the stages of an `MSDNet` are made of: its arguments and what follows from them.
+
+    Attributes:
+      features: of each layer, before they are multiplied by the growth factor of the scale.
+      ends: the layer after which each classifier stands.
+    """
+
+    layers: Layers
+    num_classes: int
+    in_channels: int
+    channels: int
+    growth_rate: int
+    growth_factors: tuple[int, ...]
+    bottleneck_factors: tuple[int, ...]
+    reduction: float
+    stem: str
+    ends: tuple[int, ...]
+
+    @property
+    def num_scales(self) -> int:
+        return len(self.growth_factors)
+
+    def finest(self, layer: int) -> int:
+        """The finest scale that a layer still has."""
+        return max(layer - 1, 0) // math.ceil(self.ends[-1] / self.num_scales)
+
+    def drops(self, layer: int) -> bool:
+        """Whether a scale ends before this layer, and channels are reduced."""
+        return self.finest(layer) > self.finest(layer - 1)
+
+    @functools.cached_property
+    def features(self) -> list[int]:
+        features = [self.channels]
+        for layer in range(1, self.ends[-1] + 1):
+            grown = features[-1] + self.growth_rate
+            features.append(math.floor(self.reduction * grown) if self.drops(layer) else grown)
+            if features[-1] < 1:
+                raise ValueError(
+                    f"reduction={self.reduction} leaves none of the {grown} channels at layer"
+                    f" {layer}; take at least {1 / grown:.3g}."
+                )
+        return features
+
+    def make_first(self) -> list[FirstLayer]:
+        """The first layer at all scales."""
+        widths = [self.channels * factor for factor in self.growth_factors]
+        return [
+            FirstLayer(self.layers, before, out, stem=self.stem if scale == 0 else None)
+            for scale, (before, out) in enumerate(itertools.pairwise([self.in_channels, *widths]))
+        ]
+
+    def make_cell(self, layer: int, scale: int) -> Cell:
+        """One layer at one scale."""
+        before, factor = self.features[layer - 1], self.growth_factors[scale]
+        new, down, reduction = self.growth_rate * factor, None, None
+        if scale > self.finest(layer - 1):
+            new //= 2
+            finer, squeeze = self.growth_factors[scale - 1], self.bottleneck_factors[scale - 1]
+            down = Bottleneck(self.layers, before * finer, new, squeeze, stride=2)
+        same = Bottleneck(self.layers, before * factor, new, self.bottleneck_factors[scale])
+        if self.drops(layer):
+            grown = (before + self.growth_rate) * factor
+            reduction = ConvNorm(self.layers, grown, self.features[layer] * factor, size=1)
+        return Cell(same, down, reduction, scale=scale, remat=self.layers.remat)
+
+    def make_stage(self, k: int) -> Stage:
+        """The stage of output k."""
+        first = self.make_first() if k == 0 else []
+        cells = []
+        # The coarsest scale of layer d needs layer d − 1 of the next finer one, and so on: the
+        # cells of one diagonal become necessary together.
+        for diagonal in range(self.ends[k - 1] + 1 if k else 1, self.ends[k] + 1):
+            for scale in range(self.num_scales):
+                layer = diagonal - (self.num_scales - 1 - scale)
+                if layer >= 1 and scale >= self.finest(layer):
+                    cells.append(self.make_cell(layer, scale))
+        read = self.features[self.ends[k]] * self.growth_factors[-1]
+        inner = read if self.stem == "imagenet" else 128
+        return Stage(first, cells, ScaleHead(self.layers, read, inner, self.num_classes))
 
 
 class MSDNet(AnytimeNet):
@@ -193,97 +171,49 @@ class MSDNet(AnytimeNet):
         param_dtype: DTypeLike = float,
         remat: bool = False,
     ):
-        check_interface(num_classes, num_outputs, in_channels)
-        for name, value in (("channels", channels), ("base", base), ("step", step)):
-            check_positive(name, value)
+        layers = Layers(rngs, spatial_dims, norm, dtype, param_dtype, remat)
         check_choice("positions", positions, POSITIONS)
         check_choice("stem", stem, STEMS)
-        _check_scales(growth_factors, bottleneck_factors, growth_rate)
-        if not 0 < reduction <= 1:
-            raise ValueError(f"reduction={reduction!r} must be above 0 and at most 1.")
-        layers = Layers(rngs, spatial_dims, norm, dtype, param_dtype, remat)
-        ends = classifier_layers(num_outputs, positions, base, step)
-        num_scales, depth = len(growth_factors), ends[-1]
-        interval = math.ceil(depth / num_scales)
-
-        def finest(layer: int) -> int:
-            return max(layer - 1, 0) // interval
-
-        # Features of each layer before they are multiplied by the growth factor of the scale.
-        features = [channels]
-        for layer in range(1, depth + 1):
-            grown = features[-1] + growth_rate
-            dropped = finest(layer) > finest(layer - 1)
-            features.append(math.floor(reduction * grown) if dropped else grown)
-
-        def make_cell(layer: int, scale: int) -> _Cell:
-            before = features[layer - 1]
-            new = growth_rate * growth_factors[scale]
-            down = None
-            has_finer = scale > finest(layer - 1)
-            if has_finer:
-                new //= 2
-                down = _Bottleneck(
-                    layers,
-                    before * growth_factors[scale - 1],
-                    new,
-                    bottleneck_factors[scale - 1],
-                    stride=2,
-                )
-            factor = growth_factors[scale]
-            same = _Bottleneck(layers, before * factor, new, bottleneck_factors[scale])
-            reduce = None
-            if finest(layer) > finest(layer - 1):
-                grown = (before + growth_rate) * factor
-                reduce = _ConvNorm(layers, grown, features[layer] * factor, size=1)
-            return _Cell(same, down, reduce, scale=scale, remat=remat)
-
-        def make_stage(k: int) -> _Stage:
-            first = []
-            if k == 0:
-                widths = [channels * factor for factor in growth_factors]
-                for scale, out in enumerate(widths):
-                    before = in_channels if scale == 0 else widths[scale - 1]
-                    kind = stem if scale == 0 else None
-                    first.append(_First(layers, before, out, stem=kind))
-            cells = []
-            # The coarsest scale of layer d needs layer d − 1 of the next finer one, and so on: the
-            # cells of one diagonal become necessary together.
-            for diagonal in range(ends[k - 1] + 1 if k else 1, ends[k] + 1):
-                for scale in range(num_scales):
-                    layer = diagonal - (num_scales - 1 - scale)
-                    if layer >= 1 and scale >= finest(layer):
-                        cells.append(make_cell(layer, scale))
-            read = features[ends[k]] * growth_factors[-1]
-            inner = read if stem == "imagenet" else 128
-            return _Stage(first, cells, _Head(layers, read, inner, num_classes))
-
+        growth_rate = check_positive("growth_rate", growth_rate)
+        if not 0 < as_number(reduction) <= 1:
+            raise ValueError(f"reduction={reduction!r} must be a number above 0 and at most 1.")
+        sizes = _Sizes(
+            layers=layers,
+            num_classes=check_positive("num_classes", num_classes),
+            in_channels=check_positive("in_channels", in_channels),
+            channels=check_positive("channels", channels),
+            growth_rate=growth_rate,
+            **_check_scales(growth_factors, bottleneck_factors, growth_rate),
+            reduction=float(reduction),
+            stem=stem,
+            ends=classifier_layers(
+                check_positive("num_outputs", num_outputs),
+                positions,
+                check_positive("base", base),
+                check_positive("step", step),
+            ),
+        )
         super().__init__(
-            [make_stage(k) for k in range(num_outputs)],
-            num_classes=num_classes,
-            in_channels=in_channels,
-            spatial_dims=spatial_dims,
+            [sizes.make_stage(k) for k in range(len(sizes.ends))],
+            num_classes=sizes.num_classes,
+            in_channels=sizes.in_channels,
+            spatial_dims=layers.spatial_dims,
         )
 
 
 def _check_scales(
-    growth_factors: Sequence[int], bottleneck_factors: Sequence[int], growth_rate: int
-) -> None:
-    check_positive("growth_rate", growth_rate)
-    if not growth_factors or len(growth_factors) != len(bottleneck_factors):
+    growth_factors: Any, bottleneck_factors: Any, growth_rate: int
+) -> dict[str, tuple[int, ...]]:
+    growth = check_all_positive("growth_factors", growth_factors)
+    bottleneck = check_all_positive("bottleneck_factors", bottleneck_factors)
+    if len(growth) != len(bottleneck):
         raise ValueError(
-            f"growth_factors={tuple(growth_factors)} and bottleneck_factors="
-            f"{tuple(bottleneck_factors)} must have one entry for each scale."
+            f"growth_factors={growth} and bottleneck_factors={bottleneck} must have one entry for"
+            " each scale."
         )
-    for name, factors in (
-        ("growth_factors", growth_factors),
-        ("bottleneck_factors", bottleneck_factors),
-    ):
-        for scale, factor in enumerate(factors):
-            check_positive(f"{name}[{scale}]", factor)
-    for factor in growth_factors[1:]:
-        if growth_rate * factor % 2:
-            raise ValueError(
-                f"growth_rate={growth_rate} times each of growth_factors={tuple(growth_factors)}"
-                " but the first must be even: half of the new features come from the finer scale."
-            )
+    if any(growth_rate * factor % 2 for factor in growth[1:]):
+        raise ValueError(
+            f"growth_rate={growth_rate} times each of growth_factors={growth} but the first must be"
+            " even: half of the new features come from the finer scale."
+        )
+    return {"growth_factors": growth, "bottleneck_factors": bottleneck}

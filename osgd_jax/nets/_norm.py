@@ -12,6 +12,8 @@ from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
 
+from osgd_jax.nets._checks import check_positive
+
 _EPSILON = 1e-5
 _MOMENTUM = 0.9
 _MOST_GROUPS = 32
@@ -48,6 +50,7 @@ class BatchNorm(nnx.Module):
     """
 
     def __init__(self, features: int, *, param_dtype: DTypeLike = float):
+        features = check_positive("features", features)
         zeros, ones = np.zeros(features), np.ones(features)
         self.scale = nnx.Param(jnp.asarray(ones, param_dtype))
         self.bias = nnx.Param(jnp.asarray(zeros, param_dtype))
@@ -89,6 +92,7 @@ class GroupNorm(nnx.Module):
     """
 
     def __init__(self, features: int, *, param_dtype: DTypeLike = float):
+        features = check_positive("features", features)
         self.scale = nnx.Param(jnp.asarray(np.ones(features), param_dtype))
         self.bias = nnx.Param(jnp.asarray(np.zeros(features), param_dtype))
         most = min(_MOST_GROUPS, max(1, features // _LEAST_GROUP_SIZE))

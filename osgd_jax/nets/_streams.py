@@ -39,7 +39,14 @@ class Transition(nnx.Module):
         """`[batch, *spatial, features]` → `[batch, *spatial / stride, out_features]`."""
         x = self.norm(x)
         if max(self.window) > 1:
-            pooled = nnx.avg_pool(x, self.window, self.window, "SAME", count_include_pad=False)
+            # By keyword, as converters (jax2onnx) that stand in for it want them.
+            pooled = nnx.avg_pool(
+                x,
+                window_shape=self.window,
+                strides=self.window,
+                padding="SAME",
+                count_include_pad=False,
+            )
             x = pooled.astype(x.dtype)
         return self.conv(x)
 

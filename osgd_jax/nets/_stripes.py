@@ -10,36 +10,58 @@ layer have read. It gives back the memory for the next stripe. `None` is the mem
 stripe.
 """
 
+import itertools
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from osgd_jax.nets._checks import as_number, check_positive
 from osgd_jax.nets._layers import Layers
 
 
 def geometric_fractions(num_outputs: int, ratio: float = 2.0) -> tuple[float, ...]:
     """Cumulative fractions of the width that grow by `ratio`: (1/4, 1/2, 1) for three outputs."""
+    num_outputs = check_positive("num_outputs", num_outputs)
+    if not 1 < as_number(ratio) < math.inf:
+        raise ValueError(f"ratio={ratio!r} must be a number above 1.")
     return tuple(ratio ** (k + 1 - num_outputs) for k in range(num_outputs))
 
 
-def check_fractions(fractions: Sequence[float], num_outputs: int) -> None:
-    """Raise a ValueError unless these are `num_outputs` growing fractions that end in one."""
-    growing = all(a < b for a, b in zip((0, *fractions), fractions, strict=False))
-    if len(fractions) != num_outputs or not growing or fractions[-1] != 1:
+def check_fractions(fractions: Any, num_outputs: int | None = None) -> tuple[float, ...]:
+    """Give `fractions`, growing numbers above 0 of which the last is 1, as a tuple.
+
+    Args:
+      fractions: the numbers.
+      num_outputs: how many there must be; None for any number.
+
+    Raises:
+      ValueError: they are something else.
+    """
+    try:
+        shares = tuple(map(as_number, fractions))
+    except TypeError:
+        shares = ()
+    wanted = len(shares) if num_outputs is None else num_outputs
+    growing = all(a < b for a, b in zip((0, *shares), shares, strict=False))
+    if len(shares) != wanted or not growing or shares[-1:] != (1,):
         raise ValueError(
-            f"fractions={tuple(fractions)} must be {num_outputs} cumulative fractions of the width"
-            f" (num_outputs={num_outputs}) that grow from above 0 to 1."
+            f"fractions={fractions!r} must be {wanted or 'some'} cumulative fractions of the width,"
+            " one for each output, that grow from above 0 to 1, such as (0.25, 0.5, 1)."
         )
+    return shares
 
 
 def stripe_sizes(width: int, fractions: Sequence[float]) -> tuple[int, ...]:
     """Cut `width` channels into stripes.
 
     The cumulative sizes are rounded to a multiple of the largest power of two up to 8 that divides
-    the width and leaves room for two such multiples a stripe: odd numbers of channels are slow and
-    have no groups to normalise.
+    the width, leaves room for two such multiples a stripe and leaves none empty: odd numbers of
+    channels are slow and have no groups to normalise. Where even single channels leave a stripe
+    empty, it gets one.
 
     Args:
       width: channels of the layer.
@@ -49,19 +71,28 @@ def stripe_sizes(width: int, fractions: Sequence[float]) -> tuple[int, ...]:
       The number of channels of each stripe; they sum to `width`.
 
     Raises:
-      ValueError: a stripe would have no channels.
+      ValueError: there are more stripes than channels, or an argument is not one of those above.
     """
-    fits = [m for m in (1, 2, 4, 8) if width % m == 0 and 2 * m * len(fractions) <= width]
-    multiple = max(fits, default=1)
-    ends = [multiple * round(width * fraction / multiple) for fraction in fractions]
-    sizes = tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
-    if min(sizes) < 1:
+    width, fractions = check_positive("width", width), check_fractions(fractions)
+    count = len(fractions)
+    if count > width:
         raise ValueError(
-            f"widths has a level of {width} channels, too narrow for {len(fractions)} stripes at"
-            f" the fractions {tuple(fractions)}: they would have {sizes} channels."
-            " Use a wider level or fewer outputs."
+            f"widths has a level of {width} channels, too narrow for {count} stripes;"
+            " use a wider level or fewer outputs."
         )
-    return sizes
+    for multiple in (8, 4, 2, 1):
+        ends = [multiple * round(width * fraction / multiple) for fraction in fractions]
+        roomy = width % multiple == 0 and 2 * multiple * count <= width
+        if roomy and all(a < b for a, b in itertools.pairwise((0, *ends))):
+            return _differences(ends)
+    for k, fraction in enumerate(fractions):
+        before = ends[k - 1] if k else 0
+        ends[k] = min(max(round(width * fraction), before + 1), width - (count - 1 - k))
+    return _differences(ends)
+
+
+def _differences(ends: Sequence[int]) -> tuple[int, ...]:
+    return tuple(end - start for start, end in itertools.pairwise((0, *ends)))
 
 
 def extend(memory: jax.Array | None, stripe: jax.Array) -> jax.Array:

@@ -137,7 +137,7 @@ def table(*names: str) -> str:
 
 
 def _find(name: str) -> Preset:
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"name={name!r} must be one of {', '.join(PRESETS)}.")
     return PRESETS[name]
 

@@ -45,6 +45,42 @@ class Steps(nnx.Module):
         return tuple(outputs)
 
 
+class Given(nnx.Module):
+    """Output k is `x[:, k]`: a test says what the logits are."""
+
+    def __init__(self, num_outputs=3):
+        self.num_outputs = num_outputs
+
+    def start(self, x):
+        return x
+
+    def advance(self, k, carry):
+        return carry[:, k], carry
+
+
+class Tokens(nnx.Module):
+    """K outputs for each token id of a sequence, `[batch, length, vocabulary]`."""
+
+    def __init__(self, num_outputs=2, vocabulary=11):
+        rngs = nnx.Rngs(0)
+        self.num_outputs = num_outputs
+        self.embed = nnx.Embed(vocabulary, 4, rngs=rngs)
+        self.heads = nnx.List(nnx.Linear(4, vocabulary, rngs=rngs) for _ in range(num_outputs))
+
+    def start(self, ids):
+        return self.embed(ids)
+
+    def advance(self, k, carry):
+        return self.heads[k](carry), jnp.tanh(2 * carry)
+
+    def __call__(self, ids):
+        carry, outputs = self.start(ids), []
+        for k in range(self.num_outputs):
+            logits, carry = self.advance(k, carry)
+            outputs.append(logits)
+        return tuple(outputs)
+
+
 class ScriptedClock:
     """Stands still but for `durations`: reading k + 1 comes durations[k] seconds after reading k.
 

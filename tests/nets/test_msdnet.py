@@ -19,7 +19,7 @@ def test_positions_of_the_classifiers():
         ({"growth_factors": (1, 2)}, "bottleneck_factors=.* must have one entry"),
         ({"growth_factors": (1, 0, 4)}, r"growth_factors\[1\]=0 must be an integer of at least 1"),
         ({"growth_rate": 3, "growth_factors": (1, 1, 1)}, "must be even"),
-        ({"reduction": 0.0}, "reduction=0.0 must be above 0 and at most 1"),
+        ({"reduction": 0.0}, "reduction=0.0 must be a number above 0 and at most 1"),
         ({"stem": "mnist"}, "stem='mnist' must be 'cifar' or 'imagenet'"),
     ],
 )
