@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+import tyro
+
 from experiments import data, methods, nets
 from experiments.augmentation import Augmentation
 from experiments.devices import Hosts
@@ -35,6 +37,8 @@ class Run:
         quarters of the run.
       warmup_epochs: epochs in which the rate rises from zero.
       loss_weights: what each output's loss is multiplied with; 1 if not given.
+      start_from: workdir of another run with such a net, whose last checkpoint gives the weights to
+        begin with; drawn at random if not given.
       seed: of initial parameters, order of the examples and augmentation.
       log_every: steps from one line of metrics.jsonl to the next.
       save_every: steps from one checkpoint to the next; an epoch if not given.
@@ -48,6 +52,7 @@ class Run:
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     warmup_epochs: float = 0.0
     loss_weights: tuple[float, ...] | None = None
+    start_from: Path | None = None
     seed: int = 0
     log_every: int = 10
     save_every: int | None = None
@@ -62,6 +67,7 @@ class Run:
         require(self, fields=("warmup_epochs",), at_least=0, below=self.epochs)
 
 
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Train an anytime net.
@@ -116,9 +122,15 @@ def _made(cls: Any, fields: Mapping[str, Any]) -> Any:
 
 
 def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """Fields by which two runs differ in a way that changes results, as `name: old → new`."""
+    """Fields by which two runs differ in a way that changes results, as `name: old → new`.
+
+    At a constant rate a run of more epochs only goes on longer.
+    """
     names = (saved.keys() | current.keys()) - _MAY_CHANGE
     saved, current = {**_FORMER, **saved}, {**_FORMER, **current}
+    constant = saved.get("schedule") == current.get("schedule") == "constant"
+    if constant and saved["epochs"] <= current["epochs"]:
+        names.discard("epochs")
     return [
         f"{name}: {saved.get(name)} → {current.get(name)}"
         for name in sorted(names)

@@ -14,11 +14,13 @@ The batch size is that of all devices together; `--shard-state` splits a net too
 """
 
 import dataclasses
+import signal
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.settings import require
@@ -139,3 +141,36 @@ def placement(batch_size: int, shard_state: bool) -> Placement:
     if batch_size % len(devices):
         raise ValueError(f"batch_size={batch_size} must be divisible by {len(devices)} devices.")
     return Placement(Mesh(devices, ("data",)), shard_state)
+
+
+class StopSignal:
+    """Whether SIGTERM or SIGINT has come, agreed upon by all processes, in a `with`.
+
+    A second SIGINT interrupts at once, as it does outside.
+    """
+
+    def __enter__(self) -> "StopSignal":
+        self._number: int | None = None
+        if jax.process_count() == 1:
+            self._previous: dict[int, Any] = {
+                number: signal.signal(number, self._note)
+                for number in (signal.SIGTERM, signal.SIGINT)
+                if signal.getsignal(number) != signal.SIG_IGN
+            }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if jax.process_count() == 1:
+            for number, action in self._previous.items():
+                signal.signal(number, action)
+
+    def number_after(self, step: int) -> int | None:
+        """Number of the signal that asks to stop after this step, if one does."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            return signal.SIGTERM
+        return self._number
+
+    def _note(self, number: int, _: object) -> None:
+        self._number = number
+        if number == signal.SIGINT:
+            signal.signal(number, self._previous[number])

@@ -6,7 +6,9 @@ budgeted batch classification, agreement of the outputs and what each gains and 
 """
 
 import dataclasses
+import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +21,8 @@ from rich.table import Table
 
 import osgd_jax
 from experiments import data, devices, metrics, programs
-from experiments.checkpoints import Checkpoints
-from experiments.nets import make_net
-from experiments.step import State
-from experiments.workdir import read_config, write_json
+from experiments.workdir import keep_data, read_config, read_data, write_json
+from osgd_jax.plots import anytime_curve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,33 +32,35 @@ class Config:
     Attributes:
       workdir: of a run of `python -m experiments.train`.
       checkpoint: the last one, or the one with the best mean validation accuracy.
+      data: where the data is now, or other data of the same classes; that of the run if not given.
+      data_dir: where tensorflow_datasets keeps what it has prepared; as in the run if not given.
+      rule: by what examples leave early in budgeted classification: the probability of the
+        likeliest class, its distance to that of the next, or one less the entropy.
     """
 
     workdir: tyro.conf.Positional[Path]
     checkpoint: Literal["last", "best"] = "last"
+    data: str | None = None
+    data_dir: Path | None = None
+    rule: Literal["confidence", "margin", "entropy"] = "confidence"
 
 
 def evaluate(config: Config) -> dict[str, Any]:
     """Return what evaluation.json holds.
 
     Raises:
-      ValueError: no run or no checkpoint in the workdir, or its data is missing.
+      ValueError: no run or no checkpoint in the workdir, or its data is missing or other data.
     """
-    run = read_config(config.workdir)
-    if not (config.workdir / "checkpoints").is_dir():
-        raise ValueError(f"{config.workdir} has no checkpoint yet.")
-    batch_size = run.run.batch_size
+    dataset = load_data(config)
+    run, _, net, state = programs.read_trained(config.workdir, config.checkpoint)
+    count = jax.device_count()
+    batch_size = -(-run.run.batch_size // count) * count
     placed = devices.placement(batch_size, shard_state=False)
-    dataset = data.load(run.dataset)
-    net = make_net(run.net, dataset, nnx.Rngs(run.run.seed))
-    built = programs.build(run, dataset, placed, net)
-    checkpoints = Checkpoints(config.workdir / "checkpoints", run.run.keep_last, {})
-    try:
-        state = checkpoints.restore(config.checkpoint, built.initial)
-    finally:
-        checkpoints.close()
-    validation, _ = _predict(built, placed, batch_size, state, dataset.validation)
-    test, labels = _predict(built, placed, batch_size, state, dataset.test)
+    state = placed.put_state(state)
+    logits_of, _ = programs.evaluation(nnx.graphdef(net), dataset)
+    logits = functools.partial(jax.jit(logits_of), state)
+    validation, _ = _predict(logits, placed, batch_size, dataset.validation)
+    test, labels = _predict(logits, placed, batch_size, dataset.test)
     counted = osgd_jax.cost(net, dataset.input_shape)
     costs = np.array([cost.multiply_adds for cost in counted])
     accuracy = metrics.accuracies(test, labels)
@@ -81,21 +83,52 @@ def evaluate(config: Config) -> dict[str, Any]:
         "agreement": metrics.agreement(test).tolist(),
         "gained": change.gained.tolist(),
         "lost": change.lost.tolist(),
-        "budgeted": metrics.budgeted_classification(validation, test, labels, costs),
+        "rule": config.rule,
+        "budgeted": metrics.budgeted_classification(
+            validation, test, labels, costs, rule=config.rule
+        ),
     }
 
 
+def load_data(config: Config) -> data.Dataset:
+    """The data to evaluate on, standardised as in the run's training.
+
+    Raises:
+      ValueError: it is missing, or its classes or images are not like those of the run.
+    """
+    source = read_config(config.workdir).dataset
+    if config.data_dir is not None:
+        source = dataclasses.replace(source, data_dir=config.data_dir)
+    if config.data is None:
+        dataset = data.load(source)
+        keep_data(config.workdir, dataset)
+        return dataset
+    known = read_data(config.workdir)
+    side = known.input_shape[0] if len(known.input_shape) == 3 else None
+    dataset = data.load(dataclasses.replace(source, data=config.data, image_size=side))
+    for name in ("num_classes", "classes", "input_shape"):
+        here, there = getattr(dataset, name), getattr(known, name)
+        if here != there:
+            raise ValueError(f"data={config.data} has {name} {here}, the run {there}.")
+    if dataset.raw.dtype != known.dtype:
+        raise ValueError(
+            f"data={config.data} has {dataset.raw.dtype} pixels, the run {known.dtype}."
+        )
+    if dataset.standardised is not None:
+        return dataset
+    return dataclasses.replace(dataset, mean=known.mean, deviation=known.deviation)
+
+
 def _predict(
-    built: programs.Programs,
+    logits_of: Callable[[Any], jax.Array],
     placed: devices.Placement,
     batch_size: int,
-    state: State,
     examples: data.Examples,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities `[K, n, classes]` and labels `[n]`."""
     parts, labels = [], []
     for split, counted in programs.evaluation_batches(batch_size, examples):
-        logits = jax.device_get(built.logits(state, placed.put_batch(split.inputs)))
+        logits = jax.device_get(logits_of(placed.put_batch(split.inputs)))
         parts.append(logits[:, counted])
         labels.append(split.labels[counted])
     logits = np.concatenate(parts, axis=1).astype(np.float64)
@@ -123,13 +156,11 @@ def plot(found: dict[str, Any], path: Path) -> None:
     axes = figure.subplots()
     costs = [output["multiply_adds"] for output in found["outputs"]]
     accuracy = [100 * output["accuracy"] for output in found["outputs"]]
-    axes.step(costs, accuracy, where="post", marker="o", label="anytime: last output in budget")
+    label = "anytime: last output in budget"
+    anytime_curve(costs, accuracy, label=label, axes=axes, drawstyle="steps-post")
     budgeted = sorted((b["average_multiply_adds"], 100 * b["accuracy"]) for b in found["budgeted"])
-    axes.plot(*zip(*budgeted, strict=True), label="budgeted batch: exits by confidence")
-    axes.set_xscale("log")
-    axes.set_xlabel("multiply-adds per example")
+    axes.plot(*zip(*budgeted, strict=True), label=f"budgeted batch: exits by {found['rule']}")
     axes.set_ylabel("test accuracy, %")
-    axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
 

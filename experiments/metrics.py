@@ -60,34 +60,51 @@ def monotonicity(probabilities: np.ndarray, labels: np.ndarray) -> Monotonicity:
     return Monotonicity((~right[:-1] & right[1:]).mean(-1), (right[:-1] & ~right[1:]).mean(-1))
 
 
-def exit_thresholds(confidence: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Confidences at which to stop, so that given shares of the examples stop at each output.
+def exit_scores(probabilities: np.ndarray, rule: str) -> np.ndarray:
+    """How sure each output is of each example, `[K, n]`, as `AnytimePredictor.predict` scores it.
 
-    As in MSDNet (Huang et al. 2018, arXiv 1703.09844): from the first output on, the most confident
+    Args:
+      probabilities: of K outputs.
+      rule: "confidence" (the likeliest class's probability), "margin" (its distance to that of the
+        next) or "entropy" (one less the entropy over its largest value).
+    """
+    if rule == "confidence":
+        return probabilities.max(-1)
+    if rule == "margin":
+        next_best, best = np.sort(probabilities)[..., -2:].transpose(2, 0, 1)
+        return best - next_best
+    terms = probabilities * np.log(np.where(probabilities > 0, probabilities, 1))
+    return 1 + terms.sum(-1) / np.log(probabilities.shape[-1])
+
+
+def exit_thresholds(scores: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Scores at which to stop, so that given shares of the examples stop at each output.
+
+    As in MSDNet (Huang et al. 2018, arXiv 1703.09844): from the first output on, the surest
     of the examples that are left stop.
 
     Args:
-      confidence: of each output for each example of the validation set, `[K, n]`.
+      scores: of each output for each example of the validation set, `[K, n]`.
       shares: of the examples that are to stop at each output, `[K]`, of sum one.
 
     Returns:
       Thresholds `[K]`, the last of them minus infinity.
     """
-    count = confidence.shape[1]
+    count = scores.shape[1]
     left = np.ones(count, bool)
-    thresholds = np.full(len(confidence), np.inf)
+    thresholds = np.full(len(scores), np.inf)
     for k, share in enumerate(shares[:-1]):
         wanted = min(round(share * count), int(left.sum()))
         if wanted > 0:
-            thresholds[k] = np.sort(confidence[k][left])[::-1][wanted - 1]
-            left &= confidence[k] < thresholds[k]
+            thresholds[k] = np.sort(scores[k][left])[::-1][wanted - 1]
+            left &= scores[k] < thresholds[k]
     thresholds[-1] = -np.inf
     return thresholds
 
 
-def exits(confidence: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Index of the first output whose confidence reaches its threshold, `[n]`."""
-    return (confidence >= thresholds[:, None]).argmax(0)
+def exits(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Index of the first output whose score reaches its threshold, `[n]`."""
+    return (scores >= thresholds[:, None]).argmax(0)
 
 
 def budgeted_classification(
@@ -96,6 +113,7 @@ def budgeted_classification(
     test_labels: np.ndarray,
     costs: np.ndarray,
     budgets: int = 40,
+    rule: str = "confidence",
 ) -> list[dict[str, Any]]:
     """Classify a batch within an average cost, for a series of costs.
 
@@ -109,16 +127,18 @@ def budgeted_classification(
       test_labels: `[n]`.
       costs: of getting to each output, `[K]`.
       budgets: number of values of q.
+      rule: of `exit_scores`.
 
     Returns:
       For each: average cost and accuracy on the test set, thresholds (None for one that nothing
       reaches), shares of the exits.
     """
+    sure, test_sure = exit_scores(validation, rule), exit_scores(test, rule)
     chosen = []
     for log_ratio in np.linspace(-5, 5, budgets):
         shares = np.exp(log_ratio * np.arange(len(costs)))
-        thresholds = exit_thresholds(validation.max(-1), shares / shares.sum())
-        taken = exits(test.max(-1), thresholds)
+        thresholds = exit_thresholds(sure, shares / shares.sum())
+        taken = exits(test_sure, thresholds)
         predicted = test.argmax(-1)[taken, np.arange(test.shape[1])]
         chosen.append(
             {

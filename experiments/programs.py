@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,10 @@ from flax import nnx
 
 from experiments import data, methods
 from experiments.augmentation import prepare
+from experiments.checkpoints import Checkpoints
 from experiments.config import Config, Run
 from experiments.devices import Placement
+from experiments.nets import make_net
 from experiments.step import (
     Batch,
     Measured,
@@ -24,6 +27,7 @@ from experiments.step import (
     initial_state,
     update,
 )
+from experiments.workdir import has_results, read_config, read_data
 from osgd_jax.nets import AnytimeNet
 
 
@@ -32,6 +36,7 @@ class Programs:
     """The compiled parts of a run.
 
     Attributes:
+      batch_size: examples in a step.
       num_steps: of the whole run.
       steps_per_epoch: number of batches in an epoch.
       initial: the state before the first step.
@@ -40,18 +45,17 @@ class Programs:
         measured `[n, …]`. It uses up the state.
       conflict: `(state, source, batches) -> task_cosines` of the first batch; None where `steps`
         measures them.
-      logits: `(state, inputs) -> [K, batch, classes]`, of the trained net.
       totals: `(state, split, counted) -> (correct, losses)`, `[K]` each, sums over the examples
         that are counted.
     """
 
+    batch_size: int
     num_steps: int
     steps_per_epoch: int
     initial: State
     schedule: optax.Schedule
     steps: Any
     conflict: Any
-    logits: Any
     totals: Any
 
 
@@ -95,15 +99,15 @@ def build(config: Config, dataset: data.Dataset, placed: Placement, net: Anytime
         return conflict_of(graphdef, objective, state, batch_of(state, source, _first(batches)))
 
     same = placed.everywhere
-    logits, totals = _evaluation(graphdef, dataset)
+    _, totals = evaluation(graphdef, dataset)
     return Programs(
+        batch_size=run.batch_size,
         num_steps=run.epochs * steps_per_epoch,
         steps_per_epoch=steps_per_epoch,
         initial=initial,
         schedule=schedule,
         steps=jax.jit(steps, donate_argnums=0, out_shardings=(placed.of_state(initial), same)),
         conflict=jax.jit(conflict, out_shardings=same) if method.balance is None else None,
-        logits=jax.jit(logits),
         totals=jax.jit(totals, out_shardings=same),
     )
 
@@ -112,8 +116,12 @@ def _first(batches: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], batches)
 
 
-def _evaluation(graphdef: Any, dataset: data.Dataset) -> tuple[Callable, Callable]:
-    """The functions `logits` and `totals`."""
+def evaluation(graphdef: Any, dataset: data.Dataset) -> tuple[Callable, Callable]:
+    """Functions of a trained state and inputs, to be compiled.
+
+    Returns:
+      `(state, inputs) -> [K, batch, classes]`, the logits; and `Programs.totals`.
+    """
 
     def logits(state: State, inputs: jax.Array) -> jax.Array:
         each = evaluated_logits(graphdef, state.params, state.rest, dataset.standardise(inputs))
@@ -131,13 +139,77 @@ def _evaluation(graphdef: Any, dataset: data.Dataset) -> tuple[Callable, Callabl
     return logits, totals
 
 
+class Trained(NamedTuple):
+    """A run as one of its checkpoints has it.
+
+    Attributes:
+      config: of the run.
+      dataset: what it was trained on, without the examples.
+      net: the net with its weights.
+      state: of the training.
+    """
+
+    config: Config
+    dataset: data.Dataset
+    net: AnytimeNet
+    state: State
+
+
+def read_trained(workdir: Path, checkpoint: str = "last") -> Trained:
+    """Read what a run has trained; its data is not needed.
+
+    Args:
+      workdir: of the run.
+      checkpoint: "last", or "best" by validation accuracy.
+
+    Raises:
+      ValueError: no run or no readable checkpoint in the workdir.
+    """
+    config = read_config(workdir)
+    if not has_results(workdir):
+        raise ValueError(f"{workdir} has no checkpoint yet.")
+    dataset = read_data(workdir)
+    net = make_net(config.net, dataset, nnx.Rngs(config.run.seed))
+    graphdef, params, rest = nnx.split(net, nnx.Param, ...)
+    method = methods.method(config.method, num_tasks=config.net.outputs, seed=config.run.seed)
+    optimizer = method.optimizer(_schedule(config.run, steps_per_epoch=1))
+    example = initial_state(method, optimizer, params, rest, config.run.seed)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.run.keep_last, {})
+    try:
+        state = checkpoints.restore(checkpoint, example)
+    finally:
+        checkpoints.close()
+    return Trained(config, dataset, nnx.merge(graphdef, state.params, state.rest), state)
+
+
+def start_from(net: AnytimeNet, workdir: Path) -> None:
+    """Give a net the weights of a run's last checkpoint.
+
+    Raises:
+      ValueError: that run has another net.
+    """
+    trained = nnx.state(read_trained(workdir).net)
+    there, here = (
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(state)}
+        for state in (trained, nnx.state(net))
+    )
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            raise ValueError(
+                f"start_from={workdir} has another net: {name} has shape {there.get(name)} there"
+                f" and {here.get(name)} here; give the options of that net, and data with as many"
+                " classes and channels."
+            )
+    nnx.update(net, trained)
+
+
 def evaluate(
-    programs: Programs, placed: Placement, batch_size: int, state: State, examples: Any
+    programs: Programs, placed: Placement, state: State, examples: Any
 ) -> tuple[list[float], list[float]]:
     """Accuracy (a fraction) and loss of each output on all of `examples`."""
     totals = [
         programs.totals(state, placed.put_batch(split), placed.put_batch(counted))
-        for split, counted in evaluation_batches(batch_size, examples)
+        for split, counted in evaluation_batches(programs.batch_size, examples)
     ]
     correct, losses = (np.sum(jax.device_get(each), axis=0) for each in zip(*totals, strict=True))
     return (correct / examples.size).tolist(), (losses / examples.size).tolist()

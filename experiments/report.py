@@ -14,6 +14,7 @@ import tyro
 
 from experiments.tables import markdown
 from experiments.workdir import read_config, read_metrics, write_text
+from osgd_jax.plots import anytime_curve
 
 _SAME_EVERYWHERE = frozenset({"workdir"})
 
@@ -115,11 +116,8 @@ def plot_anytime(runs: list[Run], path: Path) -> None:
     for run in runs:
         if run.summary:
             accuracy = [100 * each for each in run.summary["test_accuracy"]]
-            axes.plot(run.summary["multiply_adds"], accuracy, marker="o", label=run.name)
-    axes.set_xscale("log")
-    axes.set_xlabel("multiply-adds per example, up to each output")
+            anytime_curve(run.summary["multiply_adds"], accuracy, label=run.name, axes=axes)
     axes.set_ylabel("test accuracy, %")
-    axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
     figure.savefig(path, dpi=150)

@@ -1,20 +1,18 @@
 """Train an anytime net on real data: `python -m experiments.train --workdir DIR …`.
 
-On digits with the default options it takes about a minute on two CPU cores.
+With the options as they are, on digits, it takes about a minute on two CPU cores and ends with a
+test accuracy of 98 to 99 % at all three outputs.
 """
 
 import contextlib
-import signal
 import sys
-import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Generator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import tyro
 from flax import nnx
-from jax.experimental import multihost_utils
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -31,11 +29,27 @@ from experiments.checkpoints import Checkpoints
 from experiments.config import Config
 from experiments.nets import make_net
 from experiments.step import Measured, State
-from experiments.workdir import MetricsLog, open_workdir, read_metrics, write_json
+from experiments.workdir import (
+    Clock,
+    MetricsLog,
+    has_results,
+    keep_data,
+    open_workdir,
+    read_metrics,
+    write_json,
+)
 
 
 class StoppedError(Exception):
-    """The process was asked to end; the state is saved."""
+    """The process was asked to end; the state is saved.
+
+    Attributes:
+      number: of the signal that asked for it.
+    """
+
+    def __init__(self, step: int, number: int):
+        super().__init__(f"Stopped after step {step}; the same command continues.")
+        self.number = number
 
 
 def train(config: Config, console: Console) -> dict[str, Any]:
@@ -44,7 +58,7 @@ def train(config: Config, console: Console) -> dict[str, Any]:
     Raises:
       ValueError: settings, data or a workdir that are not as they should be.
       FloatingPointError: a loss that is not finite.
-      StoppedError: on SIGTERM.
+      StoppedError: on SIGTERM or SIGINT.
     """
     # ---- devices and data
     devices.connect(config.hosts)
@@ -53,9 +67,12 @@ def train(config: Config, console: Console) -> dict[str, Any]:
     dataset = data.load(config.dataset)
     if dataset.about:
         console.print(dataset.about, highlight=False, markup=False, soft_wrap=True)
+    keep_data(config.workdir, dataset)
 
     # ---- net, and what is compiled for its training
     net = make_net(config.net, dataset, nnx.Rngs(config.run.seed))
+    if config.run.start_from and not has_results(config.workdir):
+        programs.start_from(net, config.run.start_from)
     costs = osgd_jax.cost(net, dataset.input_shape)
     built = programs.build(config, dataset, placed, net)
 
@@ -70,14 +87,14 @@ def train(config: Config, console: Console) -> dict[str, Any]:
         # ---- train
         clock = {"seconds": 0.0, "steps_per_second": 0.0, "waiting_for_input": 0.0}
         if start < built.num_steps:
+            (config.workdir / "summary.json").unlink(missing_ok=True)
             state, clock = _loop(config, console, dataset, placed, built, checkpoints, state)
         checkpoints.wait()
     finally:
         checkpoints.close()
 
     # ---- test
-    batch_size = config.run.batch_size
-    test_accuracy, _ = programs.evaluate(built, placed, batch_size, state, dataset.test)
+    test_accuracy, _ = programs.evaluate(built, placed, state, dataset.test)
     last = read_metrics(config.workdir)[-1]
     summary = {
         "test_accuracy": test_accuracy,
@@ -103,15 +120,8 @@ def _loop(
     state: State,
 ) -> tuple[State, dict[str, float]]:
     """Train from the state's step to the end; return the last state and the time it took."""
-    run, step, clock = config.run, int(state.step), _Clock(int(state.step))
-    batches = data.Batches(
-        run.seed,
-        run.batch_size,
-        built.num_steps,
-        (jax.process_index(), jax.process_count()),
-        config.dataset.workers,
-    )
-    source, each = _feed(batches, dataset.train, placed, step)
+    run, step, clock = config.run, int(state.step), Clock(int(state.step))
+    feed = _feed(config, dataset.train, placed, built.num_steps, step)
     together = run.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 10)
     save_every = run.save_every or built.steps_per_epoch
     boundaries = (run.log_every, save_every, built.steps_per_epoch, built.num_steps)
@@ -119,21 +129,25 @@ def _loop(
     log_file = MetricsLog(config.workdir, step) if primary else contextlib.nullcontext()
     unchecked: list[tuple[int, Measured]] = []
 
-    with _StopSignal() as stop, _progress(console) as progress, log_file as log:
+    with (
+        contextlib.closing(feed.batches),
+        devices.StopSignal() as stop,
+        _progress(console) as progress,
+        log_file as log,
+    ):
         task = progress.add_task("compiling", total=built.num_steps, completed=step)
         while step < built.num_steps:
             # Several steps in one call, where none of them is a boundary but the last.
             boundary = min((step // every + 1) * every for every in boundaries)
             count = together if step % together == 0 and step + together <= boundary else 1
-            parts = [next(each) for _ in range(count)]
-            batch = placed.put_batch(jax.tree.map(lambda *part: np.stack(part), *parts), axis=1)
+            batch = placed.put_batch(_stacked([next(feed.batches) for _ in range(count)]), axis=1)
             cosines = None
             if built.conflict is not None and step + count == boundary:
-                cosines = built.conflict(state, source, batch)
-            state, measured = built.steps(state, source, batch)
+                cosines = built.conflict(state, feed.source, batch)
+            state, measured = built.steps(state, feed.source, batch)
             unchecked.append((step, measured))
             step += count
-            stopping = stop.requested(step)
+            stopping = stop.number_after(step)
 
             # ---- check, log, validate and save
             if step == boundary or stopping:
@@ -143,8 +157,7 @@ def _loop(
             if step == boundary:
                 record = _record(built, step, measured, cosines) | {"clock": clock.at(step)}
                 if step % built.steps_per_epoch == 0:
-                    examples = dataset.validation
-                    found = programs.evaluate(built, placed, run.batch_size, state, examples)
+                    found = programs.evaluate(built, placed, state, dataset.validation)
                     record["validation_accuracy"], record["validation_losses"] = found
                     accuracy = float(np.mean(found[0]))
                     console.print(_epoch_line(record), highlight=False)
@@ -156,23 +169,43 @@ def _loop(
                 checkpoints.save(state, accuracy)
             if stopping and step < built.num_steps:
                 checkpoints.wait()
-                raise StoppedError(f"Stopped after step {step}; the same command continues.")
-    return state, clock.total(step, batches.waited)
+                raise StoppedError(step, stopping)
+    return state, clock.total(step, feed.order.waited)
+
+
+class _Feed(NamedTuple):
+    """What steps read.
+
+    Attributes:
+      order: of the examples.
+      source: examples that live on the devices; None where they are read while training.
+      batches: from a step on, indices into the source or else examples.
+    """
+
+    order: data.Batches
+    source: data.Split | None
+    batches: Generator[Any]
 
 
 def _feed(
-    batches: data.Batches, train: data.Examples, placed: devices.Placement, step: int
-) -> tuple[data.Split | None, Iterator[Any]]:
-    """What lives on the devices, and from a step on the indices into it or else the examples."""
+    config: Config, train: data.Examples, placed: devices.Placement, num_steps: int, step: int
+) -> _Feed:
+    process = jax.process_index(), jax.process_count()
+    run, workers = config.run, config.dataset.workers
+    order = data.Batches(run.seed, run.batch_size, num_steps, process, workers)
     if isinstance(train, data.Split):
-        return placed.put_everywhere(train), batches.indices(train.size, step)
-    return None, batches.examples(train, step)
+        return _Feed(order, placed.put_everywhere(train), order.indices(train.size, step))
+    return _Feed(order, None, order.examples(train, step))
+
+
+def _stacked(batches: list[Any]) -> Any:
+    return jax.tree.map(lambda *each: np.stack(each), *batches)
 
 
 def _record(
     built: programs.Programs, step: int, measured: Measured, cosines: jax.Array | None
 ) -> dict[str, Any]:
-    """A line of metrics.jsonl: what was measured in the last of the steps."""
+    """What was measured in the last of the steps, for a line of metrics.jsonl."""
     last = jax.device_get(jax.tree.map(lambda leaf: leaf[-1], measured))
     if cosines is not None:
         last = last._replace(task_cosines=jax.device_get(cosines))
@@ -182,34 +215,6 @@ def _record(
         "learning_rate": float(np.asarray(built.schedule(step - 1))),
         **{name: each.tolist() for name, each in last._asdict().items() if each is not None},
     }
-
-
-class _Clock:
-    """Times of a run, from a step on."""
-
-    def __init__(self, step: int):
-        self._begun = self._since = time.perf_counter()
-        self._first = self._last = step
-
-    def at(self, step: int) -> dict[str, float]:
-        """Seconds from the beginning, and steps per second from the last call on."""
-        now = time.perf_counter()
-        rate = (step - self._last) / (now - self._since)
-        self._last = step
-        return {"seconds": round(now - self._begun, 3), "steps_per_second": round(rate, 3)}
-
-    def go_on(self) -> None:
-        """Leave out of the next rate what was done since the last call of `at`."""
-        self._since = time.perf_counter()
-
-    def total(self, step: int, waited: float) -> dict[str, float]:
-        """Of the whole run."""
-        seconds = time.perf_counter() - self._begun
-        return {
-            "seconds": round(seconds, 3),
-            "steps_per_second": round((step - self._first) / seconds, 3),
-            "waiting_for_input": round(waited / seconds, 4),
-        }
 
 
 def _check_finite(unchecked: list[tuple[int, Measured]]) -> None:
@@ -222,28 +227,6 @@ def _check_finite(unchecked: list[tuple[int, Measured]]) -> None:
                     f"the {what} of output {output + 1} is not finite at step {start + step + 1};"
                     " the last checkpoint before it is kept. A smaller --learning-rate may help."
                 )
-
-
-class _StopSignal:
-    """Whether SIGTERM has come, agreed upon by all processes; the default action comes back."""
-
-    def __enter__(self) -> "_StopSignal":
-        self._came = False
-        if jax.process_count() == 1:
-            self._previous = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if jax.process_count() == 1:
-            signal.signal(signal.SIGTERM, self._previous)
-
-    def requested(self, step: int) -> bool:
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._came
-
-    def _note(self, *_: object) -> None:
-        self._came = True
 
 
 def _progress(console: Console) -> Progress:
@@ -275,12 +258,11 @@ def main() -> None:
     """Command line."""
     console = Console(quiet=False)
     try:
-        settings = tyro.conf.OmitArgPrefixes[Config]
-        config = tyro.cli(settings, prog="python -m experiments.train", description=__doc__)
+        config = tyro.cli(Config, prog="python -m experiments.train", description=__doc__)
         summary = train(config, console)
     except StoppedError as stopped:
         console.print(str(stopped), highlight=False)
-        return
+        sys.exit(128 + stopped.number)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     accuracies = " ".join(f"{100 * each:.1f}" for each in summary["test_accuracy"])

@@ -1,13 +1,17 @@
-"""The files of a run: config.json, metrics.jsonl, summary.json, TensorBoard events."""
+"""The files of a run: config, data and summary.json, metrics.jsonl, TensorBoard events."""
 
 import json
 import os
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiments.config import Config, differences
+from experiments.data import Dataset
 from experiments.tables import versions
 
 _PACKAGES = ("osgd-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -16,6 +20,8 @@ _PACKAGES = ("osgd-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "n
 def open_workdir(config: Config) -> dict[str, Any]:
     """Write config.json, or check that the run which is there has the same configuration.
 
+    A run that has not saved anything yet takes the new configuration.
+
     Returns:
       The contents of config.json: all fields and the versions.
 
@@ -23,21 +29,71 @@ def open_workdir(config: Config) -> dict[str, Any]:
       ValueError: another run is in the workdir, and which fields differ.
       OSError: the workdir cannot be written.
     """
-    about = config.as_json() | {"versions": versions(*_PACKAGES)}
-    file = config.workdir / "config.json"
+    current = config.as_json()
+    about = current | {"versions": versions(*_PACKAGES)}
     config.workdir.mkdir(parents=True, exist_ok=True)
-    if file.exists():
-        saved = json.loads(file.read_text())
-        saved.pop("versions", None)
-        changed = differences(saved, config.as_json())
+    if has_results(config.workdir) and _file(config.workdir, "config").exists():
+        saved = _read(config.workdir, "config")
+        del saved["versions"]
+        # Folders may have been moved: what is in them is compared when it has been read.
+        if all(str(each["data"]).startswith("folder:") for each in (saved, current)):
+            saved["data"] = current["data"]
+        if _name(saved.get("start_from")) == _name(current["start_from"]):
+            saved["start_from"] = current["start_from"]
+        changed = differences(saved, current)
         if changed:
+            epochs = " More epochs go on with it under --schedule constant alone."
             raise ValueError(
                 f"{config.workdir} holds a run of another configuration ({'; '.join(changed)});"
-                " give another --workdir, or the same options to continue."
+                f" give the same options to continue, or another --workdir, with --start-from"
+                f" {config.workdir} to begin with its weights."
+                + (epochs if "epochs" in saved and saved["epochs"] != current["epochs"] else "")
             )
     if jax.process_index() == 0:
-        write_json(file, about)
+        write_json(_file(config.workdir, "config"), about)
     return about
+
+
+def has_results(workdir: Path) -> bool:
+    """Whether a run has saved a checkpoint or come to its end."""
+    checkpoints = workdir / "checkpoints"
+    saved = checkpoints.is_dir() and any(each.name.isdigit() for each in checkpoints.iterdir())
+    return saved or _file(workdir, "summary").exists()
+
+
+def keep_data(workdir: Path, dataset: Dataset) -> None:
+    """Write data.json, all that is needed of the data for inference, or compare with what is there.
+
+    Raises:
+      ValueError: the run was trained on other data.
+    """
+    found: dict[str, Any] = {
+        "name": dataset.name,
+        "num_classes": dataset.num_classes,
+        "classes": list(dataset.classes),
+        "input_shape": list(dataset.input_shape),
+        **dataset.raw._asdict(),
+        "examples": {part: getattr(dataset, part).size for part in ("train", "validation", "test")},
+    }
+    if has_results(workdir) and _file(workdir, "data").exists():
+        saved = _read(workdir, "data")
+        measured = ("mean", "deviation")  # equal to rounding on another machine
+        changed = [
+            f"{name}: {saved[name]} → {found[name]}"
+            for name in found.keys() - {"name", *measured}
+            if saved[name] != found[name]
+        ]
+        changed += [
+            name for name in measured if not np.allclose(saved[name], found[name], rtol=1e-4)
+        ]
+        if changed:
+            raise ValueError(
+                f"{dataset.name} is not what the run in {workdir} was trained on"
+                f" ({'; '.join(sorted(changed))}); give that data, or another --workdir, or to"
+                " experiments.evaluate --data."
+            )
+    if jax.process_index() == 0:
+        write_json(_file(workdir, "data"), found)
 
 
 def read_config(workdir: Path) -> Config:
@@ -46,10 +102,44 @@ def read_config(workdir: Path) -> Config:
     Raises:
       ValueError: there is no run in the folder.
     """
-    file = workdir / "config.json"
+    file = _file(workdir, "config")
     if not file.exists():
         raise ValueError(f"{workdir} holds no run: {file} does not exist.")
-    return Config.from_json(json.loads(file.read_text()) | {"workdir": str(workdir)})
+    return Config.from_json(_read(workdir, "config") | {"workdir": str(workdir)})
+
+
+def read_data(workdir: Path) -> Dataset:
+    """What a run was trained on, without the examples.
+
+    Raises:
+      ValueError: the run has not loaded its data yet.
+    """
+    file = _file(workdir, "data")
+    if not file.exists():
+        raise ValueError(f"{file} does not exist; start the run's command again, which writes it.")
+    saved = _read(workdir, "data")
+    return Dataset(
+        saved["name"],
+        saved["num_classes"],
+        *(None, None, None),
+        input_shape=tuple(saved["input_shape"]),
+        mean=tuple(saved["mean"]),
+        deviation=tuple(saved["deviation"]),
+        dtype=saved["dtype"],
+        classes=tuple(saved["classes"]),
+    )
+
+
+def _name(path: str | None) -> str | None:
+    return path and Path(path).name
+
+
+def _file(workdir: Path, name: str) -> Path:
+    return workdir / f"{name}.json"
+
+
+def _read(workdir: Path, name: str) -> dict[str, Any]:
+    return json.loads(_file(workdir, name).read_text())
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -90,6 +180,8 @@ class MetricsLog:
         kept = [record for record in read_metrics(workdir) if record["step"] <= step]
         write_text(file, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = file.open("a")
+        if step == 0:
+            shutil.rmtree(workdir / "events", ignore_errors=True)
         self._events = SummaryWriter(str(workdir / "events"), purge_step=step + 1 if step else None)
 
     def write(self, record: dict[str, Any]) -> None:
@@ -106,6 +198,34 @@ class MetricsLog:
     def __exit__(self, *_: object) -> None:
         self._file.close()
         self._events.close()
+
+
+class Clock:
+    """Times of a run, from a step on."""
+
+    def __init__(self, step: int):
+        self._begun = self._since = time.perf_counter()
+        self._first = self._last = step
+
+    def at(self, step: int) -> dict[str, float]:
+        """Seconds from the beginning, and steps per second from the last call on."""
+        now = time.perf_counter()
+        rate = (step - self._last) / (now - self._since)
+        self._last = step
+        return {"seconds": round(now - self._begun, 3), "steps_per_second": round(rate, 3)}
+
+    def go_on(self) -> None:
+        """Leave out of the next rate what was done since the last call of `at`."""
+        self._since = time.perf_counter()
+
+    def total(self, step: int, waited: float) -> dict[str, float]:
+        """Of the whole run."""
+        seconds = time.perf_counter() - self._begun
+        return {
+            "seconds": round(seconds, 3),
+            "steps_per_second": round((step - self._first) / seconds, 3),
+            "waiting_for_input": round(waited / seconds, 4),
+        }
 
 
 def _scalars(record: dict[str, Any]):

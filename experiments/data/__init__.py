@@ -4,8 +4,9 @@ from pathlib import Path
 
 from experiments.data import builtin
 from experiments.data.batches import Batches, epoch_batches
-from experiments.data.dataset import Dataset, Examples, Images, Split, make_image_dataset
+from experiments.data.dataset import Dataset, Examples, Images, Split
 from experiments.data.source import Source
+from experiments.data.splits import make_image_dataset
 
 __all__ = [
     "Batches",

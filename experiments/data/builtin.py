@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.data.dataset import SPLIT_SEED, Dataset, Split
+from experiments.data.dataset import SPLIT_SEED, Dataset, Raw, Split
 
 NAMES = ("digits", "mnist1d")
 
@@ -35,7 +35,16 @@ def load(name: str, train_size: int | None = None) -> Dataset:
     inputs = ((inputs - mean) / deviation).astype(np.float32)
     labels = labels.astype(np.int32)
     splits = [Split(inputs[index], labels[index]) for index in (train, validation, test)]
-    return Dataset(name, int(labels.max()) + 1, *splits, input_shape=inputs.shape[1:])
+    # Digits have 0 to 16 where files of images have 0 to 255.
+    scale, dtype = (255 / 16, "uint8") if name == "digits" else (1.0, "float32")
+    return Dataset(
+        name,
+        int(labels.max()) + 1,
+        *splits,
+        input_shape=inputs.shape[1:],
+        classes=tuple("0123456789"),
+        standardised=Raw(dtype, (scale * float(mean),), (scale * float(deviation),)),
+    )
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,6 @@
 """What a data set is: three splits of labelled examples, in memory or read when asked for."""
 
 import dataclasses
-import math
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -10,17 +9,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from experiments.data.images import CorruptImageError, Kind, cut_square
-from experiments.data.source import Source
 
 # One fixed cut of each data set, so that every run of every experiment is tested on the same
 # examples and none of them is ever trained on.
 SPLIT_SEED = 0
-
-# Images that mean and deviation are measured on.
-_MEASURED = 2000
-
-# Images whose sizes are looked at to choose one for all.
-_SIDES = 100
 
 
 class Split(NamedTuple):
@@ -92,6 +84,20 @@ class Found:
     left_out: tuple[str, ...]
 
 
+class Raw(NamedTuple):
+    """Inputs as they are in files: their numbers, and what is done to them before the net.
+
+    Attributes:
+      dtype: uint8, uint16, int32 or float32.
+      mean: for each channel; it is taken off.
+      deviation: what is left is divided by it.
+    """
+
+    dtype: str
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """A classification data set.
@@ -108,6 +114,8 @@ class Dataset:
       dtype: of the inputs as they are stored.
       classes: names of the classes, where they have any.
       about: what was found and what was left out, in one line; empty for a built-in data set.
+      standardised: the inputs as they were before they were put into the splits; None where
+        `standardise` alone changes them.
     """
 
     name: str
@@ -121,6 +129,12 @@ class Dataset:
     dtype: str = "float32"
     classes: tuple[str, ...] = ()
     about: str = ""
+    standardised: Raw | None = None
+
+    @property
+    def raw(self) -> Raw:
+        """The inputs as they are in files."""
+        return self.standardised or Raw(self.dtype, self.mean, self.deviation)
 
     def standardise(self, inputs: Any) -> Any:
         """Inputs in float32 with mean 0 and deviation 1; works on NumPy and JAX arrays."""
@@ -191,111 +205,3 @@ class Images:
                 f" {self.num_classes} classes; is its split one with labels?"
             )
         return cut_square(image, self.side), label
-
-
-def make_image_dataset(source: Source, found: Found) -> Dataset:
-    """Cut images into splits and read them into memory if they are small.
-
-    Args:
-      source: its settings. Of the validation images no more than `train_size` are kept, too.
-      found: the images. Where they have no validation or no test part of their own, it is held out
-        of the training images.
-
-    Raises:
-      ValueError: fewer than two classes, or sizes that leave a split without examples.
-    """
-    num_classes = len(found.classes)
-    if num_classes < 2:
-        raise ValueError(
-            f"{source.data} has {num_classes} class; classification needs at least two."
-        )
-    train, train_size = found.sources["train"], source.train_size
-    indices = _cut(found.sources, train_size, source.validation_fraction)
-    for split, chosen in indices.items():
-        if len(chosen) == 0 or (split == "train" and train_size not in (None, len(chosen))):
-            raise ValueError(
-                f"{source.data} has too few images ({len(train)} to train and validate on) for"
-                f" train_size={train_size} and validation_fraction={source.validation_fraction}."
-            )
-    side = source.image_size or _usual_side(train, indices["train"], source.skip_corrupt)
-    shape = (side, side, found.kind.channels)
-    splits: dict[str, Any] = {
-        split: Images(
-            found.sources.get(split, train), chosen, side, num_classes, source.skip_corrupt
-        )
-        for split, chosen in indices.items()
-    }
-    item_bytes = math.prod(shape) * np.dtype(found.kind.dtype).itemsize
-    if sum(each.size for each in splits.values()) * item_bytes <= source.resident_megabytes * 1e6:
-        splits = {split: each.in_memory() for split, each in splits.items()}
-    mean, deviation = _mean_and_deviation(splits["train"], found.kind.dtype)
-    return Dataset(
-        source.data,
-        num_classes,
-        **splits,
-        input_shape=shape,
-        mean=mean,
-        deviation=deviation,
-        dtype=found.kind.dtype,
-        classes=found.classes,
-        about=_about(source.data, found, splits, side),
-    )
-
-
-def _cut(
-    sources: Mapping[str, ImageSource], train_size: int | None, validation_fraction: float
-) -> dict[str, np.ndarray]:
-    """Indices of each split into its source; into the training images where it has none."""
-    rng = np.random.default_rng(SPLIT_SEED)
-    rest = rng.permutation(len(sources["train"]))
-    held_out = round(validation_fraction * len(rest))
-    cut = {"train": rest}
-    for split in ("validation", "test"):
-        if split in sources:
-            cut[split] = rng.permutation(len(sources[split]))
-        else:
-            cut[split], rest = rest[:held_out], rest[held_out:]
-    cut["train"], cut["validation"] = rest[:train_size], cut["validation"][:train_size]
-    if "test" in sources:
-        cut["test"].sort()
-    return cut
-
-
-def _usual_side(source: ImageSource, indices: np.ndarray, skip_corrupt: bool) -> int:
-    """The median of the shorter sides of some images."""
-    sides = []
-    for index in indices[:_SIDES]:
-        try:
-            sides.append(source.side(int(index)))
-        except CorruptImageError as error:
-            if not skip_corrupt:
-                raise ValueError(f"{error} Use --skip-corrupt to go on without it.") from None
-    if not sides:
-        raise ValueError("none of the images can be read.")
-    return sorted(sides)[len(sides) // 2]
-
-
-def _mean_and_deviation(train: Any, dtype: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Of the first training examples, for each channel, in the units of the pixels."""
-    means, variances = [], []
-    for start in range(0, min(_MEASURED, train.size), 32):
-        inputs = train.read(np.arange(start, min(start + 32, train.size))).inputs
-        means.append(inputs.mean((1, 2), np.float64))
-        variances.append(inputs.var((1, 2), np.float64))
-    means, variances = np.concatenate(means), np.concatenate(variances)
-    mean, deviation = means.mean(0), np.sqrt(variances.mean(0) + means.var(0))
-    # What hardly varies is not blown up: a quarter of a step of integers, rounding of floats.
-    least = 0.25 if np.issubdtype(dtype, np.integer) else 1e-6 * np.abs(mean)
-    deviation = np.maximum(deviation, least)
-    return tuple(mean.tolist()), tuple(np.where(deviation > 0, deviation, 1.0).tolist())
-
-
-def _about(name: str, found: Found, splits: Mapping[str, Any], side: int) -> str:
-    parts = []
-    for split, examples in splits.items():
-        source = found.sources.get(split)
-        place = "held out of train" if source is None else source.place
-        parts.append(f"{split} {examples.size:,}" + (f" ({place})" if place else ""))
-    line = f"{name}: {len(found.classes):,} classes; {', '.join(parts)}; {found.about},"
-    left_out = f"; left out: {'; '.join(found.left_out)}" if found.left_out else ""
-    return f"{line} {side}×{side}{left_out}."

@@ -11,7 +11,8 @@ from PIL import Image
 from experiments import data
 from experiments.augmentation import Augmentation, prepare
 from experiments.data import from_folder
-from experiments.data.dataset import make_image_dataset
+from experiments.data.splits import make_image_dataset
+from tests.experiments.running import finish
 
 
 @pytest.fixture
@@ -125,6 +126,15 @@ def test_a_slow_source_does_not_stall_until_what_was_read_ahead_is_used_up():
     for _ in range(30):
         next(batches)
     assert order.waited - before > 0.05
+
+
+def test_workers_leave_no_shared_memory_behind(folder, tmp_path):
+    options = ("--net", "width-nested", "--outputs", "2", "--widths", "4", "--batch-size", "5")
+    options += ("--data", f"folder:{folder}", "--resident-megabytes", "0", "--workers", "2")
+    options += ("--image-size", "8", "--epochs", "2", "--validation-fraction", "0.25")
+    printed = finish("train", *options, "--workdir", tmp_path / "run")
+    assert "leaked" not in printed
+    assert "Warning" not in printed
 
 
 def _augment(images, **options):

@@ -77,13 +77,15 @@ def test_runs_killed_twenty_times_end_bit_identical(tmp_path, reference):
     _kill_and_finish(tmp_path / "run", reference, kills=20, seed=1)
 
 
-def test_sigterm_saves_and_exits_cleanly(tmp_path, reference):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_with_its_number(tmp_path, reference, number):
     process = start("train", *_LONG, "--workdir", tmp_path)
     while _log_length(tmp_path) == 0:
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, printed
+    assert process.returncode == 128 + number, printed
+    assert "Traceback" not in printed
     assert "Stopped after step" in printed
     stopped = int(printed.split("Stopped after step ")[1].split(";")[0])
     assert (tmp_path / "checkpoints" / str(stopped)).is_dir()

@@ -1,0 +1,91 @@
+"""Write the net of a run to one file for serving: `python -m experiments.export DIR --output FILE`.
+
+The file takes inputs as they are in image files; what standardises them is inside. FILE.json beside
+it names the classes and says what `python -m experiments.predict` reads images to. The data that
+the run was trained on is not needed.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+from flax import nnx
+
+from experiments.programs import read_trained
+from experiments.workdir import write_json
+from osgd_jax import AnytimePredictor
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to export.
+
+    Attributes:
+      workdir: of a run of `python -m experiments.train`.
+      output: the file to write; net.anytime in the workdir if not given.
+      checkpoint: the last one, or the one with the best mean validation accuracy.
+    """
+
+    workdir: tyro.conf.Positional[Path]
+    output: Path | None = None
+    checkpoint: Literal["last", "best"] = "last"
+
+
+class Standardised(nnx.Module):
+    """An anytime net for inputs as they are in files."""
+
+    def __init__(self, net: Any, mean: tuple[float, ...], deviation: tuple[float, ...]):
+        self.net = net
+        self.mean, self.deviation = mean, deviation
+        self.num_outputs, self.in_channels = net.num_outputs, net.in_channels
+        self.spatial_dims = net.spatial_dims
+
+    def start(self, x: jax.Array) -> Any:
+        """What the first stage begins with."""
+        mean, deviation = jnp.array([self.mean, self.deviation], jnp.float32)
+        return self.net.start((x - mean) / deviation)
+
+    def advance(self, k: int, carry: Any) -> Any:
+        """The logits of output k, and what the next stage begins with."""
+        return self.net.advance(k, carry)
+
+
+def export(config: Config) -> Path:
+    """Write the file and its description; return the file.
+
+    Raises:
+      ValueError: no run or no readable checkpoint in the workdir.
+    """
+    trained = read_trained(config.workdir, config.checkpoint)
+    dataset = trained.dataset
+    output = config.output or config.workdir / "net.anytime"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    net = Standardised(trained.net, dataset.mean, dataset.deviation)
+    AnytimePredictor(net).export(output, input_shape=dataset.input_shape)
+    about = {
+        "classes": dataset.classes or [str(label) for label in range(dataset.num_classes)],
+        "input_shape": dataset.input_shape,
+        "dtype": dataset.dtype,
+        "data": dataset.name,
+        "step": int(trained.state.step),
+    }
+    write_json(output.with_name(f"{output.name}.json"), about)
+    return output
+
+
+def main() -> None:
+    """Command line."""
+    try:
+        config = tyro.cli(Config, prog="python -m experiments.export", description=__doc__)
+        output = export(config)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"Wrote {output}, and {output.name}.json beside it.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Classify images by an exported net: `python -m experiments.predict FILE IMAGE…`.
+
+FILE is what `python -m experiments.export` wrote, with FILE.json beside it. Images of any size,
+mode and orientation are read as in training. It needs osgd_jax and pillow alone.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.data.images import CorruptImageError, read_image
+from osgd_jax import AnytimePredictor
+
+# Images that are classified together.
+_TOGETHER = 64
+
+# Classes shown of each image.
+_SHOWN = 3
+
+
+def predict(
+    file: Path,
+    images: Sequence[Path],
+    *,
+    confidence: float | None = None,
+    deadline: float | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Classify images.
+
+    Args:
+      file: an exported net.
+      images: files.
+      confidence: each image is answered by the first output that gives its likeliest class this
+        probability.
+      deadline: seconds for each image, by which the answer is the latest output that is ready.
+
+    Yields:
+      For each image its `image`, and `class`, `probabilities` of all classes by name, `logits` and
+      `output` (from 1); or an `error` where it cannot be read.
+
+    Raises:
+      ValueError: the file is no exported net for images, or the limits are out of range.
+    """
+    predictor, about = AnytimePredictor.load(file), _about(file)
+    shape = tuple(about["input_shape"])
+    if len(shape) != 3:
+        raise ValueError(f"{file} takes examples of shape {shape}, which are no images.")
+    together = _TOGETHER if deadline is None else 1
+    if deadline is not None:
+        predictor.calibrate(np.zeros((1, *shape), np.float32))
+    for start in range(0, len(images), together):
+        part = images[start : start + together]
+        read = [_read(path, shape, about["dtype"]) for path in part]
+        pixels = [each for each in read if not isinstance(each, str)]
+        answers: Iterator[Any] = iter(())
+        if pixels:
+            x = np.stack(pixels).astype(np.float32)
+            found = predictor.predict(x, deadline=deadline, confidence=confidence)
+            answers = zip(np.asarray(found.logits), found.exits, strict=True)
+        for path, each in zip(part, read, strict=True):
+            if isinstance(each, str):
+                yield {"image": str(path), "error": each}
+            else:
+                logits, output = next(answers)
+                yield {"image": str(path)} | _answer(logits, output, about["classes"])
+
+
+def _about(file: Path) -> dict[str, Any]:
+    description = file.with_name(f"{file.name}.json")
+    if not description.exists():
+        raise ValueError(f"{description} does not exist; copy it along with {file.name}.")
+    return json.loads(description.read_text())
+
+
+def _read(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray | str:
+    """The pixels, or what is wrong with them."""
+    try:
+        return read_image(path, shape, dtype)
+    except (CorruptImageError, ValueError) as error:
+        return str(error) if path.exists() else f"{path} does not exist."
+
+
+def _answer(logits: np.ndarray, output: int, classes: list[str]) -> dict[str, Any]:
+    probabilities = np.asarray(jax.nn.softmax(logits.astype(np.float32))).tolist()
+    return {
+        "class": classes[int(logits.argmax())],
+        "probabilities": dict(zip(classes, probabilities, strict=True)),
+        "logits": logits.tolist(),
+        "output": int(output) + 1,
+    }
+
+
+def line(answer: dict[str, Any], width: int) -> str:
+    """A line of the table: image, output, and the likeliest classes."""
+    likeliest = sorted(answer["probabilities"].items(), key=lambda item: -item[1])[:_SHOWN]
+    shown = "  ".join(f"{name} {100 * share:.1f} %" for name, share in likeliest)
+    return f"{answer['image']:<{width}}  {answer['output']:>6}  {shown}"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser("python -m experiments.predict", description=__doc__)
+    parser.add_argument("file", type=Path, help="what experiments.export wrote")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    parser.add_argument("--confidence", type=float, help="probability at which an output answers")
+    parser.add_argument("--deadline", type=float, help="seconds for each image")
+    parser.add_argument("--json", action="store_true", help="an object a line, for programs")
+    given = parser.parse_intermixed_args()
+    width = max(len(str(path)) for path in given.images)
+    failed = False
+    try:
+        found = predict(
+            given.file, given.images, confidence=given.confidence, deadline=given.deadline
+        )
+        if not given.json:
+            print(f"{'image':<{width}}  output  likeliest classes")
+        for answer in found:
+            failed |= "error" in answer
+            if given.json:
+                print(json.dumps(answer))
+            elif "error" in answer:
+                print(f"error: {answer['error']}", file=sys.stderr)
+            else:
+                print(line(answer, width))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    sys.exit(int(failed))
+
+
+if __name__ == "__main__":
+    main()
