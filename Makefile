@@ -1,10 +1,11 @@
 # Targets set up what they need in .venv/, from the versions pinned in requirements.txt.
 PYTHON ?= python3
+NEWEST_PYTHON ?= python3.13
 BIN := .venv/bin
 ALL_EXTRAS := experiments,data,docs,notebooks,test,lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo benchmark study-smoke docs notebooks test test-slow test-peer check format lock clean
+.PHONY: help demo benchmark study-smoke docs notebooks test test-slow test-peer test-newest check format lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -26,6 +27,13 @@ test-slow: .venv/ready ## Run the tests that take longer than a minute each
 
 test-peer: .venv-peer/ready ## Compare the weightings with those of TorchJD, in an environment of their own (several GB)
 	.venv-peer/bin/python -m pytest tests/weightings/test_against_torchjd.py
+
+test-newest: ## Run the tests with the newest versions of everything (NEWEST_PYTHON: 3.12 or newer)
+	@$(NEWEST_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || \
+	  { echo "NEWEST_PYTHON=$(NEWEST_PYTHON) must be a Python 3.12 or newer; give its path" >&2; exit 1; }
+	$(NEWEST_PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager pip -e '.[$(ALL_EXTRAS)]'
+	.venv-newest/bin/python -m pytest -n auto --maxprocesses 4 -m "not slow"
 
 check: .venv/ready ## Check format, lint and types
 	$(BIN)/ruff format --check .
@@ -50,7 +58,7 @@ lock: ## Pin the newest versions of everything in requirements.txt
 	rm -rf .venv-lock
 
 clean: ## Remove the environment, caches and runs
-	rm -rf .venv .venv-lock .venv-peer .pytest_cache .ruff_cache .hypothesis runs build dist
+	rm -rf .venv .venv-lock .venv-peer .venv-newest .pytest_cache .ruff_cache .hypothesis runs build dist
 
 .venv/demo-ready: pyproject.toml requirements.txt
 	$(PYTHON) -m venv .venv

@@ -9,6 +9,7 @@ from osgd_jax._cost import OutputCost, cost
 from osgd_jax._diagnose import Diagnosis, diagnose
 from osgd_jax._gramian import combine, gramian, task_cosines
 from osgd_jax._losses import task_names
+from osgd_jax._one_loss import TaskMomentaState, m_config, task_momenta
 from osgd_jax._row_methods import (
     GradDropState,
     MemoryState,
@@ -31,6 +32,7 @@ __all__ = [
     "MemoryState",
     "OutputCost",
     "Prediction",
+    "TaskMomentaState",
     "TaskRows",
     "aggregate",
     "clip_task_norms",
@@ -42,6 +44,7 @@ __all__ = [
     "excess_mtl",
     "graddrop",
     "gramian",
+    "m_config",
     "moco",
     "nets",
     "normalize_task_norms",
@@ -50,6 +53,7 @@ __all__ = [
     "reach",
     "task_cosines",
     "task_grads",
+    "task_momenta",
     "task_names",
     "task_norms",
     "to_task_rows",

@@ -122,18 +122,16 @@ def reach(
         filters = select(argnums, len(args))
         with array_call(fun, args, kwargs, filters) as call:
             leaves, treedef = jax.tree.flatten((call.args, call.kwargs))
-            is_array = [
-                isinstance(x, jax.Array | jax.ShapeDtypeStruct | np.ndarray) for x in leaves
-            ]
+            kinds = (jax.Array, jax.ShapeDtypeStruct, np.ndarray)
+            is_array = [isinstance(x, kinds) for x in leaves]
 
             # Flags and the like stay what they are, for the function to branch on.
             def grads_of(*arrays):
                 given = iter(arrays)
                 filled = [next(given) if a else x for a, x in zip(is_array, leaves, strict=True)]
                 args, kwargs = treedef.unflatten(filled)
-                return _result_and_grads(call._replace(args=args, kwargs=kwargs), filters, has_aux)[
-                    1
-                ]
+                traced = call._replace(args=args, kwargs=kwargs)
+                return _result_and_grads(traced, filters, has_aux)[1]
 
             arrays = [x for a, x in zip(is_array, leaves, strict=True) if a]
             grads = jax.eval_shape(grads_of, *arrays)

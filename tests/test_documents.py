@@ -38,9 +38,12 @@ def test_commands_exist_and_take_their_options(name):
     text = (_ROOT / name).read_text().replace("\\\n", " ")
     for module, rest in re.findall(r"\bpython -m ((?:experiments|osgd_jax)[\w.]*)([^`\n]*)", text):
         found = importlib.import_module(module)
+        if hasattr(found, "__path__"):
+            found = importlib.import_module(f"{module}.__main__")
         arguments = shlex.split(re.split("[>#]", rest)[0])
         if arguments and arguments != ["--help"] and hasattr(found, "Config"):
-            tyro.cli(found.Config, args=arguments)  # exits on an unknown option
+            # Exits on an unknown option.
+            tyro.cli(tyro.conf.OmitArgPrefixes[found.Config], args=arguments)
 
     targets = re.findall(r"(?m)^([a-z-]+):", (_ROOT / "Makefile").read_text())
     assert set(re.findall(r"(?m)(?:^|`)make ([a-z-]+)", text)) <= set(targets)

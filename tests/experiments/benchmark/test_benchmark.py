@@ -51,7 +51,9 @@ def test_steps_reach_the_limit_of_work_and_micro_batches_hold_less():
     problem = steps.problem(net, (256, 8, 8, 3))
     rows = {row["method"]: row for row in steps.compare(problem, methods, "shared", rounds=1)}
     assert rows["sgd"]["work_over_sgd"] == rows["sgd"]["memory_over_sgd"] == 1
-    assert rows["osgd"]["work_over_sgd"] <= 1.04 * rows["osgd"]["work_limit_over_sgd"]
+    # The limit is of programs before compilation, whose result does some elementwise work twice:
+    # 4 % more operations in this step of OSGD's, 5 % in SGD's, a little more or less by version.
+    assert rows["osgd"]["work_over_sgd"] <= 1.05 * rows["osgd"]["work_limit_over_sgd"]
     assert rows["jacrev"]["work_over_sgd"] > 1.1 * rows["jacrev"]["work_limit_over_sgd"]
     assert rows["micro-batches"]["memory_over_sgd"] < 0.5 * rows["osgd"]["memory_over_sgd"]
 

@@ -81,7 +81,8 @@ def test_stored_tables_are_those_of_the_stored_figures(name):
 @pytest.mark.slow
 def test_the_command_trains_every_variant(tmp_path):
     output = tmp_path / "held.json"
-    command = [sys.executable, "-m", "experiments.study.held_weights", "--train-size", "100"]
+    command = [sys.executable, "-m", "experiments.study.held_weights", "--data", "mnist1d"]
+    command += ["--train-size", "100"]
     command += ["--epochs", "1", "--seeds", "1", "--learning-rates", "0.1", "--widths", "8", "8"]
     ran = subprocess.run(
         [*command, "--output", str(output)], capture_output=True, text=True, check=False

@@ -1,0 +1,131 @@
+"""One loss a step: each step takes the gradient of one loss, and remembers those of the others."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from osgd_jax import weightings
+from osgd_jax._transforms import aggregate
+from osgd_jax.weightings._checks import check_decay, check_range
+
+
+class TaskMomentaState(NamedTuple):
+    """State of `task_momenta`.
+
+    Attributes:
+      momenta: running means, `[K, *parameter.shape]`, in float32 or wider.
+      totals: sums of the weights in these means, `[K]`.
+    """
+
+    momenta: Any
+    totals: jax.Array
+
+
+def task_momenta(num_tasks: int, decay: float = 0.9) -> optax.GradientTransformationExtraArgs:
+    """Turn the gradient of one loss a step into task gradients, for `aggregate` after it.
+
+    Keeps a running mean of the gradients of each loss, without bias, and returns those of all. A
+    loss whose turn has not come yet has a gradient of zero, so that it takes no part.
+
+    Args:
+      num_tasks: number of losses K.
+      decay: decay of the running means, from one turn of a loss to its next.
+
+    Returns:
+      A transformation. Its `update(grads, state, params=None, *, task)` takes the gradient of the
+      loss with the index `task`, which may be traced, and returns task gradients. A gradient that
+      is not finite makes the row of its loss NaN and is not remembered.
+
+    Raises:
+      ValueError: `decay` outside [0, 1); from `update`, a task index out of range.
+    """
+    check_decay(decay)
+
+    def init(params: Any) -> TaskMomentaState:
+        momenta = jax.tree.map(lambda param: jnp.stack([_zeros(param)] * num_tasks), params)
+        return TaskMomentaState(momenta, jnp.zeros(num_tasks))
+
+    def update(updates: Any, state: Any, params: Any = None, *, task: Any = -1, **extra_args: Any):
+        del params, extra_args
+        wanted = f"a task index below num_tasks={num_tasks}: tx.update(..., task=step % K)"
+        check_range("task", task, wanted, lambda index: (index >= 0) & (index < num_tasks))
+        # 1 + decay + decay^2 + ...: the mean of a first turn is its gradient.
+        total = 1 + decay * state.totals[task]
+        means = jax.tree.map(
+            lambda momentum, grad: momentum.at[task].add((grad - momentum[task]) / total),
+            state.momenta,
+            updates,
+        )
+        new_state = TaskMomentaState(means, state.totals.at[task].set(total))
+        return means, _unless_spoiled(new_state, state, updates)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _scale_by_implied_variance(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Divide updates as Adam would whose unbiased momentum they were."""
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        zeros = jax.tree.map(_zeros, params)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+    def update(updates: Any, state: Any, params: Any = None):
+        del params
+        count = state.count + 1
+        mu = jax.tree.map(lambda mean: mean * (1 - b1**count), updates)
+        grads = jax.tree.map(lambda new, old: (new - b1 * old) / (1 - b1), mu, state.mu)
+        nu = jax.tree.map(lambda grad, old: b2 * old + (1 - b2) * grad**2, grads, state.nu)
+        scaled = jax.tree.map(
+            lambda mean, square: mean / (jnp.sqrt(square / (1 - b2**count)) + eps), updates, nu
+        )
+        new_state = optax.ScaleByAdamState(count, mu, nu)
+        return scaled, _unless_spoiled(new_state, state, updates)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _zeros(param: Any) -> jax.Array:
+    return jnp.zeros_like(param, jnp.result_type(jnp.float32, param))
+
+
+def _unless_spoiled(new_state: Any, state: Any, updates: Any) -> Any:
+    """The new state; the old one where a number in the updates is not finite."""
+    finite = jax.tree.reduce(lambda ok, leaf: ok & jnp.all(jnp.isfinite(leaf)), updates, True)
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
+
+
+def m_config(
+    learning_rate: optax.ScalarOrSchedule,
+    num_tasks: int,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformationExtraArgs:
+    """M-ConFIG: Adam along `weightings.config` of momenta, with the gradient of one loss a step.
+
+    A step costs the gradient of one loss, in place of all K: less than a step of Adam on their sum
+    where each loss has a forward pass of its own, as in physics-informed nets. The state holds
+    K + 2 copies of the parameters. Take the losses in turn: `task=step % K`.
+
+    Source: Liu, Chu and Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed Neural
+    Networks", ICLR 2025, arXiv 2408.11104. There nothing moves before each loss has had a turn.
+
+    Args:
+      learning_rate: a number or a schedule.
+      num_tasks: number of losses K.
+      b1: decay of the momenta, from one turn of a loss to its next.
+      b2: decay of the mean of the squares.
+      eps: added to its root.
+
+    Returns:
+      A transformation. Its `update(grads, state, params=None, *, task)` takes the gradient of the
+      loss with the index `task`, which may be traced.
+    """
+    return optax.chain(
+        task_momenta(num_tasks, b1),
+        aggregate(weightings.config(), scope="all"),
+        _scale_by_implied_variance(b1, b2, eps),
+        optax.scale_by_learning_rate(learning_rate),
+    )
