@@ -5,7 +5,7 @@ BIN := .venv/bin
 ALL_EXTRAS := experiments,data,docs,notebooks,test,lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo benchmark study-smoke docs notebooks test test-slow test-peer test-newest check format lock clean
+.PHONY: help demo benchmark study-smoke docs notebooks test test-slow test-peer test-onnx test-newest check format lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ test-slow: .venv/ready ## Run the tests that take longer than a minute each
 
 test-peer: .venv-peer/ready ## Compare the weightings with those of TorchJD, in an environment of their own (several GB)
 	.venv-peer/bin/python -m pytest tests/weightings/test_against_torchjd.py
+
+test-onnx: .venv-onnx/ready ## Run ONNX files under onnxruntime, in an environment of their own
+	.venv-onnx/bin/python -m pytest tests/test_onnx.py
 
 test-newest: ## Run the tests with the newest versions of everything (NEWEST_PYTHON: 3.12 or newer)
 	@$(NEWEST_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || \
@@ -58,7 +61,7 @@ lock: ## Pin the newest versions of everything in requirements.txt
 	rm -rf .venv-lock
 
 clean: ## Remove the environment, caches and runs
-	rm -rf .venv .venv-lock .venv-peer .venv-newest .pytest_cache .ruff_cache .hypothesis runs build dist
+	rm -rf .venv .venv-lock .venv-peer .venv-onnx .venv-newest .pytest_cache .ruff_cache .hypothesis runs build dist
 
 .venv/demo-ready: pyproject.toml requirements.txt
 	$(PYTHON) -m venv .venv
@@ -68,6 +71,12 @@ clean: ## Remove the environment, caches and runs
 
 .venv/ready: .venv/demo-ready
 	$(BIN)/python -m pip install --quiet --constraint requirements.txt -e '.[$(ALL_EXTRAS)]'
+	@touch $@
+
+.venv-onnx/ready: pyproject.toml requirements.txt
+	$(PYTHON) -m venv .venv-onnx
+	.venv-onnx/bin/python -m pip install --quiet --upgrade pip
+	.venv-onnx/bin/python -m pip install --quiet --constraint requirements.txt -e '.[test,onnx]'
 	@touch $@
 
 .venv-peer/ready: pyproject.toml requirements.txt

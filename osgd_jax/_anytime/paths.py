@@ -31,3 +31,16 @@ def as_path(path: Any) -> Path:
     if Path(path).is_dir():
         raise ValueError(f"path={str(path)!r} is a folder; add the name of a file in it.")
     return Path(path)
+
+
+def as_folder(path: Any) -> Path:
+    """Give `path` as a `Path` to a folder that is there or can be made.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"folder={path!r} must be a path, a str or pathlib.Path.")
+    if Path(path).is_file():
+        raise ValueError(f"folder={str(path)!r} is a file; name a folder.")
+    return Path(path)

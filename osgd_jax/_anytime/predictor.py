@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from osgd_jax._anytime import file
+from osgd_jax._anytime import file, onnx_files
 from osgd_jax._anytime.answers import AnytimeOutput, Prediction
 from osgd_jax._anytime.combine import COMBINATIONS
 from osgd_jax._anytime.exits import stop_when_all_are_sure, until_sure
 from osgd_jax._anytime.inputs import check_example_shape, check_input
-from osgd_jax._anytime.paths import check_target
+from osgd_jax._anytime.paths import as_folder, check_target
 from osgd_jax._anytime.rules import Exit, make_exit
 from osgd_jax._anytime.runner import ExampleKey, KeyedCache, Runner
 from osgd_jax._anytime.stages import Input, Model, NetModel
@@ -220,6 +220,32 @@ class AnytimePredictor:
             multiply_adds=self._multiply_adds(example),
             combine=self._runner.combine,
         )
+
+    def export_onnx(
+        self, folder: str | os.PathLike[str], *, input_shape: Sequence[int] | None = None
+    ) -> None:
+        """Write the net as ONNX files, for runtimes other than JAX; the batch may have any size.
+
+        `all.onnx` takes `x` and gives `logits_0`, `logits_1`, … . `stage-0.onnx`, `stage-1.onnx`, …
+        give one output each, so that a runtime can stop between them: keep what each stage gives by
+        name, and feed the next what its inputs name. Logits are combined as in this predictor.
+
+        Args:
+          folder: for the files; made where it does not exist.
+          input_shape: as in `export`.
+
+        Raises:
+          ImportError: without jax2onnx, which comes with `pip install 'osgd-jax[onnx]'`.
+          ValueError: as in `export`; or this predictor was loaded from a file, which holds compiled
+            stages and no net.
+        """
+        target = as_folder(folder)
+        if not isinstance(self._runner.model, NetModel):
+            raise ValueError(
+                "this predictor was loaded from a file, which holds no net; export_onnx needs"
+                " AnytimePredictor(net)."
+            )
+        onnx_files.write(target, self._runner, self._example(input_shape))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
