@@ -28,7 +28,8 @@ def predict(
     file: Path,
     images: Sequence[Path],
     *,
-    confidence: float | None = None,
+    confidence: float | Sequence[float | None] | None = None,
+    rule: str = "confidence",
     deadline: float | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Classify images.
@@ -36,8 +37,9 @@ def predict(
     Args:
       file: an exported net.
       images: files.
-      confidence: each image is answered by the first output that gives its likeliest class this
-        probability.
+      confidence: each image is answered by the first output that is this sure of it; one number,
+        or one for each output, None where no image may be answered.
+      rule: by which an output is sure, as for `AnytimePredictor.predict`.
       deadline: seconds for each image, by which the answer is the latest output that is ready.
 
     Yields:
@@ -61,7 +63,7 @@ def predict(
         answers: Iterator[Any] = iter(())
         if pixels:
             x = np.stack(pixels).astype(np.float32)
-            found = predictor.predict(x, deadline=deadline, confidence=confidence)
+            found = predictor.predict(x, deadline=deadline, confidence=confidence, rule=rule)
             answers = zip(np.asarray(found.logits), found.exits, strict=True)
         for path, each in zip(part, read, strict=True):
             if isinstance(each, str):
@@ -103,12 +105,32 @@ def line(answer: dict[str, Any], width: int) -> str:
     return f"{answer['image']:<{width}}  {answer['output']:>6}  {shown}"
 
 
+def thresholds(text: str) -> float | tuple[float | None, ...]:
+    """One number, or several and `none` with commas between."""
+    if "," not in text:
+        return float(text)
+    return tuple(None if each == "none" else float(each) for each in text.split(","))
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser("python -m experiments.predict", description=__doc__)
     parser.add_argument("file", type=Path, help="what experiments.export wrote")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
-    parser.add_argument("--confidence", type=float, help="probability at which an output answers")
+    parser.add_argument(
+        "--confidence",
+        type=thresholds,
+        metavar="X[,X…]",
+        help="how sure an output must be to answer; one number, or one for each output, none where"
+        " it may not answer",
+    )
+    parser.add_argument(
+        "--rule",
+        choices=("confidence", "margin", "entropy", "agreement"),
+        default="confidence",
+        help="how sure an output is: the likeliest class's probability, its distance to the next,"
+        " one less the entropy, or whether the output before it agrees",
+    )
     parser.add_argument("--deadline", type=float, help="seconds for each image")
     parser.add_argument("--json", action="store_true", help="an object a line, for programs")
     given = parser.parse_intermixed_args()
@@ -116,11 +138,15 @@ def main() -> None:
     failed = False
     try:
         found = predict(
-            given.file, given.images, confidence=given.confidence, deadline=given.deadline
+            given.file,
+            given.images,
+            confidence=given.confidence,
+            rule=given.rule,
+            deadline=given.deadline,
         )
-        if not given.json:
-            print(f"{'image':<{width}}  output  likeliest classes")
-        for answer in found:
+        for number, answer in enumerate(found):
+            if number == 0 and not given.json:
+                print(f"{'image':<{width}}  output  likeliest classes")
             failed |= "error" in answer
             if given.json:
                 print(json.dumps(answer))

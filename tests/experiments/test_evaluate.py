@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import metrics
+from osgd_jax._anytime import rules
 from tests.experiments.running import SMALL, finish, refuse, summary
 
 
@@ -62,6 +63,15 @@ def test_numbers_of_a_small_example_by_hand():
     assert metrics.area_under_curve(
         np.array([0.5, 0.7, 0.9]), np.array([1, 2, 4])
     ) == pytest.approx((0.5 * 1 + 0.7 * 2) / 3)
+
+
+@pytest.mark.parametrize("rule", ["confidence", "margin", "entropy"])
+def test_scores_are_those_by_which_the_predictor_lets_examples_leave(rule):
+    logits = np.random.default_rng(0).normal(0, 2, (3, 50, 4))
+    powers = np.exp(logits)
+    scores = metrics.exit_scores(powers / powers.sum(-1, keepdims=True), rule)
+    for each, output in zip(scores, logits, strict=True):
+        np.testing.assert_allclose(each, rules.RULES[rule](output, None), atol=1e-6)
 
 
 def test_thresholds_send_the_wanted_shares_out():

@@ -150,11 +150,18 @@ def test_limits_and_wrong_arguments(served, tmp_path):
     first = next(predict(file, [image], confidence=1e-6))
     last = next(predict(file, [image], confidence=1.0))
     assert (first["output"], last["output"]) == (1, 2)
+    for thresholds in ((1e-6, 1.0), (1.0, 1e-6)):
+        answer = next(predict(file, [image], confidence=thresholds))
+        assert answer["output"] == thresholds.index(1e-6) + 1
+    agreeing = next(predict(file, [image], confidence=1.0, rule="agreement"))
+    assert agreeing["output"] == 2  # nothing stands before the first
+    with pytest.raises(ValueError, match="confidence="):
+        next(predict(file, [image], confidence=(0.5, 0.5, 0.5)))
     assert next(predict(file, [image], deadline=0.0))["output"] == 1
     np.testing.assert_allclose(
         next(predict(file, [image], deadline=60.0))["logits"], last["logits"], atol=1e-5
     )
-    printed = finish("predict", file, image)
+    printed = finish("predict", file, "--confidence", "0.9,0.5", "--rule", "margin", image)
     assert "cat" in printed
     assert "%" in printed
     (tmp_path / "no.png").write_text("nothing")
