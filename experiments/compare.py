@@ -5,10 +5,12 @@ the test data is looked at once, with the rate chosen and other seeds. Each outp
 alone, as a ceiling.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -27,7 +29,7 @@ from experiments import data, methods
 from experiments.nets import Sizes, make_net
 from experiments.settings import flat, require
 from experiments.tables import interval, machine
-from experiments.trainer import Trainer, tune_and_test
+from experiments.trainer import MakeNet, Trainer, tune_and_test
 
 # As in the study, where clipping at this norm is the baseline to beat.
 _CLIP_NORM = 1.0
@@ -88,49 +90,51 @@ def compare(config: Config, progress: Progress) -> dict[str, Any]:
     dataset = data.load(data.Source(config.data, config.train_size))
     make = functools.partial(make_net, Sizes(config.net, config.outputs, config.widths), dataset)
     costs = osgd_jax.cost(make(nnx.Rngs(0)), dataset.input_shape)
-    tuned, tested = np.split(np.arange(config.tuning_seeds + config.seeds), [config.tuning_seeds])
-    group = len(tuned) * len(config.learning_rates)
-    task = progress.add_task("", total=None)
-    results = []
-    for method in _methods(config):
-        trainer = Trainer(
-            make,
-            dataset,
-            method,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            group=group,
-        )
-        calls = math.ceil(group / trainer.group) + math.ceil(config.seeds / trainer.group)
-        progress.reset(task, description=method.name, total=calls * config.epochs)
-        found = tune_and_test(
-            trainer,
-            config.learning_rates,
-            tuned.tolist(),
-            tested.tolist(),
-            lambda: progress.advance(task),
-        )
-        by_rate = found.validation.items()
-        results.append(
-            {
-                "method": method.name,
-                "output": method.output,
-                "learning_rate": found.learning_rate,
-                "validation_accuracy_by_rate": [
-                    {"learning_rate": rate, "seeds": seeds.round(4).tolist()}
-                    for rate, seeds in by_rate
-                ],
-                "test_accuracy": found.tests.round(4).tolist(),
-                "final_losses": found.losses.round(6).tolist(),
-            }
+    compared = _methods(config)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        # Small nets leave most of the cores to others.
+        results = list(
+            pool.map(lambda method: _tested(config, make, dataset, method, progress), compared)
         )
     return {
         "config": flat(config) | {"output": config.output.name},
-        "seeds": {"tuning": tuned.tolist(), "test": tested.tolist()},
+        "seeds": dict(zip(("tuning", "test"), map(list, _seeds(config)), strict=True)),
         "machine": machine(),
         "seconds": round(time.time() - started, 1),
         "outputs": [cost._asdict() for cost in costs],
         "methods": results,
+    }
+
+
+def _seeds(config: Config) -> tuple[range, range]:
+    """Those that choose a rate, and those that are tested."""
+    return range(config.tuning_seeds), range(
+        config.tuning_seeds, config.tuning_seeds + config.seeds
+    )
+
+
+def _tested(
+    config: Config, make: MakeNet, dataset: data.Dataset, method: methods.Method, progress: Progress
+) -> dict[str, Any]:
+    """Tune and test one method."""
+    group = config.tuning_seeds * len(config.learning_rates)
+    length = {"epochs": config.epochs, "batch_size": config.batch_size}
+    trainer = Trainer(make, dataset, method, **length, group=group)
+    calls = math.ceil(group / trainer.group) + math.ceil(config.seeds / trainer.group)
+    task = progress.add_task(method.name, total=calls * config.epochs)
+    found = tune_and_test(
+        trainer, config.learning_rates, *_seeds(config), lambda: progress.advance(task)
+    )
+    return {
+        "method": method.name,
+        "output": method.output,
+        "learning_rate": found.learning_rate,
+        "validation_accuracy_by_rate": [
+            {"learning_rate": rate, "seeds": seeds.round(4).tolist()}
+            for rate, seeds in found.validation.items()
+        ],
+        "test_accuracy": found.tests.round(4).tolist(),
+        "final_losses": found.losses.round(6).tolist(),
     }
 
 
