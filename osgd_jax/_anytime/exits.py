@@ -1,6 +1,6 @@
 """Early exit: each example leaves with the first output that is sure enough of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from osgd_jax._anytime.rules import Exit
 from osgd_jax._anytime.runner import Runner
 from osgd_jax._anytime.stages import Input
+from osgd_jax.nets._checks import as_number
 
 
 def until_sure(runner: Runner, x: Input, leave: Exit) -> tuple[np.ndarray, np.ndarray]:
@@ -66,3 +67,17 @@ def _put(answers: np.ndarray, examples: np.ndarray, logits: np.ndarray, k: int) 
         )
     answers[examples] = logits
     return answers
+
+
+def last_affordable(budget: float, multiply_adds: Sequence[int]) -> int:
+    """The last output that costs at most `budget`.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if not as_number(budget) >= multiply_adds[0]:
+        raise ValueError(
+            f"budget={budget!r} must be at least {multiply_adds[0]}, the multiply-adds of output 0"
+            " for an example of this shape."
+        )
+    return max(k for k, work in enumerate(multiply_adds) if work <= float(budget))

@@ -1,7 +1,6 @@
 """Running a trained anytime net: every output as it comes, or as many as time or need allow."""
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
@@ -13,21 +12,16 @@ import numpy as np
 from osgd_jax._anytime import file, onnx_files
 from osgd_jax._anytime.answers import AnytimeOutput, Prediction
 from osgd_jax._anytime.combine import COMBINATIONS
-from osgd_jax._anytime.exits import stop_when_all_are_sure, until_sure
+from osgd_jax._anytime.exits import last_affordable, stop_when_all_are_sure, until_sure
 from osgd_jax._anytime.inputs import check_example_shape, check_input
+from osgd_jax._anytime.latency import REPEATS, Latencies
 from osgd_jax._anytime.paths import as_folder, check_target
-from osgd_jax._anytime.rules import Exit, make_exit
+from osgd_jax._anytime.rules import make_exit
 from osgd_jax._anytime.runner import ExampleKey, KeyedCache, Runner
 from osgd_jax._anytime.stages import Input, Model, NetModel
 from osgd_jax.nets._checks import as_number, check_choice, check_positive
 
 Threshold = float | Sequence[float | None] | np.ndarray | None
-
-# A stage of which one run in twenty takes longer than assumed makes few answers late, as most
-# deadlines leave some slack. A higher quantile of so few runs would be a matter of one hiccup.
-_QUANTILE = 0.95
-_REPEATS = 50
-_WARM_UP = 3
 
 
 class AnytimePredictor:
@@ -66,8 +60,7 @@ class AnytimePredictor:
     def _prepare(self, latencies: dict[Any, tuple[float, ...]]) -> None:
         # Read once when a call begins and once after each stage, or once at the end.
         self._clock = time.perf_counter
-        self._calibrating = threading.Lock()
-        self._latencies = KeyedCache(latencies)
+        self._latencies = Latencies(latencies)
         self._costs = KeyedCache()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -103,7 +96,7 @@ class AnytimePredictor:
         """
         start = self._clock()
         x = check_input(self._runner.model, x)
-        leave = self._exit(confidence, rule)
+        leave = make_exit(confidence, rule, self.num_outputs)
         outputs = self._outputs(x)
         if leave is not None:
             outputs = stop_when_all_are_sure(outputs, leave)
@@ -161,16 +154,18 @@ class AnytimePredictor:
                 f"{' and '.join(given)} are too many: predict takes one limit at most."
             )
         x = check_input(self._runner.model, x)
-        leave = self._exit(confidence, rule)
+        leave = make_exit(confidence, rule, self.num_outputs)
         if deadline is not None:
             return self._until(x, start, deadline)
         if leave is not None:
             logits, exits = until_sure(self._runner, x, leave)
             return Prediction(jnp.asarray(logits), exits, self._clock() - start, 0.0)
-        last = self.num_outputs - 1 if budget is None else self._affordable(x, budget)
+        last = self.num_outputs - 1
+        if budget is not None:
+            last = last_affordable(budget, self._multiply_adds((x.shape[1:], x.dtype.name)))
         return self._until_output(x, start, last)
 
-    def calibrate(self, x: Any, *, repeats: int = _REPEATS) -> tuple[float, ...]:
+    def calibrate(self, x: Any, *, repeats: int = REPEATS) -> tuple[float, ...]:
         """Compile all stages and measure how long each takes, for this shape, dtype and device.
 
         Calibrate on the machine and under the load that predictions will meet. A second call
@@ -188,9 +183,8 @@ class AnytimePredictor:
         """
         repeats = check_positive("repeats", repeats)
         x = check_input(self._runner.model, x)
-        latencies = self._measure(x, repeats)
-        self._latencies.put(_key(x), latencies)
-        return latencies
+        self._latencies.renew(_key(x), lambda: self._seconds(x), repeats)
+        return self.latencies[_key(x)]
 
     def export(
         self, path: str | os.PathLike[str], *, input_shape: Sequence[int] | None = None
@@ -282,35 +276,22 @@ class AnytimePredictor:
             jax.block_until_ready(logits)
             yield k, logits, self._clock()
 
-    def _measure(self, x: Input, repeats: int) -> tuple[float, ...]:
-        # One at a time, or two calibrations would measure each other.
-        with self._calibrating:
-            runs = []
-            for _ in range(_WARM_UP + repeats):
-                start = self._clock()
-                runs.append(np.diff([start, *(now for _, _, now in self._outputs(x))]))
-        return tuple(np.quantile(runs[_WARM_UP:], _QUANTILE, axis=0).tolist())
+    def _seconds(self, x: Input) -> np.ndarray:
+        """Seconds of each stage in one run."""
+        start = self._clock()
+        return np.diff([start, *(now for _, _, now in self._outputs(x))])
 
     def _until(self, x: Input, start: float, deadline: float) -> Prediction:
         if not as_number(deadline) >= 0:
             raise ValueError(f"deadline={deadline!r} must be 0 seconds or more.")
         deadline = float(deadline)
-        latencies = self._latencies.get(_key(x), lambda: self._measure(x, _REPEATS))
+        latencies = self._latencies.get(_key(x), lambda: self._seconds(x))
         outputs = self._outputs(x)
         k, logits, now = next(outputs)
         while k + 1 < self.num_outputs and now - start + latencies[k + 1] <= deadline:
             k, logits, now = next(outputs)
         elapsed = now - start
         return Prediction(logits, np.full(len(x), k), elapsed, max(0.0, elapsed - deadline))
-
-    def _exit(self, confidence: Threshold, rule: str | Callable) -> Exit | None:
-        if confidence is not None:
-            return make_exit(confidence, rule, self.num_outputs)
-        if rule != "confidence":
-            raise ValueError(
-                f"rule={rule!r} needs confidence=, the least score with which an example leaves."
-            )
-        return None
 
     def _until_output(self, x: Input, start: float, last: int) -> Prediction:
         logits, progress = self._runner.advance(0, self._runner.start(x))
@@ -319,16 +300,6 @@ class AnytimePredictor:
             logits, progress = self._runner.advance(k, progress)
         jax.block_until_ready(logits)
         return Prediction(logits, np.full(len(x), last), self._clock() - start, 0.0)
-
-    def _affordable(self, x: Input, budget: float) -> int:
-        """The last output that costs at most `budget`."""
-        multiply_adds = self._multiply_adds((x.shape[1:], x.dtype.name))
-        if not as_number(budget) >= multiply_adds[0]:
-            raise ValueError(
-                f"budget={budget!r} must be at least {multiply_adds[0]}, what output"
-                f" 0 costs for an example of shape {x.shape[1:]}."
-            )
-        return max(k for k, cost in enumerate(multiply_adds) if cost <= float(budget))
 
     def _multiply_adds(self, example: ExampleKey) -> list[int]:
         return self._costs.get(example, lambda: self._runner.model.multiply_adds(*example))

@@ -73,13 +73,15 @@ class Exit(NamedTuple):
         return scores.reshape(len(logits), -1).mean(1) >= self.thresholds[k]
 
 
-def make_exit(confidence: Any, rule: Any, num_outputs: int) -> Exit:
-    """Check the arguments of `predict` and `stream` that say when an example leaves.
+def make_exit(confidence: Any, rule: Any, num_outputs: int) -> Exit | None:
+    """Check the arguments of `predict` and `stream` that say when an example leaves, if it may.
 
     Raises:
-      ValueError: the rule is unknown, or the thresholds are not one number or one for each output,
-        in (0, 1] for the named rules.
+      ValueError: the rule is unknown or has no threshold, or the thresholds are not one number or
+        one for each output, in (0, 1] for the named rules.
     """
+    if confidence is None and isinstance(rule, str) and rule == "confidence":
+        return None
     score = RULES.get(rule) if isinstance(rule, str) else None
     named = score is not None
     if score is None and callable(rule):
@@ -87,6 +89,10 @@ def make_exit(confidence: Any, rule: Any, num_outputs: int) -> Exit:
     if score is None:
         known = ", ".join(repr(name) for name in RULES)
         raise ValueError(f"rule={rule!r} must be one of {known}, or a function of the logits.")
+    if confidence is None:
+        raise ValueError(
+            f"rule={rule!r} needs confidence=, the least score with which an example leaves."
+        )
     several = np.iterable(confidence) and not isinstance(confidence, str)
     given = list(confidence) if several else [confidence] * num_outputs
     if len(given) != num_outputs:

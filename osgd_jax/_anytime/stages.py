@@ -91,6 +91,7 @@ class NetModel:
         leaves, self._treedef = jax.tree.flatten(state)
         # Copies, since a training step that donates its buffers would delete the net's own.
         self._leaves = [jnp.array(leaf, copy=True) for leaf in leaves]
+        self._integers: dict[tuple[int, ...], bool] = {}
 
     def stages(self, input_shape: tuple[int, ...], dtype: Any) -> list[Stage]:
         """Trace the net.
@@ -129,8 +130,10 @@ class NetModel:
 
     def takes_integers(self, input_shape: tuple[int, ...]) -> bool:
         """Whether the net refuses floats of this shape and takes integers."""
-        net = self._merge(self._leaves)
-        return not jnp.issubdtype(find_dtype(net, input_shape), jnp.floating)
+        if input_shape not in self._integers:
+            found = find_dtype(self._merge(self._leaves), input_shape)
+            self._integers[input_shape] = jnp.issubdtype(found, jnp.integer)
+        return self._integers[input_shape]
 
     def multiply_adds(self, input_shape: tuple[int, ...], dtype: Any) -> list[int]:
         """As `osgd_jax.cost`."""
