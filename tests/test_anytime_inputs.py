@@ -63,7 +63,9 @@ def test_integers_stay_refused_where_a_net_takes_floats():
         AnytimePredictor(image_net()).predict(x)
 
 
-@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, "pickle"], ids=str)
+@pytest.mark.parametrize(
+    "duplicate", [copy.copy, copy.deepcopy, "pickle"], ids=["copy", "deepcopy", "pickle"]
+)
 def test_a_copy_does_what_the_predictor_does(duplicate, tmp_path):
     if duplicate == "pickle":
         duplicate = lambda predictor: pickle.loads(pickle.dumps(predictor))  # noqa: E731
