@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args, get_type_hints
 import tyro
 
 from experiments import data, methods, nets
-from experiments.augmentation import Augmentation
-from experiments.devices import Hosts
 from experiments.settings import flat, require
+from experiments.training.augmentation import Augmentation
+from experiments.training.devices import Hosts
 
 # Fields that may differ when a run is resumed: they change no number in its results.
 _MAY_CHANGE = frozenset(

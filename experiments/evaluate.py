@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 import osgd_jax
-from experiments import data, devices, metrics, programs
-from experiments.workdir import keep_data, read_config, read_data, write_json
+from experiments import data, metrics
+from experiments.training import devices, programs
+from experiments.training.workdir import keep_data, read_config, read_data, write_json
 from osgd_jax.plots import anytime_curve
 
 

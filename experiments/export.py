@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import tyro
 from flax import nnx
 
-from experiments.programs import read_trained
-from experiments.workdir import write_json
+from experiments.training.programs import read_trained
+from experiments.training.workdir import write_json
 from osgd_jax import AnytimePredictor
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import tyro
 
 from experiments.tables import markdown
-from experiments.workdir import read_config, read_metrics, write_text
+from experiments.training.workdir import read_config, read_metrics, write_text
 from osgd_jax.plots import anytime_curve
 
 _SAME_EVERYWHERE = frozenset({"workdir"})

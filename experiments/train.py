@@ -24,12 +24,13 @@ from rich.progress import (
 )
 
 import osgd_jax
-from experiments import data, devices, programs
-from experiments.checkpoints import Checkpoints
+from experiments import data
 from experiments.config import Config
 from experiments.nets import make_net
-from experiments.step import Measured, State
-from experiments.workdir import (
+from experiments.training import devices, programs
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.step import Measured, State
+from experiments.training.workdir import (
     Clock,
     MetricsLog,
     has_results,

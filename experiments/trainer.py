@@ -11,7 +11,7 @@ from flax import nnx
 
 from experiments.data import Dataset, Split, epoch_batches
 from experiments.methods import Method
-from experiments.step import (
+from experiments.training.step import (
     Batch,
     Objective,
     State,

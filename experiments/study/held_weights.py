@@ -28,9 +28,9 @@ from experiments.benchmark.command import described
 from experiments.benchmark.timing import operations
 from experiments.nets import Family, Sizes, make_net
 from experiments.settings import require
-from experiments.step import State, logits_of
 from experiments.tables import machine
 from experiments.trainer import Run, Trained, Trainer, tune_and_test
+from experiments.training.step import State, logits_of
 
 # Divided by a smaller weight, a private parameter's gradient would lose its digits.
 _LEAST_WEIGHT = 1e-3

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import osgd_jax
-from experiments.step import State
 from experiments.trainer import Run, Trained, Trainer
+from experiments.training.step import State
 
 # How often in a run the gradients are looked at.
 _LOOKS = 5

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from experiments import data
-from experiments.augmentation import Augmentation, prepare
 from experiments.data import from_folder
 from experiments.data.splits import make_image_dataset
+from experiments.training.augmentation import Augmentation, prepare
 from tests.experiments.running import finish
 
 

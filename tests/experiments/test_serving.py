@@ -10,12 +10,13 @@ from flax import nnx
 from PIL import Image
 from rich.console import Console
 
-from experiments import data, evaluate, methods, nets, programs
+from experiments import data, evaluate, methods, nets
 from experiments.config import Config, Run
 from experiments.export import Config as Export
 from experiments.export import export
 from experiments.predict import predict
 from experiments.train import train
+from experiments.training import programs
 from tests.experiments.running import environment, finish, refuse
 
 

@@ -10,8 +10,8 @@ from flax import nnx
 
 from experiments import data, methods
 from experiments.nets import Sizes, make_net
-from experiments.step import evaluated_logits, logits_of
 from experiments.trainer import Run, Trainer, tune_and_test
+from experiments.training.step import evaluated_logits, logits_of
 
 SEEDS, RATES = (0, 1), (0.1, 0.2)
 

@@ -11,10 +11,11 @@ from flax import nnx
 from PIL import Image
 from rich.console import Console
 
-from experiments import data, methods, nets, programs
+from experiments import data, methods, nets
 from experiments.config import Config, Run
 from experiments.train import train
-from experiments.workdir import open_workdir
+from experiments.training import programs
+from experiments.training.workdir import open_workdir
 from tests.experiments.running import SMALL, finish, metrics, parameters, refuse, summary
 
 _QUIET = Console(quiet=True)

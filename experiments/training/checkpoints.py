@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
-from experiments.step import State
+from experiments.training.step import State
 
 # Beside the arrays a checkpoint holds descriptions of them, and the configuration.
 _SLACK = 1_000_000

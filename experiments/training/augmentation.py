@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from experiments.data import Dataset, Split
 from experiments.settings import require
-from experiments.step import Batch
+from experiments.training.step import Batch
 
 
 @dataclasses.dataclass(frozen=True)

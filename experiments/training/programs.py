@@ -12,12 +12,12 @@ import optax
 from flax import nnx
 
 from experiments import data, methods
-from experiments.augmentation import prepare
-from experiments.checkpoints import Checkpoints
 from experiments.config import Config, Run
-from experiments.devices import Placement
 from experiments.nets import make_net
-from experiments.step import (
+from experiments.training.augmentation import prepare
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.devices import Placement
+from experiments.training.step import (
     Batch,
     Measured,
     Objective,
@@ -27,7 +27,7 @@ from experiments.step import (
     initial_state,
     update,
 )
-from experiments.workdir import has_results, read_config, read_data
+from experiments.training.workdir import has_results, read_config, read_data
 from osgd_jax.nets import AnytimeNet
 
 
