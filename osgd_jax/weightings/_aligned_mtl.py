@@ -1,19 +1,20 @@
 """Aligned-MTL: the gradients made orthogonal and of one length, as near to themselves as can be."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 
-from osgd_jax.weightings._base import Weighting, stateless
-from osgd_jax.weightings._tools import check_preference, eigen, preference_like
+from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._jacobi import orthogonal_combinations
+from osgd_jax.weightings._least_norm import above_rounding
+from osgd_jax.weightings._tools import Numbers, check_preference, preference_like
+from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
 
 
-def aligned_mtl(preference: Sequence[float] | None = None) -> Weighting:
+def aligned_mtl(preference: Numbers | None = None) -> Weighting:
     """Replace the singular values of the gradient matrix by the smallest one, and average.
 
-    The condition number of the gradients becomes one, and none grows. Singular values of zero stay
-    (those within the rounding errors of the Gramian).
+    The condition number of the gradients becomes one, and none grows. Singular values of zero stay:
+    as many as the gradients have linear dependencies, whatever their lengths.
 
     Source: Senushkin, Patakin, Kuznetsov and Konushin, "Independent Component Alignment for
     Multi-Task Learning", CVPR 2023.
@@ -30,13 +31,53 @@ def aligned_mtl(preference: Sequence[float] | None = None) -> Weighting:
     """
     preference = check_preference(preference)
 
-    def weigh(gramian: jax.Array, *, losses: jax.Array | None, key: jax.Array | None) -> jax.Array:
-        del losses, key
-        shares = preference_like(preference, gramian, 1 / len(gramian))
-        eigenvalues, vectors, kept = eigen(gramian)
-        smallest = jnp.min(eigenvalues, where=kept, initial=jnp.inf)
-        factors = jnp.sqrt(jnp.where(kept, smallest / jnp.where(kept, eigenvalues, 1), 0))
-        aligned = vectors @ (factors * (vectors.T @ shares))
-        return jnp.where(jnp.any(kept), aligned, shares)
+    def weigh(rows: UnitRows) -> jax.Array:
+        shares = preference_like(preference, rows.norms, 1 / len(rows.norms))
+        return _aligned(rows.cosines, jnp.where(rows.active, rows.norms, 0), shares)
 
-    return stateless(weigh, scaling="common")
+    return of_unit_rows(weigh)
+
+
+@jax.custom_jvp
+def _aligned(cosines: jax.Array, norms: jax.Array, shares: jax.Array) -> jax.Array:
+    """Multiply s (D C D)^(-1/2) with the shares, D the norms and s the smallest singular value."""
+    vectors, _, ratios = _decomposed(cosines, norms)
+    aligned = vectors.T @ (ratios * (vectors @ shares))
+    return jnp.where(jnp.any(ratios > 0), aligned, shares)
+
+
+@_aligned.defjvp
+def _(primals, tangents):
+    (cosines, norms, shares), (d_cosines, d_norms, d_shares) = primals, tangents
+    vectors, inverse, ratios = _decomposed(cosines, norms)
+    kept = ratios > 0
+    # The change of the Gramian is D X D. In the basis of its eigenvectors, and over the singular
+    # values, it is of the order of X.
+    growth = jnp.where(norms > 0, d_norms / jnp.where(norms > 0, norms, 1), 0)
+    change = d_cosines + (growth[:, None] + growth) * cosines
+    outer = (inverse[:, None] * vectors * norms) @ change
+    relative = outer @ (inverse[:, None] * vectors * norms).T
+    # Divided differences of the inverse root: among what is kept, and with the null space.
+    sums = jnp.where(kept[:, None] & kept, ratios[:, None] + ratios, 1)
+    within = -ratios[:, None] * ratios / sums * relative
+    across = (ratios * inverse)[:, None] * outer @ jnp.where(kept[:, None], 0, vectors * norms).T
+    smallest = relative[jnp.argmax(ratios), jnp.argmax(ratios)] / 2
+    turned = within + across + across.T + smallest * jnp.diag(ratios)
+    tangent = vectors.T @ (turned @ (vectors @ shares) + ratios * (vectors @ d_shares))
+    return _aligned(*primals), jnp.where(jnp.any(kept), tangent, d_shares)
+
+
+def _decomposed(cosines: jax.Array, norms: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Find the singular vectors, as rows; one over the singular values; the smallest over each.
+
+    The last two are zero for the singular values that are. How many are not is judged on the unit
+    gradients, so that a short gradient counts as much as a long one.
+    """
+    eigenvalues, directions = jnp.linalg.eigh(cosines)
+    independent = above_rounding(eigenvalues)
+    roots = jnp.sqrt(jnp.where(independent, eigenvalues, 0))
+    vectors, values = orthogonal_combinations(norms[:, None] * directions * roots)
+    rank = jnp.sum(independent) - jnp.sum(norms == 0)
+    kept = jnp.argsort(jnp.argsort(-values)) < rank
+    inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
+    return vectors, inverse, jnp.min(values, where=kept, initial=jnp.inf) * inverse

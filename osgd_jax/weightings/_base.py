@@ -1,27 +1,14 @@
 """What a weighting is: two pure functions from the Gramian of the task gradients to weights."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import jax
 
 State = Any
 """The state of a weighting: any pytree of arrays, `()` where there is none."""
 
-
-class WeighFn(Protocol):
-    """The `weigh` of a `Weighting`."""
-
-    def __call__(
-        self,
-        gramian: jax.Array,
-        state: State,
-        *,
-        losses: jax.Array | None = None,
-        key: jax.Array | None = None,
-    ) -> tuple[jax.Array, State]:
-        """Return the weights of the K tasks, shape `[K]`, and the next state."""
-        ...
+Scaling = Literal["none", "common", "row"]
 
 
 class Weighting(NamedTuple):
@@ -48,12 +35,10 @@ class Weighting(NamedTuple):
 
     init: Callable[[], State]
     weigh: Callable[..., tuple[jax.Array, State]]
-    scaling: Literal["none", "common", "row"] = "none"
+    scaling: Scaling = "none"
 
 
-def stateless(
-    weigh: Callable[..., jax.Array], scaling: Literal["none", "common", "row"] = "none"
-) -> Weighting:
+def stateless(weigh: Callable[..., jax.Array], scaling: Scaling = "none") -> Weighting:
     """Make a `Weighting` of a function `weigh(gramian, *, losses, key, ...) -> weights`."""
 
     def weigh_with_state(gramian: jax.Array, state: State, **kwargs: Any):

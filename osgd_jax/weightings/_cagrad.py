@@ -1,14 +1,18 @@
 """CAGrad: the best worst-case descent near the mean gradient."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._checks import check_range
 from osgd_jax.weightings._solvers import nonnegative_minimum
-from osgd_jax.weightings._tools import unit_rows
+from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
 
 
-def cagrad(c: float = 0.5) -> Weighting:
+def cagrad(c: float | jax.Array = 0.5) -> Weighting:
     """Maximise the smallest decrease of any loss within a ball around the mean gradient.
 
     The direction d maximises min_i <g_i, d> subject to |d - g_0| <= c |g_0|, with g_0 the mean of
@@ -29,49 +33,58 @@ def cagrad(c: float = 0.5) -> Weighting:
     Raises:
       ValueError: `c` is negative.
     """
-    if c < 0:
-        raise ValueError(f"c={c!r} must not be negative.")
+    check_range("c", c, "finite and at least 0", lambda c: (c >= 0) & np.isfinite(c))
 
-    def weigh(
-        gramian: jax.Array,
-        *,
-        losses: jax.Array | None,
-        key: jax.Array | None,
-        scales: jax.Array | None = None,
-    ) -> jax.Array:
-        del losses, key
-        rows = unit_rows(gramian, scales)
-        num_tasks = len(gramian)
+    def weigh(rows: UnitRows) -> jax.Array:
+        num_tasks = len(rows.norms)
         norms = jnp.where(rows.active, rows.norms, 0)
-        sum_norm = jnp.sqrt(jnp.maximum(norms @ rows.cosines @ norms, 0))
-        has_direction = sum_norm > 0
-        along_mean = rows.cosines @ norms / jnp.where(has_direction, sum_norm, 1)
-        if c == 0:
-            return jnp.full_like(norms, 1 / num_tasks)
-
+        square = norms @ rows.cosines @ norms
+        has_direction = square > 0
+        sum_norm = jnp.sqrt(jnp.where(has_direction, square, 1))
         # As in `mgda`, x are the weights of the unit gradients up to a factor, and the constraint
         # a'x = 1 is replaced by a term: the dual is homogeneous in x, so only the ray counts.
         shortest = jnp.min(rows.norms, where=rows.active, initial=1)
         a = jnp.where(rows.active, shortest / rows.norms, 0)
-        # |g_w| is not smooth at zero, and below this not known either.
-        smoothing = 4 * jnp.finfo(gramian.dtype).eps
-        matrix = rows.cosines + smoothing * jnp.outer(a, a)
-        dual_scale = 2 * (1 + c)
-
-        def norm_of(x):
-            # Not from `matrix`: where gradients cancel, rounding would swallow what smooths.
-            return jnp.sqrt(jnp.maximum(x @ rows.cosines @ x, 0) + smoothing * (a @ x) ** 2)
-
-        def gradient(x):
-            return (along_mean + c * (matrix @ x) / norm_of(x)) / dual_scale + a * (a @ x - 1)
-
-        def hessian(x):
-            unit = matrix @ x / norm_of(x)
-            return c / dual_scale * (matrix - jnp.outer(unit, unit)) / norm_of(x) + jnp.outer(a, a)
-
-        x = nonnegative_minimum(gradient, hessian, jnp.ones_like(a))
-        x = jnp.where(rows.active, x, 0)
-        weights = (1 + sum_norm * c * x / norm_of(x) / rows.norms) / num_tasks
+        dual = _Dual(rows.cosines, rows.cosines @ norms / sum_norm, a, jnp.asarray(c, a.dtype))
+        x = jnp.where(rows.active, nonnegative_minimum(dual, jnp.ones_like(a)), 0)
+        weights = (1 + sum_norm * c * x / dual.norm_of(x) / rows.norms) / num_tasks
         return jnp.where(has_direction, weights, 1 / num_tasks)
 
-    return stateless(weigh, scaling="row")
+    return of_unit_rows(weigh)
+
+
+class _Dual(NamedTuple):
+    """The dual problem over weights x of the unit gradients, `[K]`.
+
+    Attributes:
+      cosines: of the gradients, `[K, K]`.
+      along_mean: cosines with the mean gradient, `[K]`.
+      a: vector of the constraint a'x = 1, `[K]`.
+      c: radius of the ball.
+    """
+
+    cosines: jax.Array
+    along_mean: jax.Array
+    a: jax.Array
+    c: jax.Array
+
+    def norm_of(self, x: jax.Array) -> jax.Array:
+        # |g_w| is not smooth at zero, and below this not known either. Not from the smoothed
+        # matrix: where gradients cancel, rounding would swallow what smooths.
+        square = jnp.maximum(x @ self.cosines @ x, 0)
+        return jnp.sqrt(square + self._smoothing() * (self.a @ x) ** 2)
+
+    def gradient(self, x: jax.Array) -> jax.Array:
+        mixed = (self.along_mean + self.c * self._unit(x)) / (2 * (1 + self.c))
+        return mixed + self.a * (self.a @ x - 1)
+
+    def hessian(self, x: jax.Array) -> jax.Array:
+        matrix = self.cosines + self._smoothing() * jnp.outer(self.a, self.a)
+        curvature = (matrix - jnp.outer(self._unit(x), self._unit(x))) / self.norm_of(x)
+        return self.c / (2 * (1 + self.c)) * curvature + jnp.outer(self.a, self.a)
+
+    def _unit(self, x: jax.Array) -> jax.Array:
+        return (self.cosines @ x + self._smoothing() * self.a * (self.a @ x)) / self.norm_of(x)
+
+    def _smoothing(self) -> float:
+        return 4 * float(jnp.finfo(self.a.dtype).eps)

@@ -1,5 +1,6 @@
 """Checks of hyperparameters that may be traced."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,18 +8,30 @@ import numpy as np
 from jax.core import Tracer
 
 
-def check_range(name: str, value: Any, wanted: str, holds: Any) -> None:
+def is_traced(value: Any) -> bool:
+    """Tell whether a number, or one of several, is known only to the compiled program."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
+
+
+def check_range(
+    name: str, value: Any, wanted: str, holds: Callable[[np.ndarray], Any], most_axes: int = 0
+) -> None:
     """Raise a ValueError where `holds(value)` is false; a traced value is not looked at.
 
     Args:
       name: name of the argument.
-      value: a number or several.
+      value: A number, or an array of them.
       wanted: what they must be, as in "tau=2 must be in [0, 1]."
       holds: from a NumPy array to booleans; false for NaN.
+      most_axes: how many axes the array may have.
     """
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value)):
-        return
-    if not np.all(holds(np.asarray(value, np.float64))):
+    try:
+        fits = np.ndim(value) <= most_axes and (
+            is_traced(value) or bool(np.all(holds(np.asarray(value, np.float64))))
+        )
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
         raise ValueError(f"{name}={value!r} must be {wanted}.")
 
 

@@ -1,20 +1,15 @@
 """ConFIG: the direction at equal angles to all gradients."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 
-from osgd_jax.weightings._base import Weighting, stateless
-from osgd_jax.weightings._tools import (
-    check_preference,
-    preference_like,
-    solve_least_norm,
-    unit_rows,
-)
+from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._least_norm import solve_least_norm
+from osgd_jax.weightings._tools import Numbers, check_preference, preference_like
+from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
 
 
-def config(preference: Sequence[float] | None = None) -> Weighting:
+def config(preference: Numbers | None = None) -> Weighting:
     """Weigh the tasks so that the direction has the same cosine with all gradients.
 
     Its length is the sum of the components of the gradients along it. With linearly dependent
@@ -36,23 +31,15 @@ def config(preference: Sequence[float] | None = None) -> Weighting:
     """
     preference = check_preference(preference)
 
-    def weigh(
-        gramian: jax.Array,
-        *,
-        losses: jax.Array | None,
-        key: jax.Array | None,
-        scales: jax.Array | None = None,
-    ) -> jax.Array:
-        del losses, key
-        rows = unit_rows(gramian, scales)
-        wanted = jnp.where(rows.active, preference_like(preference, gramian, 1.0), 0)
+    def weigh(rows: UnitRows) -> jax.Array:
+        wanted = jnp.where(rows.active, preference_like(preference, rows.norms, 1.0), 0)
         solution = solve_least_norm(rows.cosines, wanted)
         components = rows.cosines @ solution
         squared_norm = solution @ components
-        rounding = 8 * len(gramian) * jnp.finfo(gramian.dtype).eps
+        rounding = 8 * len(wanted) * jnp.finfo(wanted.dtype).eps
         has_direction = squared_norm > rounding * (wanted @ wanted)
         length = jnp.sum(rows.norms * components, where=rows.active)
         length = jnp.where(has_direction, length / jnp.where(has_direction, squared_norm, 1), 0)
         return length * solution / rows.norms
 
-    return stateless(weigh, scaling="row")
+    return of_unit_rows(weigh)

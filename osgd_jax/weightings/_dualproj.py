@@ -1,16 +1,15 @@
 """DualProj: the mean gradient projected onto the cone of directions without conflict."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 
-from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._base import Weighting
 from osgd_jax.weightings._solvers import nonnegative_qp
-from osgd_jax.weightings._tools import check_preference, preference_like, unit_rows
+from osgd_jax.weightings._tools import Numbers, check_preference, preference_like
+from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
 
 
-def dualproj(preference: Sequence[float] | None = None) -> Weighting:
+def dualproj(preference: Numbers | None = None) -> Weighting:
     """Project the mean gradient onto the dual cone of all gradients.
 
     The result is the direction nearest to the mean gradient for which no loss increases, to first
@@ -31,16 +30,8 @@ def dualproj(preference: Sequence[float] | None = None) -> Weighting:
     """
     preference = check_preference(preference)
 
-    def weigh(
-        gramian: jax.Array,
-        *,
-        losses: jax.Array | None,
-        key: jax.Array | None,
-        scales: jax.Array | None = None,
-    ) -> jax.Array:
-        del losses, key
-        rows = unit_rows(gramian, scales)
-        shares = preference_like(preference, gramian, 1 / len(gramian))
+    def weigh(rows: UnitRows) -> jax.Array:
+        shares = preference_like(preference, rows.norms, 1 / len(rows.norms))
         mean = shares * rows.norms
         # The problem is homogeneous; its solver wants numbers of the order of one.
         largest = jnp.max(jnp.where(rows.active, mean, 0))
@@ -48,4 +39,4 @@ def dualproj(preference: Sequence[float] | None = None) -> Weighting:
         added = largest * nonnegative_qp(rows.cosines, rows.cosines @ (mean / largest))
         return shares + added / rows.norms
 
-    return stateless(weigh, scaling="row")
+    return of_unit_rows(weigh)

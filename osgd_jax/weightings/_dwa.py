@@ -6,7 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from osgd_jax.weightings._base import Weighting
-from osgd_jax.weightings._tools import check_losses, check_num_tasks, softmax_of_active
+from osgd_jax.weightings._checks import check_range
+from osgd_jax.weightings._tools import (
+    check_losses,
+    check_num_tasks,
+    softmax_of_active,
+)
 
 
 class DWAState(NamedTuple):
@@ -27,7 +32,9 @@ class DWAState(NamedTuple):
     means: jax.Array
 
 
-def dwa(num_tasks: int, temperature: float = 2.0, period: int = 100) -> Weighting:
+def dwa(
+    num_tasks: int, temperature: float | jax.Array = 2.0, period: float | jax.Array = 100
+) -> Weighting:
     """Weigh the tasks by the rate at which their mean losses changed over the last two periods.
 
     The weights are K times the softmax of r_i / temperature, r_i being the mean loss of task i in
@@ -48,10 +55,8 @@ def dwa(num_tasks: int, temperature: float = 2.0, period: int = 100) -> Weightin
       ValueError: `period` below one or `temperature` not positive; while tracing, no losses, or
         another number of tasks.
     """
-    if period < 1 or temperature <= 0:
-        raise ValueError(
-            f"period={period!r} must be at least 1 and temperature={temperature!r} positive."
-        )
+    check_range("temperature", temperature, "above zero", lambda t: t > 0)
+    check_range("period", period, "at least 1", lambda p: p >= 1)
 
     def init() -> DWAState:
         zero, zeros = jnp.zeros((), jnp.int32), jnp.zeros(num_tasks)

@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._checks import check_range
 from osgd_jax.weightings._solvers import balanced_point
-from osgd_jax.weightings._tools import unit_rows
+from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
 
 
-def fairgrad(alpha: float = 2.0) -> Weighting:
+def fairgrad(alpha: float | jax.Array = 2.0) -> Weighting:
     """Weigh the tasks so that the decreases of their losses are alpha-fair.
 
     The direction maximises sum_i <g_i, d>^(1 - alpha) / (1 - alpha) over a ball, for which
@@ -29,27 +30,14 @@ def fairgrad(alpha: float = 2.0) -> Weighting:
     Raises:
       ValueError: `alpha` is below 0.5.
     """
-    if not alpha >= 0.5:
-        raise ValueError(f"alpha={alpha!r} must be at least 0.5; alpha = 0 would be the mean.")
-
-    def weigh(
-        gramian: jax.Array,
-        *,
-        losses: jax.Array | None,
-        key: jax.Array | None,
-        scales: jax.Array | None = None,
-    ) -> jax.Array:
-        del losses, key
-        return fair_weights(gramian, scales, 1 / alpha)
-
-    return stateless(weigh, scaling="row")
+    check_range("alpha", alpha, "at least 0.5; 0 would be the mean", lambda a: a >= 0.5)
+    return of_unit_rows(lambda rows: fair_weights(rows, 1 / alpha))
 
 
-def fair_weights(gramian: jax.Array, scales: jax.Array | None, exponent: float) -> jax.Array:
-    """Solve (G w)_i = w_i^-p, for gradients that were divided by `scales`."""
-    rows = unit_rows(gramian, scales)
+def fair_weights(rows: UnitRows, exponent: float | jax.Array) -> jax.Array:
+    """Solve (G w)_i = w_i^-p."""
     # With x_i = w_i |g_i| the equation is (C x)_i = |g_i|^(p-1) x_i^-p; a common factor m of the
     # norms multiplies the weights by m^(-2 / (p + 1)).
     x = balanced_point(rows.cosines, rows.norms ** (exponent - 1), exponent)
     log_weights = jnp.log(x / rows.norms) - 2 / (exponent + 1) * rows.log_largest
-    return jnp.exp(jnp.minimum(log_weights, jnp.log(jnp.finfo(gramian.dtype).max) - 1))
+    return jnp.exp(jnp.minimum(log_weights, jnp.log(jnp.finfo(x.dtype).max) - 1))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from osgd_jax.weightings._base import Weighting
-from osgd_jax.weightings._learned import learn
+from osgd_jax.weightings._learned import learn, start_learning
 from osgd_jax.weightings._tools import check_losses, check_num_tasks, softmax_of_active
 
 
@@ -27,7 +27,9 @@ class FAMOState(NamedTuple):
     optimizer: Any
 
 
-def famo(num_tasks: int, learning_rate: float = 0.025, weight_decay: float = 1e-3) -> Weighting:
+def famo(
+    num_tasks: int, learning_rate: float | jax.Array = 0.025, weight_decay: float | jax.Array = 1e-3
+) -> Weighting:
     """Weigh each task by its share over its loss, with shares learned from how the losses change.
 
     The shares z are a softmax. When the logarithm of a loss has fallen by less than the average,
@@ -54,7 +56,7 @@ def famo(num_tasks: int, learning_rate: float = 0.025, weight_decay: float = 1e-
 
     def init() -> FAMOState:
         zeros = jnp.zeros(num_tasks)
-        return FAMOState(zeros, zeros, jnp.zeros(num_tasks, bool), optimizer.init(zeros))
+        return FAMOState(zeros, zeros, jnp.zeros(num_tasks, bool), start_learning(optimizer, zeros))
 
     def weigh(
         gramian: jax.Array,

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from osgd_jax.weightings._base import Weighting
-from osgd_jax.weightings._learned import learn
-from osgd_jax.weightings._tools import check_losses, check_num_tasks
+from osgd_jax.weightings._learned import learn, start_learning
+from osgd_jax.weightings._tools import check_losses, check_num_tasks, safe_sqrt
 
 
 class GradNormState(NamedTuple):
@@ -20,7 +20,9 @@ class GradNormState(NamedTuple):
     optimizer: Any
 
 
-def gradnorm(num_tasks: int, alpha: float = 1.5, learning_rate: float = 0.025) -> Weighting:
+def gradnorm(
+    num_tasks: int, alpha: float | jax.Array = 1.5, learning_rate: float | jax.Array = 0.025
+) -> Weighting:
     """Learn weights that give tasks which train slowly a larger gradient.
 
     With w the weights, r_i the loss of task i over its first loss, divided by the mean of these
@@ -49,7 +51,9 @@ def gradnorm(num_tasks: int, alpha: float = 1.5, learning_rate: float = 0.025) -
 
     def init() -> GradNormState:
         ones = jnp.ones(num_tasks)
-        return GradNormState(ones, ones, jnp.zeros(num_tasks, bool), optimizer.init(ones))
+        return GradNormState(
+            ones, ones, jnp.zeros(num_tasks, bool), start_learning(optimizer, ones)
+        )
 
     def weigh(
         gramian: jax.Array,
@@ -66,13 +70,14 @@ def gradnorm(num_tasks: int, alpha: float = 1.5, learning_rate: float = 0.025) -
         count = jnp.maximum(jnp.sum(active), 1)
         initial_losses = jnp.where(active & ~state.seen, losses, state.initial_losses)
 
-        norms = jnp.where(active, jnp.sqrt(squares), 0)
+        norms = safe_sqrt(squares)
         mean_norm = jnp.sum(state.weights * norms) / count
         norms = norms / jnp.where(mean_norm > 0, mean_norm, 1)
         ratios = jnp.where(active, losses / jnp.where(initial_losses > 0, initial_losses, 1), 0)
         mean_ratio = jnp.sum(ratios) / count
         rates = ratios / jnp.where(mean_ratio > 0, mean_ratio, 1)
-        distance = state.weights * norms - jnp.maximum(rates, 0) ** alpha
+        progress = jnp.where(rates > 0, jnp.where(rates > 0, rates, 1) ** alpha, 0)
+        distance = state.weights * norms - progress
 
         weights, optimizer_state = learn(
             optimizer, jnp.sign(distance) * norms, state.optimizer, state.weights, active

@@ -5,11 +5,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from osgd_jax.weightings._base import Weighting
-from osgd_jax.weightings._pcgrad import UNROLLED_TASKS, visiting_orders
-from osgd_jax.weightings._tools import check_num_tasks, unit_rows, weights_of_rows
+from osgd_jax.weightings._checks import check_range
+from osgd_jax.weightings._pcgrad import visiting_orders
+from osgd_jax.weightings._tools import UNROLLED_TASKS, check_num_tasks
+from osgd_jax.weightings._unit_rows import unit_rows, weights_of_rows
 
 
-def gradvac(num_tasks: int, beta: float = 0.01) -> Weighting:
+def gradvac(num_tasks: int, beta: float | jax.Array = 0.01) -> Weighting:
     """Raise the cosine of each pair of gradients to its own running average where it is below.
 
     As `pcgrad`, which is the case of targets that stay zero: each task goes through the others, and
@@ -31,8 +33,7 @@ def gradvac(num_tasks: int, beta: float = 0.01) -> Weighting:
     Raises:
       ValueError: `beta` outside [0, 1], or, while tracing, another number of tasks.
     """
-    if not 0 <= beta <= 1:
-        raise ValueError(f"beta={beta!r} must be in [0, 1].")
+    check_range("beta", beta, "in [0, 1]", lambda b: (b >= 0) & (b <= 1))
 
     def init() -> jax.Array:
         return jnp.zeros((num_tasks, num_tasks))
@@ -48,38 +49,53 @@ def gradvac(num_tasks: int, beta: float = 0.01) -> Weighting:
         del losses
         check_num_tasks(num_tasks, gramian, "gradvac")
         rows = unit_rows(gramian, scales)
-        identity = jnp.eye(num_tasks, dtype=gramian.dtype)
-        tasks = jnp.arange(num_tasks)
         orders = visiting_orders(num_tasks, key)
-
-        def vaccinate(position, carry):
-            # inner[i, j] is the product of changed gradient i and original unit gradient j.
-            coefficients, inner, targets = carry
-            other = orders[:, position]
-            pair = (other != tasks) & rows.active & rows.active[other]
-            squared_norm = jnp.sum(coefficients * inner, axis=1)
-            norm = jnp.sqrt(jnp.where(squared_norm > 0, squared_norm, 1))
-            cosine = jnp.where(squared_norm > 0, inner[tasks, other] / norm, 0)
-            cosine = jnp.clip(cosine, -1, 1)
-            target = targets[tasks, other]
-            # A target of one could only be met by adding infinitely much.
-            target_sine = jnp.sqrt(jnp.maximum(1 - target**2, 1e-6))
-            amount = norm * (target * jnp.sqrt(1 - cosine**2) / target_sine - cosine)
-            amount = jnp.where(pair & (cosine < target), jnp.maximum(amount, 0), 0)[:, None]
-            rate = jnp.where(pair, beta, 0)[:, None] * identity[other]
-            return (
-                coefficients + amount * identity[other],
-                inner + amount * rows.cosines[other],
-                targets + rate * (cosine[:, None] - targets),
-            )
-
-        coefficients, _, targets = lax.fori_loop(
-            0,
-            num_tasks,
-            vaccinate,
-            (identity, rows.cosines, state.astype(gramian.dtype)),
-            unroll=num_tasks <= UNROLLED_TASKS,
+        coefficients, targets = _vaccinate(
+            rows.cosines, rows.active, orders, state.astype(gramian.dtype), beta
         )
         return weights_of_rows(coefficients, rows.norms), targets.astype(state.dtype)
 
     return Weighting(init, weigh, scaling="row")
+
+
+@jax.jit
+def _vaccinate(
+    cosines: jax.Array,
+    active: jax.Array,
+    orders: jax.Array,
+    targets: jax.Array,
+    beta: float | jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Return the changed gradients as combinations of the unit gradients, and the next targets."""
+    num_tasks = len(cosines)
+    identity = jnp.eye(num_tasks, dtype=cosines.dtype)
+    tasks = jnp.arange(num_tasks)
+
+    def vaccinate(position, carry):
+        # inner[i, j] is the product of changed gradient i and original unit gradient j.
+        coefficients, inner, targets = carry
+        other = orders[:, position]
+        pair = (other != tasks) & active & active[other]
+        squared_norm = jnp.sum(coefficients * inner, axis=1)
+        norm = jnp.sqrt(jnp.where(squared_norm > 0, squared_norm, 1))
+        cosine = jnp.where(squared_norm > 0, inner[tasks, other] / norm, 0)
+        cosine = jnp.clip(cosine, -1, 1)
+        target = targets[tasks, other]
+        # A target of one could only be met by adding infinitely much.
+        target_sine = jnp.sqrt(jnp.maximum(1 - target**2, 1e-6))
+        # The root has no derivative at zero.
+        oblique = pair & (jnp.abs(cosine) < 1)
+        sine = jnp.where(oblique, jnp.sqrt(jnp.where(oblique, 1 - cosine**2, 1)), 0)
+        amount = norm * (target * sine / target_sine - cosine)
+        amount = jnp.where(pair & (cosine < target), jnp.maximum(amount, 0), 0)[:, None]
+        rate = jnp.where(pair, beta, 0)[:, None].astype(targets.dtype) * identity[other]
+        return (
+            coefficients + amount * identity[other],
+            inner + amount * cosines[other],
+            targets + rate * (cosine[:, None] - targets),
+        )
+
+    unroll = num_tasks <= UNROLLED_TASKS
+    start = (identity, cosines, targets)
+    coefficients, _, targets = lax.fori_loop(0, num_tasks, vaccinate, start, unroll=unroll)
+    return coefficients, targets

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from osgd_jax.weightings._base import Weighting, stateless
-from osgd_jax.weightings._tools import solve_least_norm, unit_rows
+from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._least_norm import solve_least_norm
+from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
 
 
 def imtl_g() -> Weighting:
@@ -23,21 +24,13 @@ def imtl_g() -> Weighting:
       A weighting.
     """
 
-    def weigh(
-        gramian: jax.Array,
-        *,
-        losses: jax.Array | None,
-        key: jax.Array | None,
-        scales: jax.Array | None = None,
-    ) -> jax.Array:
-        del losses, key
-        rows = unit_rows(gramian, scales)
-        weights = solve_least_norm(rows.cosines, rows.active.astype(gramian.dtype)) / rows.norms
+    def weigh(rows: UnitRows) -> jax.Array:
+        weights = solve_least_norm(rows.cosines, rows.active.astype(rows.norms.dtype)) / rows.norms
         # By the largest first: norms far apart give weights far apart.
         weights = weights / jnp.maximum(jnp.max(jnp.abs(weights)), 1)
         total = jnp.sum(weights)
-        rounding = len(gramian) * jnp.finfo(gramian.dtype).eps * jnp.sum(jnp.abs(weights))
+        rounding = len(weights) * jnp.finfo(weights.dtype).eps * jnp.sum(jnp.abs(weights))
         has_sum = jnp.abs(total) > rounding
         return jnp.where(has_sum, weights / jnp.where(has_sum, total, 1), 0)
 
-    return stateless(weigh, scaling="row")
+    return of_unit_rows(weigh)

@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._base import Weighting
 from osgd_jax.weightings._smooth import smooth
-from osgd_jax.weightings._tools import check_num_tasks, unit_rows
+from osgd_jax.weightings._tools import check_num_tasks
+from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
 
 
 def inverse_norms(num_tasks: int, decay: float | jax.Array = 0.9) -> Weighting:
@@ -32,16 +33,8 @@ def inverse_norms(num_tasks: int, decay: float | jax.Array = 0.9) -> Weighting:
       ValueError: `decay` out of range; while tracing, another number of tasks.
     """
 
-    def weigh(
-        gramian: jax.Array,
-        *,
-        losses: jax.Array | None,
-        key: jax.Array | None,
-        scales: jax.Array | None = None,
-    ) -> jax.Array:
-        del losses, key
-        check_num_tasks(num_tasks, gramian, "inverse_norms")
-        rows = unit_rows(gramian, scales)
+    def weigh(rows: UnitRows) -> jax.Array:
+        check_num_tasks(num_tasks, rows.cosines, "inverse_norms")
         return jnp.mean(rows.norms, where=rows.active | ~jnp.any(rows.active)) / rows.norms
 
-    return smooth(stateless(weigh, scaling="row"), num_tasks, decay)
+    return smooth(of_unit_rows(weigh), num_tasks, decay)

@@ -1,10 +1,15 @@
-"""One step of an optimizer on numbers that a weighting learns, one for each task."""
+"""Numbers that a weighting learns, one for each task, each by an optimizer of its own."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+
+
+def start_learning(optimizer: optax.GradientTransformation, values: jax.Array) -> Any:
+    """Make a state for each of the values `[K]`."""
+    return jax.vmap(optimizer.init)(values)
 
 
 def learn(
@@ -14,15 +19,12 @@ def learn(
     values: jax.Array,
     active: jax.Array,
 ) -> tuple[jax.Array, Any]:
-    """Descend along `gradient`, leaving the values and moments of inactive tasks as they are."""
+    """Take one step along `gradient` `[K]`; inactive tasks keep their values and states."""
+
+    def step(gradient, state, value):
+        updates, state = optimizer.update(gradient, state, value)
+        return optax.apply_updates(value, updates), state
+
     gradient = jnp.where(active, gradient, 0).astype(values.dtype)
-    updates, next_state = optimizer.update(gradient, state, values)
-    stepped = jnp.asarray(optax.apply_updates(values, updates))
-
-    def keep_inactive(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(active, new, old) if jnp.shape(new) == active.shape else new
-
-    return (
-        keep_inactive(stepped, values),
-        jax.tree.map(keep_inactive, next_state, state),
-    )
+    stepped = jax.vmap(step)(gradient, state, values)
+    return jax.tree.map(lambda new, old: jnp.where(active, new, old), stepped, (values, state))

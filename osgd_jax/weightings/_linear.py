@@ -1,11 +1,12 @@
 """Scalarization: the losses added up, the baseline of every comparison."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._checks import check_range
+from osgd_jax.weightings._tools import Numbers, numbers_like
 
 
 def sum() -> Weighting:
@@ -26,7 +27,7 @@ def mean() -> Weighting:
     return stateless(weigh, scaling="common")
 
 
-def constant(weights: Sequence[float]) -> Weighting:
+def constant(weights: Numbers) -> Weighting:
     """Weigh the tasks by fixed numbers: the gradient of the sum of w_i L_i.
 
     Args:
@@ -38,13 +39,9 @@ def constant(weights: Sequence[float]) -> Weighting:
     Raises:
       ValueError: while tracing, where there are not as many weights as tasks.
     """
-    weights = tuple(float(weight) for weight in weights)
+    check_range("weights", weights, "a finite number for each task", np.isfinite, most_axes=1)
 
     def weigh(gramian: jax.Array, **_: jax.Array | None) -> jax.Array:
-        if len(weights) != gramian.shape[0]:
-            raise ValueError(
-                f"constant was given {len(weights)} weights; there are {gramian.shape[0]} tasks."
-            )
-        return jnp.asarray(weights, gramian.dtype)
+        return numbers_like("weights", weights, jnp.diagonal(gramian))
 
     return stateless(weigh, scaling="common")

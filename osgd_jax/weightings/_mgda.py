@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._base import Weighting
 from osgd_jax.weightings._solvers import nonnegative_qp
-from osgd_jax.weightings._tools import unit_rows
+from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
 
 
 def mgda() -> Weighting:
@@ -22,15 +22,7 @@ def mgda() -> Weighting:
       A weighting; the weights are non-negative and sum to one.
     """
 
-    def weigh(
-        gramian: jax.Array,
-        *,
-        losses: jax.Array | None,
-        key: jax.Array | None,
-        scales: jax.Array | None = None,
-    ) -> jax.Array:
-        del losses, key
-        rows = unit_rows(gramian, scales)
+    def weigh(rows: UnitRows) -> jax.Array:
         # With x the weights of the unit gradients, up to a factor, the constraint is a'x = 1. The
         # term (a'x)^2 changes nothing on it, and makes the minimum over all x >= 0 lie on its ray.
         shortest = jnp.min(rows.norms, where=rows.active, initial=1)
@@ -39,4 +31,4 @@ def mgda() -> Weighting:
         total = jnp.sum(weights)
         return weights / jnp.where(total > 0, total, 1)
 
-    return stateless(weigh, scaling="row")
+    return of_unit_rows(weigh)

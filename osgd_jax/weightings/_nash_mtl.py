@@ -1,9 +1,8 @@
 """Nash-MTL: the step as the solution of a bargaining game between the tasks."""
 
-import jax
-
-from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._base import Weighting
 from osgd_jax.weightings._fairgrad import fair_weights
+from osgd_jax.weightings._unit_rows import of_unit_rows
 
 
 def nash_mtl() -> Weighting:
@@ -23,15 +22,4 @@ def nash_mtl() -> Weighting:
     Returns:
       A weighting; the weights are positive.
     """
-
-    def weigh(
-        gramian: jax.Array,
-        *,
-        losses: jax.Array | None,
-        key: jax.Array | None,
-        scales: jax.Array | None = None,
-    ) -> jax.Array:
-        del losses, key
-        return fair_weights(gramian, scales, 1.0)
-
-    return stateless(weigh, scaling="row")
+    return of_unit_rows(lambda rows: fair_weights(rows, 1.0))

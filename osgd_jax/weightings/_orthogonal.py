@@ -9,11 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._checks import is_traced
+from osgd_jax.weightings._tools import UNROLLED_TASKS
 
 Order = Literal["first_to_last", "last_to_first", "random"] | Sequence[int]
-
-# Below this number of tasks the loop is unrolled, which lets the compiler fuse it.
-_UNROLLED_TASKS = 16
 
 
 def orthogonal(order: Order = "first_to_last") -> Weighting:
@@ -39,14 +38,7 @@ def orthogonal(order: Order = "first_to_last") -> Weighting:
       ValueError: `order` is none of these (from here, or while tracing, where K becomes known), or
         it is `"random"` and there is no key.
     """
-    if not (isinstance(order, str) and order in ("first_to_last", "last_to_first", "random")):
-        try:
-            order = tuple(operator.index(task) for task in order)
-        except TypeError:
-            raise ValueError(
-                f"order={order!r} is unknown; use 'first_to_last', 'last_to_first', 'random' or a"
-                " permutation of the task indices."
-            ) from None
+    check_order(order)
 
     def weigh(
         gramian: jax.Array,
@@ -69,18 +61,35 @@ def orthogonal(order: Order = "first_to_last") -> Weighting:
     return stateless(weigh, scaling="row")
 
 
+def check_order(order: Order) -> None:
+    """Raise a ValueError for an order that is neither known by name nor a list of integers."""
+    try:
+        if isinstance(order, str):
+            known = order in ("first_to_last", "last_to_first", "random")
+        else:
+            known = is_traced(order) or bool([operator.index(task) for task in order])
+    except TypeError:
+        known = False
+    if not known:
+        raise ValueError(
+            f"order={order!r} is unknown; use 'first_to_last', 'last_to_first', 'random' or a"
+            " permutation of the task indices."
+        )
+
+
 def _permutation(order: Order, num_tasks: int, key: jax.Array | None) -> jax.Array:
-    if order == "first_to_last":
+    if isinstance(order, str) and order == "first_to_last":
         return jnp.arange(num_tasks)
-    if order == "last_to_first":
+    if isinstance(order, str) and order == "last_to_first":
         return jnp.arange(num_tasks)[::-1]
-    if order == "random":
+    if isinstance(order, str):
         if key is None:
             raise ValueError(
                 "order='random' draws a permutation at each step and needs a PRNG key: pass key=."
             )
         return jax.random.permutation(key, num_tasks)
-    if sorted(order) != list(range(num_tasks)):
+    known = range(num_tasks) if is_traced(order) else sorted(map(int, order))
+    if len(order) != num_tasks or list(known) != list(range(num_tasks)):
         raise ValueError(
             f"order={order!r} is not a permutation of the {num_tasks} tasks: each of"
             f" 0 .. {num_tasks - 1} must appear once."
@@ -88,8 +97,9 @@ def _permutation(order: Order, num_tasks: int, key: jax.Array | None) -> jax.Arr
     return jnp.asarray(order)
 
 
+@jax.jit
 def _gram_schmidt(gramian: jax.Array) -> jax.Array:
-    """Coefficients C, `[K, K]`, of Gram-Schmidt without normalisation: u_i = sum_j C_ij g_j.
+    """Return the coefficients C, `[K, K]`, of Gram-Schmidt unnormalised: u_i = sum_j C_ij g_j.
 
     A row without a direction of its own is a row of zeros in C.
     """
@@ -111,6 +121,6 @@ def _gram_schmidt(gramian: jax.Array) -> jax.Array:
         return coefficients * kept[:, None], residual_gramian
 
     identity = jnp.eye(num_tasks, dtype=gramian.dtype)
-    unroll = num_tasks <= _UNROLLED_TASKS
+    unroll = num_tasks <= UNROLLED_TASKS
     coefficients, _ = lax.fori_loop(0, num_tasks, eliminate, (identity, gramian), unroll=unroll)
     return coefficients

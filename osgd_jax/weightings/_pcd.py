@@ -11,7 +11,8 @@ from jax import lax
 
 from osgd_jax.weightings._base import Weighting
 from osgd_jax.weightings._checks import check_decay, check_range
-from osgd_jax.weightings._tools import UnitRows, check_num_tasks, unit_rows
+from osgd_jax.weightings._tools import check_num_tasks, safe_hypot, safe_sqrt
+from osgd_jax.weightings._unit_rows import UnitRows, unit_rows
 
 
 class PCDState(NamedTuple):
@@ -61,7 +62,7 @@ def pcd(
     Raises:
       ValueError: a number out of its range; while tracing, another number of tasks.
     """
-    check_range("tau", tau, "in [0, 1]", lambda t: (t >= 0) & (t <= 1))
+    check_range("tau", tau, "in [0, 1]", lambda t: (t >= 0) & (t <= 1), most_axes=1)
     check_decay(decay)
     check_range("eps", eps, "at least 0", lambda e: e >= 0)
     if np.shape(tau) not in ((), (num_tasks - 1,)):
@@ -86,10 +87,10 @@ def pcd(
         del losses, key
         check_num_tasks(num_tasks, gramian, "pcd")
         # In units of norms: their squares would leave the range of float32.
-        norms = jnp.sqrt(jnp.diagonal(gramian)) * (1 if scales is None else scales)
+        norms = safe_sqrt(jnp.diagonal(gramian)) * (1 if scales is None else scales)
         total = 1 + decay * state.total
-        means = jnp.hypot(jnp.sqrt(1 - 1 / total) * state.norms, norms / jnp.sqrt(total))
-        divisors = jnp.hypot(means, jnp.sqrt(eps))
+        means = safe_hypot(jnp.sqrt(1 - 1 / total) * state.norms, norms / jnp.sqrt(total))
+        divisors = safe_hypot(means, jnp.sqrt(eps))
         normalised = norms / jnp.where(divisors > 0, divisors, 1)
 
         shares = jnp.broadcast_to(jnp.asarray(tau), num_tasks - 1)
@@ -105,11 +106,11 @@ def pcd(
 
 
 def _nearest(rows: UnitRows, wanted: jax.Array, primary: int) -> jax.Array:
-    """Weights of the d nearest to the unit primary gradient u_p for which <u_j, d> >= wanted_j."""
+    """Weigh for the d nearest to the unit primary gradient u_p with <u_j, d> >= wanted_j."""
     is_primary = jnp.arange(len(wanted)) == primary
     # The problem is homogeneous; it is solved in numbers of the order of one.
     largest = jnp.maximum(jnp.max(wanted), 1)
-    missing = jnp.where(is_primary, -jnp.inf, wanted - rows.cosines[primary]) / largest
+    missing = jnp.where(is_primary, -jnp.inf, (wanted - rows.cosines[primary]) / largest)
     coefficients = jnp.where(is_primary, 1 / largest, _multipliers(rows.cosines, missing))
 
     squared_norm = coefficients @ rows.cosines @ coefficients
@@ -131,8 +132,9 @@ class _Search(NamedTuple):
     steps: jax.Array
 
 
+@jax.custom_jvp
 def _multipliers(cosines: jax.Array, missing: jax.Array) -> jax.Array:
-    """The x >= 0 for which sum_j x_j u_j is the shortest c with <u_j, c> >= missing_j for all j.
+    """Find the x >= 0 whose sum_j x_j u_j is the shortest c with <u_j, c> >= missing_j for all j.
 
     The u_j are unit vectors, given by their cosines. Where there is no such c, x is zero.
 
@@ -141,6 +143,22 @@ def _multipliers(cosines: jax.Array, missing: jax.Array) -> jax.Array:
     become zero on the way leave. No vector enters that depends on those inside, so the x stay
     small where the interior-point method of `_solvers` lets them grow without bound.
     """
+    return _goldfarb_idnani(cosines, missing)
+
+
+@_multipliers.defjvp
+def _(primals, tangents):
+    (cosines, missing), (d_cosines, d_missing) = primals, tangents
+    x = _goldfarb_idnani(cosines, missing)
+    # The constraints with a multiplier go on to hold with equality.
+    held = x > 0
+    inside = jnp.where(held[:, None] & held, cosines, jnp.eye(len(x), dtype=x.dtype))
+    change = jnp.where(held, d_missing, 0) - jnp.where(held, d_cosines @ x, 0)
+    return x, jnp.linalg.solve(inside, change)
+
+
+@jax.jit
+def _goldfarb_idnani(cosines: jax.Array, missing: jax.Array) -> jax.Array:
     tasks = jnp.arange(len(missing))
     rounding = _rounding(cosines)
 

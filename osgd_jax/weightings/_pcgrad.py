@@ -5,10 +5,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from osgd_jax.weightings._base import Weighting, stateless
-from osgd_jax.weightings._tools import unit_rows, weights_of_rows
-
-# Up to this number of tasks the loop is unrolled, which lets the compiler fuse it.
-UNROLLED_TASKS = 16
+from osgd_jax.weightings._tools import UNROLLED_TASKS
+from osgd_jax.weightings._unit_rows import unit_rows, weights_of_rows
 
 
 def pcgrad() -> Weighting:
@@ -36,31 +34,33 @@ def pcgrad() -> Weighting:
     ) -> jax.Array:
         del losses
         rows = unit_rows(gramian, scales)
-        identity = jnp.eye(len(gramian), dtype=gramian.dtype)
-        tasks = jnp.arange(len(gramian))
-        orders = visiting_orders(len(gramian), key)
-
-        def project(position, carry):
-            # inner[i, j] is the product of projected gradient i and original gradient j.
-            coefficients, inner = carry
-            other = orders[:, position]
-            conflict = jnp.where(other == tasks, 0, jnp.minimum(inner[tasks, other], 0))[:, None]
-            return coefficients - conflict * identity[other], inner - conflict * rows.cosines[other]
-
-        coefficients, _ = lax.fori_loop(
-            0,
-            len(gramian),
-            project,
-            (identity, rows.cosines),
-            unroll=len(gramian) <= UNROLLED_TASKS,
-        )
+        coefficients = _project(rows.cosines, visiting_orders(len(gramian), key))
         return weights_of_rows(coefficients, rows.norms)
 
     return stateless(weigh, scaling="row")
 
 
+@jax.jit
+def _project(cosines: jax.Array, orders: jax.Array) -> jax.Array:
+    """Return the projected gradients as combinations of the unit gradients, `[K, K]`."""
+    num_tasks = len(cosines)
+    identity = jnp.eye(num_tasks, dtype=cosines.dtype)
+    tasks = jnp.arange(num_tasks)
+
+    def project(position, carry):
+        # inner[i, j] is the product of projected gradient i and original gradient j.
+        coefficients, inner = carry
+        other = orders[:, position]
+        conflict = jnp.where(other == tasks, 0, jnp.minimum(inner[tasks, other], 0))[:, None]
+        return coefficients - conflict * identity[other], inner - conflict * cosines[other]
+
+    unroll = num_tasks <= UNROLLED_TASKS
+    coefficients, _ = lax.fori_loop(0, num_tasks, project, (identity, cosines), unroll=unroll)
+    return coefficients
+
+
 def visiting_orders(num_tasks: int, key: jax.Array | None) -> jax.Array:
-    """The order in which each task visits all, `[K, K]`: drawn from the key, else ascending."""
+    """Return the order in which each task visits all, `[K, K]`: drawn, or ascending."""
     if key is None:
         return jnp.broadcast_to(jnp.arange(num_tasks), (num_tasks, num_tasks))
     return jnp.argsort(jax.random.uniform(key, (num_tasks, num_tasks)), axis=1)

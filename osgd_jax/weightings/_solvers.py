@@ -9,20 +9,32 @@ convergence, so that in a batch all wait for the slowest. jaxopt is no longer de
 has no inequalities. mpax is for large linear and quadratic programs, by first-order steps that need
 thousands of iterations for six digits. Here the only constraint is a sign, and an interior-point
 method for that alone takes forty lines.
+
+Derivatives are those of the conditions that the solution meets, not of the steps towards it: exact
+where the solution is smooth, finite everywhere. Every solver is compiled by itself, so that calls
+outside of `jit` compile once.
 """
 
+import functools
+import math
 from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_solve
 
+from osgd_jax.weightings._checks import is_traced
+
 # Worst cases of K = 64 with rank-deficient or nearly opposed gradients need 15 and 25.
 _QP_STEPS = 20
 _SMOOTH_STEPS = 30
+# From one exponent to the next on the path of `balanced_point`.
+_PATH_RATIO = 1.6
 
 
+@jax.custom_jvp
 def nonnegative_qp(matrix: jax.Array, linear: jax.Array) -> jax.Array:
     """Minimise x' M x / 2 + q' x over x >= 0, for M positive semidefinite of the order of one.
 
@@ -36,6 +48,20 @@ def nonnegative_qp(matrix: jax.Array, linear: jax.Array) -> jax.Array:
     Returns:
       Array `[K]`. For the given M and q, M x is right to about 1e-6 in float32.
     """
+    return _qp_point(matrix, linear)[0]
+
+
+@nonnegative_qp.defjvp
+def _(primals, tangents):
+    (matrix, linear), (d_matrix, d_linear) = primals, tangents
+    x, z = _qp_point(matrix, linear)
+    # From M x + q = z with x_i z_i constant.
+    return x, -_factor(matrix, z / x)(d_matrix @ x + d_linear)
+
+
+@jax.jit
+def _qp_point(matrix: jax.Array, linear: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the minimiser x and the gradient z there, both positive."""
 
     def step(_, point):
         x, z = point
@@ -56,30 +82,51 @@ def nonnegative_qp(matrix: jax.Array, linear: jax.Array) -> jax.Array:
         return _positive(x + length * dx), _positive(z + length * dz)
 
     ones = jnp.ones_like(linear)
-    x, _ = lax.fori_loop(0, _QP_STEPS, step, (ones, ones))
-    return x
+    return lax.fori_loop(0, _QP_STEPS, step, (ones, ones))
 
 
-def nonnegative_minimum(
-    gradient: Callable[[jax.Array], jax.Array],
-    hessian: Callable[[jax.Array], jax.Array],
-    start: jax.Array,
-) -> jax.Array:
+class Convex(Protocol):
+    """A smooth convex function of `[K]`: a pytree of what it depends on."""
+
+    def gradient(self, x: jax.Array) -> jax.Array:
+        """Return the gradient `[K]`."""
+        ...
+
+    def hessian(self, x: jax.Array) -> jax.Array:
+        """Return the second derivatives `[K, K]`."""
+        ...
+
+
+@jax.custom_jvp
+def nonnegative_minimum(function: Convex, start: jax.Array) -> jax.Array:
     """Minimise a smooth convex function over x >= 0, by an interior-point method with line search.
 
     Args:
-      gradient: `[K]` to `[K]`.
-      hessian: `[K]` to `[K, K]`.
+      function: of `[K]`.
       start: a positive point, `[K]`.
 
     Returns:
       Array `[K]`.
     """
+    return _minimum_point(function, start)[0]
+
+
+@nonnegative_minimum.defjvp
+def _(primals, tangents):
+    function, start = primals
+    x, z = _minimum_point(function, start)
+    _, change = jax.jvp(lambda function: function.gradient(x), primals[:1], tangents[:1])
+    return x, -_factor(function.hessian(x), z / x)(change)
+
+
+@jax.jit
+def _minimum_point(function: Convex, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the minimiser x and the gradient z there, both positive."""
 
     def step(_, point):
         x, z = point
-        slope = gradient(x)
-        solve = _factor(hessian(x), z / x)
+        slope = function.gradient(x)
+        solve = _factor(function.hessian(x), z / x)
         mean_product = jnp.mean(x * z)
 
         dx = -solve(slope)
@@ -91,15 +138,17 @@ def nonnegative_minimum(
         dx = -solve(slope - target / x)
         dz = target / x - z - z / x * dx
         length = _line_search(
-            lambda y: gradient(y) - target / y, x, dx, _longest_step(point, (dx, dz), 0.99)
+            lambda y: function.gradient(y) - target / y,
+            x,
+            dx,
+            _longest_step(point, (dx, dz), 0.99),
         )
         return _positive(x + length * dx), _positive(z + length * dz)
 
-    x, _ = lax.fori_loop(0, _SMOOTH_STEPS, step, (start, jnp.ones_like(start)))
-    return x
+    return lax.fori_loop(0, _SMOOTH_STEPS, step, (start, jnp.ones_like(start)))
 
 
-def balanced_point(matrix: jax.Array, targets: jax.Array, exponent: float) -> jax.Array:
+def balanced_point(matrix: jax.Array, targets: jax.Array, exponent: float | jax.Array) -> jax.Array:
     """Solve (M x)_i = c_i x_i^-p for x > 0, with M positive semidefinite with a unit diagonal.
 
     The solution minimises x' M x / 2 - sum_i c_i x_i^(1-p) / (1-p), a convex function: Newton's
@@ -116,11 +165,19 @@ def balanced_point(matrix: jax.Array, targets: jax.Array, exponent: float) -> ja
       Array `[K]`.
     """
     matrix = matrix + _rounding(matrix) * jnp.eye(len(targets), dtype=matrix.dtype)
-    path = [exponent]
-    while path[0] < 1:
-        path.insert(0, min(1.0, path[0] * 1.6))
-    steps = [p for p in path[:-1] for _ in range(6)] + [exponent] * 16
-    exponents = jnp.asarray(steps, matrix.dtype)
+    # A path for p = 0.01, where p is not known yet: its steps at p = 1 do nothing.
+    smallest = 0.01 if is_traced(exponent) else min(1.0, float(exponent))
+    path_length = math.ceil(-math.log(smallest) / math.log(_PATH_RATIO) - 1e-9)
+    return _balanced(path_length, matrix, targets, jnp.asarray(exponent, matrix.dtype))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(jax.jit, static_argnums=0)
+def _balanced(path_length: int, matrix: jax.Array, targets: jax.Array, exponent: jax.Array):
+    path = jnp.minimum(1, exponent * _PATH_RATIO ** jnp.arange(path_length, 0, -1))
+    exponents = jnp.concatenate(
+        [jnp.repeat(path.astype(matrix.dtype), 6), jnp.broadcast_to(exponent, 16)]
+    )
 
     def step(i, x):
         p = exponents[i]
@@ -133,11 +190,19 @@ def balanced_point(matrix: jax.Array, targets: jax.Array, exponent: float) -> ja
 
     # The solution for orthogonal gradients.
     start = targets ** (1 / (1 + exponents[0]))
-    return lax.fori_loop(0, len(steps), step, start)
+    return lax.fori_loop(0, len(exponents), step, start)
+
+
+@_balanced.defjvp
+def _(path_length, primals, tangents):
+    (matrix, targets, p), (d_matrix, d_targets, d_p) = primals, tangents
+    x = _balanced(path_length, matrix, targets, p)
+    change = d_matrix @ x - x**-p * (d_targets - targets * jnp.log(x) * d_p)
+    return x, -_factor(matrix, p * targets * x ** (-p - 1))(change)
 
 
 def _factor(matrix: jax.Array, diagonal: jax.Array) -> Callable[[jax.Array], jax.Array]:
-    """Solver for (matrix + diag(diagonal)) x = b."""
+    """Return the solver for (matrix + diag(diagonal)) x = b."""
     # The ridge is in the factor only, not in the residuals that the steps bring to zero, so it
     # slows the last digits of the least certain directions but does not move the solution.
     ridge = _rounding(matrix) * jnp.maximum(1, jnp.max(jnp.diagonal(matrix)))
@@ -150,7 +215,7 @@ def _rounding(matrix: jax.Array) -> float:
 
 
 def _longest_step(point, direction, fraction: float) -> jax.Array:
-    """Step along `direction`, at most 1, that leaves `1 - fraction` of the way to the boundary."""
+    """Return the step, at most 1, that leaves `1 - fraction` of the way to the boundary."""
     lengths = [
         jnp.min(jnp.where(d < 0, -x / jnp.where(d < 0, d, -1), jnp.inf))
         for x, d in zip(point, direction, strict=True)
@@ -159,7 +224,7 @@ def _longest_step(point, direction, fraction: float) -> jax.Array:
 
 
 def _line_search(gradient, x: jax.Array, dx: jax.Array, longest: jax.Array) -> jax.Array:
-    """Longest of 16 geometric steps that does not go far beyond the minimum along `dx`."""
+    """Return the longest of 16 geometric steps that goes not far beyond the minimum along `dx`."""
     lengths = longest * 0.7 ** jnp.arange(16, dtype=x.dtype)
     slopes = jax.vmap(lambda length: gradient(x + length * dx) @ dx)(lengths)
     # The first of the steps where this holds; argmax of all False is 0, so the shortest is allowed.

@@ -1,12 +1,12 @@
 """Smooth Tchebycheff scalarization: a smooth maximum of the losses."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 
 from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._checks import check_range
 from osgd_jax.weightings._tools import (
+    Numbers,
     check_losses,
     check_preference,
     preference_like,
@@ -14,7 +14,7 @@ from osgd_jax.weightings._tools import (
 )
 
 
-def stch(mu: float = 1.0, preference: Sequence[float] | None = None) -> Weighting:
+def stch(mu: float | jax.Array = 1.0, preference: Numbers | None = None) -> Weighting:
     """Weigh the tasks so that the direction is the gradient of a smooth maximum of the losses.
 
     The smooth maximum is mu log sum_i exp(p_i L_i / mu), with the preferences p and the ideal point
@@ -34,14 +34,13 @@ def stch(mu: float = 1.0, preference: Sequence[float] | None = None) -> Weightin
       ValueError: `mu` not positive, or a preference that is negative, or zero for all; while
         tracing, one that does not have K numbers, or no losses.
     """
-    if mu <= 0:
-        raise ValueError(f"mu={mu!r} must be positive.")
+    check_range("mu", mu, "above zero", lambda mu: mu > 0)
     preference = check_preference(preference)
 
     def weigh(gramian: jax.Array, *, losses: jax.Array | None, key: jax.Array | None) -> jax.Array:
         del key
         losses = check_losses(losses, gramian, "stch")
-        shares = preference_like(preference, gramian, 1 / len(gramian))
+        shares = preference_like(preference, losses, 1 / len(losses))
         return shares * softmax_of_active(shares * losses / mu, jnp.diagonal(gramian) > 0)
 
     return stateless(weigh, scaling="common")

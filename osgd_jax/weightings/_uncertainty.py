@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from osgd_jax.weightings._base import Weighting
-from osgd_jax.weightings._learned import learn
+from osgd_jax.weightings._learned import learn, start_learning
 from osgd_jax.weightings._tools import check_losses, check_num_tasks
 
 
@@ -18,7 +18,7 @@ class UncertaintyState(NamedTuple):
     optimizer: Any
 
 
-def uncertainty(num_tasks: int, learning_rate: float = 0.025) -> Weighting:
+def uncertainty(num_tasks: int, learning_rate: float | jax.Array = 0.025) -> Weighting:
     """Weigh each task by 1 / (2 s_i^2), where the s_i are learned.
 
     They descend the sum of L_i / (2 s_i^2) + log s_i, by Adam on the logarithms of the s_i^2, which
@@ -41,7 +41,7 @@ def uncertainty(num_tasks: int, learning_rate: float = 0.025) -> Weighting:
 
     def init() -> UncertaintyState:
         zeros = jnp.zeros(num_tasks)
-        return UncertaintyState(zeros, optimizer.init(zeros))
+        return UncertaintyState(zeros, start_learning(optimizer, zeros))
 
     def weigh(
         gramian: jax.Array,

@@ -1,21 +1,15 @@
 """UPGrad: every gradient projected onto the cone of directions without conflict."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 
-from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._base import Weighting
 from osgd_jax.weightings._solvers import nonnegative_qp
-from osgd_jax.weightings._tools import (
-    check_preference,
-    preference_like,
-    unit_rows,
-    weights_of_rows,
-)
+from osgd_jax.weightings._tools import Numbers, check_preference, preference_like
+from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows, weights_of_rows
 
 
-def upgrad(preference: Sequence[float] | None = None) -> Weighting:
+def upgrad(preference: Numbers | None = None) -> Weighting:
     """Project each gradient onto the dual cone of all gradients, and average the projections.
 
     The dual cone holds the directions d with <g_i, d> >= 0 for all i, so no loss increases, to
@@ -36,19 +30,11 @@ def upgrad(preference: Sequence[float] | None = None) -> Weighting:
     """
     preference = check_preference(preference)
 
-    def weigh(
-        gramian: jax.Array,
-        *,
-        losses: jax.Array | None,
-        key: jax.Array | None,
-        scales: jax.Array | None = None,
-    ) -> jax.Array:
-        del losses, key
-        rows = unit_rows(gramian, scales)
+    def weigh(rows: UnitRows) -> jax.Array:
         # The projection of J'u is J'v, with v >= u of the least norm of J'v.
         added = jax.vmap(nonnegative_qp, in_axes=(None, 0))(rows.cosines, rows.cosines)
-        projections = jnp.eye(len(gramian), dtype=gramian.dtype) + added
-        shares = preference_like(preference, gramian, 1 / len(gramian))
+        projections = jnp.eye(len(added), dtype=added.dtype) + added
+        shares = preference_like(preference, rows.norms, 1 / len(rows.norms))
         return weights_of_rows(shares[:, None] * projections, rows.norms)
 
-    return stateless(weigh, scaling="row")
+    return of_unit_rows(weigh)

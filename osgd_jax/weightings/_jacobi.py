@@ -1,0 +1,65 @@
+"""Singular vectors of rows whose lengths may be far apart."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+@jax.jit
+def orthogonal_combinations(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Find the rotation of the rows of a matrix after which they are orthogonal to each other.
+
+    One-sided Jacobi. If the unit rows are well conditioned, every singular value is right to
+    rounding, however small (Demmel and Veselić, "Jacobi's Method Is More Accurate Than QR", SIAM J.
+    Matrix Anal. 1992); LAPACK's and an eigenvalue decomposition of the Gramian are right to the
+    rounding of the largest only.
+
+    Args:
+      rows: `[K, K]`.
+
+    Returns:
+      The left singular vectors as rows, `[K, K]`, and the singular values, `[K]`, in no order.
+    """
+    size = len(rows)
+    pairs = jnp.asarray(_rounds(size))
+    sweeps = 4 + math.ceil(math.log2(size + 1))
+
+    def turn(i, carry):
+        rows, vectors = carry
+        p, q = pairs[i % len(pairs)]
+        scale = jnp.maximum(jnp.abs(rows[p]).max(axis=1), jnp.abs(rows[q]).max(axis=1))
+        scale = jnp.where(scale > 0, scale, 1)[:, None]
+        x, y = rows[p] / scale, rows[q] / scale
+        difference = jnp.sum((y - x) * (y + x), axis=1) / 2
+        product = jnp.sum(x * y, axis=1)
+        length = jnp.abs(difference) + jnp.hypot(difference, product)
+        tangent = jnp.where(length > 0, product / jnp.where(length > 0, length, 1), 0)
+        tangent = jnp.where(difference < 0, -tangent, tangent)[:, None]
+        cosine = lax.rsqrt(1 + tangent**2)
+
+        def turned(matrix):
+            x, y = matrix[p], matrix[q]
+            matrix = matrix.at[p].set(cosine * (x - tangent * y))
+            return matrix.at[q].set(cosine * (tangent * x + y))
+
+        return turned(rows), turned(vectors)
+
+    # Without a partner, a row meets one of zeros.
+    odd = size % 2
+    rows, vectors = jnp.pad(rows, ((0, odd), (0, 0))), jnp.eye(size + odd, size, dtype=rows.dtype)
+    rows, vectors = lax.fori_loop(0, sweeps * len(pairs), turn, (rows, vectors))
+    largest = jnp.max(jnp.abs(rows), axis=1, keepdims=True)
+    largest = jnp.where(largest > 0, largest, 1)
+    norms = largest[:, 0] * jnp.linalg.norm(rows / largest, axis=1)
+    return vectors[:size], norms[:size]
+
+
+def _rounds(size: int) -> np.ndarray:
+    """Pair everybody with everybody: rounds of disjoint pairs, `[rounds, 2, pairs]`."""
+    size += size % 2
+    others = np.arange(1, size)
+    circles = [np.append(0, np.roll(others, i)) for i in range(size - 1)]
+    return np.array([[circle[: size // 2], circle[size // 2 :][::-1]] for circle in circles])
