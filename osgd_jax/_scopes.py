@@ -34,7 +34,7 @@ class Groups(NamedTuple):
 
     @property
     def is_static(self) -> bool:
-        """Whether the groups are known at trace time."""
+        """Tell whether the groups are known at trace time."""
         return isinstance(self.ids, np.ndarray) and isinstance(self.private, np.ndarray)
 
     def sum(self, values: Sequence[jax.Array]) -> jax.Array:
@@ -109,7 +109,7 @@ def check_name(scope: Scope) -> None:
 def _reach_masks(
     leaves: list[TaskRows], grads: ArrayTree, axis_name: AxisName | None
 ) -> np.ndarray | jax.Array:
-    """Which tasks reach each leaf, `[L, K]`: as the rows say, or by which dense rows are not 0."""
+    """Tell which tasks reach each leaf, `[L, K]`: those with rows, or with dense rows not zero."""
     dense = [not is_task_rows(leaf) for leaf in jax.tree.leaves(grads, is_leaf=is_task_rows)]
     static = np.array([[t in leaf.tasks for t in range(leaf.num_tasks)] for leaf in leaves], bool)
     if not any(dense):
@@ -136,7 +136,8 @@ def _labels(scope: Any, grads: ArrayTree, params: ArrayTree | None) -> list[Hash
         return treedef.flatten_up_to(scope)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"the labels given as scope do not fit the structure of the parameters: {error}"
+            f"the labels given as scope do not fit the structure of the parameters: {error} For an"
+            " nnx.State too, jax.tree.map(label_of, params) makes labels that fit."
         ) from None
 
 

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from osgd_jax import _gramian
+from osgd_jax import _data_parallel, _gramian
 from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows
+from osgd_jax.weightings._checks import check_range
+from osgd_jax.weightings._tools import safe_sqrt
 
 
 def clip_task_norms(max_norm: float) -> optax.GradientTransformation:
@@ -27,10 +29,10 @@ def clip_task_norms(max_norm: float) -> optax.GradientTransformation:
 
     Raises:
       ValueError: `max_norm` is not above zero; from `update`, as `aggregate`, and for gradients
-        that differ between the devices of a mesh axis, inside `jax.shard_map`.
+        that differ between the devices of a mesh axis, inside `jax.shard_map` (with
+        `check_vma=False` nothing tells).
     """
-    if isinstance(max_norm, int | float) and not max_norm > 0:
-        raise ValueError(f"max_norm={max_norm} must be above zero.")
+    check_range("max_norm", max_norm, "above zero", lambda norm: norm > 0)
     return _scale_tasks(lambda norms: jnp.where(norms > max_norm, max_norm / norms, 1))
 
 
@@ -50,7 +52,7 @@ def normalize_task_norms() -> optax.GradientTransformation:
 
 
 def task_norms(grads: ArrayTree) -> jax.Array:
-    """Norm of each task's gradient over all parameters.
+    """Compute the norm of each task's gradient over all parameters.
 
     Args:
       grads: a tree of `TaskRows` or of arrays `[K, *parameter.shape]`.
@@ -70,7 +72,7 @@ def task_norms(grads: ArrayTree) -> jax.Array:
             squares = squares.at[task].add(
                 jnp.sum(jnp.square(leaf.rows[i].astype(scales.dtype) / scales[task]))
             )
-    return scales * jnp.sqrt(squares)
+    return scales * safe_sqrt(squares)
 
 
 def _scale_tasks(factors: Callable[[jax.Array], jax.Array]) -> optax.GradientTransformation:
@@ -78,7 +80,10 @@ def _scale_tasks(factors: Callable[[jax.Array], jax.Array]) -> optax.GradientTra
         leaves = _gramian.leaves_of(updates, params)
         if not leaves:
             return updates, state
-        _check_whole(leaves)
+        _data_parallel.check_same(
+            leaves,
+            "average them first, by jax.lax.pmean, and leave out axis_name in what comes after",
+        )
         scales = factors(task_norms(updates))
 
         def scale(leaf: TaskRows | jax.Array):
@@ -94,15 +99,3 @@ def _scale_tasks(factors: Callable[[jax.Array], jax.Array]) -> optax.GradientTra
         return jax.tree.map(scale, updates, is_leaf=is_task_rows), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)
-
-
-def _check_whole(leaves: list[TaskRows]) -> None:
-    """Raise a ValueError for gradients that are each device's own."""
-    axes = frozenset().union(*(jax.typeof(each.rows).manual_axis_type.varying for each in leaves))
-    if axes:
-        named = " and ".join(map(repr, sorted(map(str, axes))))
-        raise ValueError(
-            f"the task gradients differ between the devices of the mesh axis {named}, so that each"
-            " would scale them by norms of its own. Average them first, by jax.lax.pmean, and leave"
-            " out axis_name in what comes after."
-        )

@@ -1,7 +1,7 @@
 """Task gradients: one gradient for each loss, kept only where a loss reaches a parameter."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,10 @@ class TaskRows:
     Only the rows of the losses that depend on this parameter are held. A pytree node, so that a
     tree of task gradients has the structure of the parameters with a `TaskRows` for each array.
 
+    Not an update: arithmetic with one is refused.
+
     Attributes:
-      rows: the gradients, shape `[len(tasks), *parameter.shape]`.
+      rows: gradients, shape `[len(tasks), *parameter.shape]`.
       tasks: indices of the losses that the rows belong to, ascending.
       num_tasks: K, the number of losses.
     """
@@ -28,9 +30,23 @@ class TaskRows:
     tasks: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     num_tasks: int = dataclasses.field(metadata={"static": True})
 
+    def _refuse(self, _: Any) -> NoReturn:
+        # Where optax meets one, in `apply_updates` or in a wrapper.
+        raise ValueError(
+            "a TaskRows holds the gradients of several losses, of which osgd_jax.orthogonalize or"
+            " osgd_jax.aggregate makes an update first. Wrappers such as optax.MultiSteps and"
+            " optax.apply_if_finite stand after it in optax.chain, not around it. In"
+            " optax.partition every label needs a transformation that takes task gradients, which"
+            " optax.set_to_zero is not: to freeze parameters, differentiate with respect to the"
+            " others only, or use optax.chain(tx, optax.masked(optax.set_to_zero(), frozen))."
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = _refuse
+    __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
+
 
 def is_task_rows(node: Any) -> bool:
-    """Whether `node` is a `TaskRows`, for `is_leaf=`."""
+    """Tell whether `node` is a `TaskRows`, for `is_leaf=`."""
     return isinstance(node, TaskRows)
 
 
@@ -40,7 +56,7 @@ def densify(grads: ArrayTree) -> ArrayTree:
     Rows of losses that do not reach a parameter become zeros. Leaves that are dense already stay.
 
     Args:
-      grads: a tree of `TaskRows`, as from `task_grads`.
+      grads: A tree of `TaskRows`, as from `task_grads`.
 
     Returns:
       The tree with an array for each `TaskRows`.
@@ -51,8 +67,12 @@ def densify(grads: ArrayTree) -> ArrayTree:
             return leaf
         if leaf.tasks == tuple(range(leaf.num_tasks)):
             return leaf.rows
-        zeros = jnp.zeros((leaf.num_tasks, *leaf.rows.shape[1:]), leaf.rows.dtype)
-        return zeros.at[np.array(leaf.tasks, int)].set(leaf.rows)
+        # Stacked or padded, so that a sharding of the parameter is kept.
+        if not leaf.tasks:
+            return jnp.pad(leaf.rows, [(0, leaf.num_tasks)] + [(0, 0)] * (leaf.rows.ndim - 1))
+        rows = dict(zip(leaf.tasks, leaf.rows, strict=True))
+        zeros = jnp.zeros_like(leaf.rows[0])
+        return jnp.stack([rows.get(task, zeros) for task in range(leaf.num_tasks)])
 
     return jax.tree.map(dense, grads, is_leaf=is_task_rows)
 

@@ -5,13 +5,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
-from osgd_jax import _data_parallel, _gramian, _scopes, weightings
+from osgd_jax import _balancing, _data_parallel, _gramian, _scopes, weightings
 from osgd_jax._data_parallel import AxisName
 from osgd_jax._scopes import Scope
 from osgd_jax._task_rows import ArrayTree, is_task_rows
 from osgd_jax.weightings import Weighting
-from osgd_jax.weightings._orthogonal import Order
+from osgd_jax.weightings._orthogonal import Order, check_order
 
 
 class AggregateState(NamedTuple):
@@ -19,7 +20,7 @@ class AggregateState(NamedTuple):
 
     Attributes:
       key: PRNG key for the next step, or None where none was given.
-      weighting: the weighting's state.
+      weighting: state of the weighting.
     """
 
     key: jax.Array | None
@@ -38,20 +39,26 @@ def aggregate(
     .. warning:: Unlike other transformations, this one takes *task* gradients: leaves are
       `osgd_jax.TaskRows`, or arrays with a leading task axis, `[K, *parameter.shape]`. Updates come
       out with the shapes of the parameters. So it stands first in `optax.chain`, or after others
-      that work on task gradients, such as `clip_task_norms`.
+      that work on task gradients, such as `clip_task_norms`. Pass `params` to `update`: they tell
+      task gradients from others.
 
-    What composes: anything after it in a chain; `optax.partition` with a tree of labels. What
-    cannot, since it would see the task axis: `optax.MultiSteps` (accumulate the task gradients by
-    `optax.microbatch` around the function that `task_grads` returns),
-    `optax.apply_if_finite` or `optax.masked` *around* it (put them inside the chain, after it), and
-    `optax.partition` with a function that makes the labels (call the function yourself).
+    What composes: anything after it in a chain, such as `optax.partition`, `optax.masked` and
+    `optax.apply_if_finite`; around it, `optax.partition` with a tree of labels (not a function that
+    makes them) whose transformations *all* take task gradients. What cannot stand around it, since
+    it would see the task axis: `optax.MultiSteps` (accumulate the task gradients by
+    `optax.microbatch` around the function that `task_grads` returns), `optax.apply_if_finite` and
+    `optax.masked`.
+
+    To freeze parameters, differentiate with respect to the others only. Or set their updates to
+    zero after it, `optax.chain(tx, optax.masked(optax.set_to_zero(), frozen))`; under scope `"all"`
+    they then still take part in the weights.
 
     Dense arrays do not tell which losses reach a parameter. With scopes `"shared"` and `"reach"`,
     the rows that are not zero count as reached, array by array, at every step. While a loss is
     masked out, so that its gradient is zero, the groups can differ from those of `TaskRows`.
 
     Args:
-      weighting: one of `osgd_jax.weightings`.
+      weighting: one of `osgd_jax.weightings`, such as `weightings.pcgrad()`.
       scope: which parameters are balanced together, each group by weights of its own:
 
         * `"shared"`: all parameters reached by two or more losses are one group; the others keep
@@ -62,7 +69,8 @@ def aggregate(
         * a tree of labels with the structure of the parameters, or a function from the parameters
           to such a tree: each label is a group.
       key: PRNG key or seed for weightings that draw random numbers; kept in the state and split at
-        every step.
+        every step. A seed makes a typed key. `flax.serialization` does not take typed keys: for it,
+        give `jax.random.PRNGKey(seed)`.
       axis_name: inside `jax.shard_map`, the mesh axis (or axes) that the batch is split over. Each
         device then gives the gradients of the losses on its own examples, with respect to
         `jax.lax.pcast(params, axis_name, to="varying")`, and all get the update for the mean of the
@@ -77,16 +85,20 @@ def aggregate(
       does where it would no longer be finite, as after a loss that is not.
 
     Raises:
-      ValueError: from here, for an unknown scope; from `update` while tracing, for leaves that
-        disagree on K or do not fit `params`, gradients of another than a real floating dtype,
-        labels that do not fit, a weighting with a state per task used with a scope of several
-        groups, or, with `axis_name`, gradients that were summed over the devices already.
+      ValueError: from here, for an unknown scope, and for what is no weighting or no key; from
+        `update` while tracing, for leaves that disagree on K or do not fit `params`, gradients of
+        another than a real floating dtype, labels that do not fit, losses that are not K numbers, a
+        weighting with a state per task used with a scope of several groups; inside `jax.shard_map`,
+        without `axis_name` for gradients that differ between devices or could, and with it for
+        those that were summed over the devices already.
     """
+    _check_weighting(weighting)
     _scopes.check_name(scope)
+    _balancing.check_key(key)
 
     def init(params: ArrayTree) -> Any:
         del params
-        return AggregateState(random_key(key), weighting.init())
+        return AggregateState(_balancing.random_key(key), weighting.init())
 
     def update(
         updates: ArrayTree,
@@ -100,26 +112,17 @@ def aggregate(
         leaves = _gramian.leaves_of(updates, params)
         if not leaves:
             return updates, state
-        whole = leaves
-        if axis_name is not None:
-            _data_parallel.check_varying(whole, axis_name)
-            leaves = [_data_parallel.scatter(leaf, axis_name) for leaf in whole]
-        groups = _scopes.group(scope, leaves, updates, params, axis_name)
-        next_key, step_key = (
-            (None, None) if state.key is None else tuple(jax.random.split(state.key))
-        )
+        _data_parallel.check(leaves, axis_name)
+        next_key, step_key = _balancing.split_key(state.key)
+        shares = [_data_parallel.scatter(leaf, axis_name) for leaf in leaves]
+        groups = _scopes.group(scope, shares, updates, params, axis_name)
         weights, weighting_state = _weigh(
-            weighting, leaves, groups, state.weighting, losses, step_key, axis_name
+            weighting, shares, groups, state.weighting, losses, step_key, axis_name
         )
         combined = [
-            _gramian.combine_leaf(leaf, leaf_weights)
-            for leaf, leaf_weights in zip(leaves, weights, strict=True)
+            _data_parallel.gather(_gramian.combine_leaf(share, weights_of_leaf), leaf, axis_name)
+            for share, weights_of_leaf, leaf in zip(shares, weights, leaves, strict=True)
         ]
-        if axis_name is not None:
-            combined = [
-                _data_parallel.gather(share, leaf, axis_name)
-                for share, leaf in zip(combined, whole, strict=True)
-            ]
         treedef = jax.tree.structure(updates, is_leaf=is_task_rows)
         return treedef.unflatten(combined), AggregateState(next_key, weighting_state)
 
@@ -128,7 +131,7 @@ def aggregate(
 
 def orthogonalize(
     order: Order = "first_to_last",
-    scope: Scope = "shared",
+    scope: Scope = "all",
     key: jax.Array | int | None = None,
     *,
     axis_name: AxisName | None = None,
@@ -136,8 +139,12 @@ def orthogonalize(
     """Orthogonalize the task gradients in order of priority, and add them up.
 
     To first order, the step taken for a later task then changes no earlier task's loss (over the
-    parameters of a group). `aggregate`, which see for what composes, with
-    `weightings.orthogonal`.
+    parameters of a group). It is `aggregate` with `weightings.orthogonal`: the same composes.
+
+    With the default scope `"all"`, the textbook form, parameters that one loss reaches, such as
+    heads, take part too: a step for a later task that is made orthogonal to an earlier gradient
+    also shortens the earlier task's own step. Scope `"shared"` leaves such parameters their own
+    gradient.
 
     Source: Wan, Hoffmann, Lu and Maire, "Orthogonalized SGD and Nested Architectures for Anytime
     Neural Networks", ICML 2020.
@@ -157,6 +164,7 @@ def orthogonalize(
     Raises:
       ValueError: as `aggregate`; an order that is no permutation; `"random"` without a key.
     """
+    check_order(order)
     if isinstance(order, str) and order == "random" and key is None:
         raise ValueError(
             "order='random' draws a permutation at each step and needs a PRNG key: pass key=."
@@ -171,26 +179,27 @@ def osgd(
     accumulator_dtype: Any | None = None,
     *,
     order: Order = "first_to_last",
-    scope: Scope = "shared",
+    scope: Scope = "all",
     key: jax.Array | int | None = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Orthogonalized SGD: `orthogonalize`, then `optax.sgd`.
 
     Where the task gradients align, the step is shorter than that of SGD on the sum of the losses,
-    so the best learning rate is often larger, up to K times.
+    so the best learning rate is often larger, up to K times. For what may stand around it, see
+    `aggregate`: `optax.MultiSteps` and `optax.apply_if_finite` may not.
 
     Source: Wan, Hoffmann, Lu and Maire, ICML 2020.
 
     Args:
-      learning_rate: a number or a schedule.
+      learning_rate: A number or a schedule.
       momentum: decay rate of the momentum; none is used if None.
       nesterov: whether to use Nesterov momentum.
       accumulator_dtype: dtype of the momentum; that of the parameters if None.
-      order: as for `orthogonalize`.
-      scope: as for `orthogonalize`.
-      key: as for `orthogonalize`.
-      axis_name: as for `orthogonalize`.
+      order: priority of the tasks, as for `orthogonalize`.
+      scope: which parameters are orthogonalized together, as for `orthogonalize`.
+      key: PRNG key or seed, needed by `order="random"`.
+      axis_name: mesh axis that the batch is split over, as for `orthogonalize`.
 
     Returns:
       A transformation that takes task gradients and returns an update.
@@ -205,16 +214,19 @@ def osgd(
 
 
 def _weigh(weighting, leaves, groups, state, losses, key, axis_name) -> tuple[list[jax.Array], Any]:
-    """Weights `[K]` for each leaf, and the weighting's next state."""
+    """Find the weights `[K]` for each leaf, and the weighting's next state."""
     dtype = _gramian.accumulation_dtype(leaves)
+    losses = _balancing.stack_losses(losses, leaves[0].num_tasks, dtype)
     own = jnp.ones(leaves[0].num_tasks, dtype)
     if groups.num_groups == 0:
         return [own] * len(leaves), state
     if jax.tree.leaves(state):
-        check_one_group(groups, "this weighting")
+        _balancing.check_one_group(groups, "this weighting")
     largest = _data_parallel.largest(
         groups.max([_gramian.max_abs(leaf, dtype) for leaf in leaves]), axis_name
     )
+    # No result depends on the scales.
+    largest = lax.stop_gradient(largest)
     scales = _scales(weighting.scaling, largest)
     partial = groups.sum(
         [
@@ -223,7 +235,6 @@ def _weigh(weighting, leaves, groups, state, losses, key, axis_name) -> tuple[li
         ]
     )
     gramians = _data_parallel.total(partial, axis_name)
-    losses = stack_losses(losses, dtype)
     finite = jnp.all(jnp.isfinite(largest), axis=1, keepdims=True)
 
     def weigh(gramian, scales, state):
@@ -233,73 +244,34 @@ def _weigh(weighting, leaves, groups, state, losses, key, axis_name) -> tuple[li
     if groups.num_groups == 1:
         weights, next_state = weigh(gramians[0], scales[0], state)
         weights = weights[None]
-        state = _unless_spoiled(next_state, state, finite[0, 0])
+        state = _balancing.unless_spoiled(next_state, state, finite[0, 0])
     else:
         weights, _ = jax.vmap(weigh, in_axes=(0, 0, None))(gramians, scales, state)
     # Not all weightings let a NaN through, and not all arrays of a group have the row with it.
-    weights = jnp.where(finite, saturate(weights, largest), jnp.nan).astype(dtype)
+    weights = jnp.where(finite, _balancing.saturate(weights, largest), jnp.nan).astype(dtype)
     return [
         own if private is True else jnp.where(private, own, weights[group])
-        for private, group in zip(python_bools(groups.private), groups.ids, strict=True)
+        for private, group in zip(_balancing.python_bools(groups.private), groups.ids, strict=True)
     ], state
 
 
-def _unless_spoiled(next_state: Any, state: Any, finite: jax.Array) -> Any:
-    """The next state; the old one where a gradient, or what was finite in the state, is not.
-
-    A NaN that is remembered would never go away, and a weighting may hide it.
-    """
-    for new, old in zip(jax.tree.leaves(next_state), jax.tree.leaves(state), strict=True):
-        if jnp.issubdtype(jnp.result_type(new), jnp.inexact):
-            finite &= jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old))
-    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), next_state, state)
-
-
-def check_one_group(groups: _scopes.Groups, method: str) -> None:
-    """Raise a ValueError where a method with a state per task is given several groups."""
-    if groups.num_groups > 1:
-        raise ValueError(
-            f"{method} keeps a state per task, for one Gramian; with this scope there are"
-            f" {groups.num_groups} groups of parameters. Use scope='shared' or scope='all'."
-        )
-
-
-def stack_losses(losses: Any, dtype: Any) -> jax.Array | None:
-    """The losses, given as an array or as K scalars, as one array; None where there are none."""
-    if losses is None:
-        return None
-    losses = jnp.stack(losses) if isinstance(losses, tuple | list) else jnp.asarray(losses)
-    return losses.astype(dtype)
-
-
-def random_key(key: jax.Array | int | None) -> jax.Array | None:
-    """The key to keep in the state, from a key or a seed."""
-    # A seed may come as an array, from `optax.inject_hyperparams`.
-    if isinstance(key, int) or (
-        key is not None and jnp.issubdtype(key.dtype, jnp.integer) and key.ndim == 0
-    ):
-        return jax.random.key(key)
-    # Copied, so that donating the state leaves the caller's key alone.
-    return None if key is None else jnp.copy(key)
-
-
-def saturate(weights: jax.Array, largest: jax.Array) -> jax.Array:
-    """Keep the weighted sum of finite gradients finite, where it would leave the dtype's range."""
-    scales = jnp.maximum(_gramian.row_scales(largest), 1)
-    share = jnp.finfo(largest.dtype).max / largest.shape[-1]
-    limit = share / scales / jnp.maximum(largest / scales, 1)
-    return jnp.clip(weights, -limit, limit)
+def _check_weighting(weighting: Any) -> None:
+    """Raise a ValueError for what is no `Weighting`, with the call that makes one."""
+    if isinstance(weighting, Weighting):
+        return
+    name = weighting if isinstance(weighting, str) else getattr(weighting, "__name__", "")
+    known = name if name in weightings.__all__ and name != "Weighting" else "pcgrad"
+    raise ValueError(
+        f"weighting={weighting!r} must be a Weighting, which a call of a function in"
+        f" osgd_jax.weightings returns: osgd_jax.weightings.{known}(...)."
+    )
 
 
 def _scales(scaling: str, largest: jax.Array) -> jax.Array:
+    """Return what the gradients `[groups, K]` are divided by before the weighting sees them."""
     if scaling == "row":
         return _gramian.row_scales(largest)
     if scaling == "common":
         common = jnp.max(largest, axis=1, keepdims=True)
         return jnp.broadcast_to(_gramian.row_scales(common), largest.shape)
     return jnp.ones_like(largest)
-
-
-def python_bools(flags: Any) -> Any:
-    """NumPy flags as Python's, which a comparison by `is` can tell from traced ones."""
-    return flags.tolist() if not isinstance(flags, jax.Array) else flags

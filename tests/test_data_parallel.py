@@ -1,27 +1,18 @@
 """Task gradients split over devices inside `jax.shard_map`."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import osgd_jax
+from osgd_jax import weightings
+from tests.helpers.run_on_eight import run_on_eight
 
 
-def test_on_eight_devices():
-    script = pathlib.Path(__file__).parent / "helpers" / "data_parallel_steps.py"
-    flags = "--xla_force_host_platform_device_count=8"
-    result = subprocess.run(
-        [sys.executable, "-W", "error", str(script)],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
+def test_steps_of_eight_devices_are_those_of_one():
+    run_on_eight("data_parallel_steps")
 
 
 def test_an_axis_outside_of_shard_map_is_an_error():
@@ -29,3 +20,38 @@ def test_an_axis_outside_of_shard_map_is_an_error():
     grads = {"w": jnp.ones((2, 3))}
     with pytest.raises(NameError, match="unbound axis name: data"):
         jax.jit(tx.update)(grads, tx.init({"w": jnp.ones(3)}))
+
+
+TRANSFORMATIONS = {
+    "orthogonalize": osgd_jax.orthogonalize(),
+    "aggregate": osgd_jax.aggregate(weightings.mean(), scope="leaf"),
+    "graddrop": osgd_jax.graddrop(0),
+    "moco": osgd_jax.moco(2),
+    "db_mtl": osgd_jax.db_mtl(2),
+    "excess_mtl": osgd_jax.excess_mtl(2),
+    "clip_task_norms": osgd_jax.clip_task_norms(1.0),
+    "normalize_task_norms": osgd_jax.normalize_task_norms(),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_gradients_of_each_device_alone_are_refused(name):
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    tx, params = TRANSFORMATIONS[name], jnp.ones(3)
+
+    def step(rows, average):
+        rows = jax.lax.pcast(rows, "data", to="varying")
+        rows = jax.lax.pmean(rows, "data") if average else rows
+        updates, _ = tx.update(rows, tx.init(params), params, losses=jnp.ones(2))
+        return updates
+
+    def traced(average):
+        mapped = jax.shard_map(
+            lambda rows: step(rows, average), mesh=mesh, in_specs=P(), out_specs=P()
+        )
+        return jax.eval_shape(mapped, jnp.ones((2, 3)))
+
+    tx = optax.with_extra_args_support(tx)
+    traced(average=True)
+    with pytest.raises(ValueError, match=r"mesh axis 'data'.*jax\.lax\.pmean"):
+        traced(average=False)

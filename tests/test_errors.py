@@ -17,6 +17,11 @@ def update(grads, params=None, **kwargs):
     return jax.eval_shape(lambda grads: tx.update(grads, tx.init(params), params)[0], grads)
 
 
+def update_with(losses):
+    tx = osgd_jax.aggregate(osgd_jax.weightings.stch())
+    return tx.update(TWO, tx.init(PARAMS), PARAMS, losses=losses)
+
+
 def with_state():
     return Weighting(lambda: jnp.zeros(2), lambda gramian, state, **_: (jnp.ones(2), state))
 
@@ -42,6 +47,30 @@ CASES = {
         r"\['a'\] has dtype int32.*real floating",
     ),
     "complex gradients": (lambda: update(jnp.ones((2, 3), jnp.complex64)), "complex64.*real"),
+    "eight bits": (
+        lambda: update(jnp.ones((2, 3), jnp.float8_e4m3fn)),
+        "dtype float8_e4m3fn; it must be of a real floating dtype of at least 16 bits",
+    ),
+    "parameters of eight bits": (
+        lambda: osgd_jax.moco(2).init(jnp.ones(3, jnp.float8_e5m2)),
+        "a parameter has dtype float8_e5m2; it must be",
+    ),
+    "ordinary gradients": (
+        lambda: update(PARAMS | {"b": jnp.ones(1)}, PARAMS | {"b": jnp.ones(1)}),
+        r"\['a'\] has shape \(3,\).*Ordinary gradients have no task axis",
+    ),
+    "ordinary gradients for what has a memory": (
+        lambda: (tx := osgd_jax.moco(3)).update(jnp.ones((3, 4)), tx.init(jnp.ones((3, 4)))),
+        r"a gradient has shape \(3, 4\) with the task axis in front; the state is for a .*\(3, 4\)",
+    ),
+    "a state for other parameters": (
+        lambda: (tx := osgd_jax.moco(2)).update({"a": jnp.ones((2, 3))}, tx.init({"b": 1.0})),
+        "the state is for other parameters than the gradients",
+    ),
+    "an update that is none": (
+        lambda: jnp.ones(3) + TaskRows(jnp.ones((2, 3)), (0, 1), 2),
+        "a TaskRows holds the gradients of several losses.*to freeze parameters",
+    ),
     "as many rows as tasks": (
         lambda: update({"a": TaskRows(jnp.ones((3, 3)), (0, 1), 2)}),
         r"\['a'\] has rows of shape \(3, 3\) for the tasks \(0, 1\)",
@@ -111,6 +140,42 @@ CASES = {
         lambda: (tx := osgd_jax.aggregate(with_state(), "leaf")).update(TWO, tx.init(None)),
         "keeps a state per task.*there are 2 groups.*Use scope='shared' or scope='all'",
     ),
+    "a weighting that was not called": (
+        lambda: osgd_jax.aggregate(osgd_jax.weightings.upgrad),
+        r"weighting=<function upgrad .* must be a Weighting.*osgd_jax\.weightings\.upgrad\(",
+    ),
+    "the name of a weighting": (
+        lambda: osgd_jax.aggregate("mgda"),
+        r"weighting='mgda' must be a Weighting.*osgd_jax\.weightings\.mgda\(",
+    ),
+    "a weighting that is none": (lambda: osgd_jax.aggregate(None), "weighting=None must be a"),
+    "a broken seed": (
+        lambda: osgd_jax.orthogonalize("random", key=0.5),
+        "key=0.5 must be an integer seed or one PRNG key",
+    ),
+    "a word for a key": (lambda: osgd_jax.graddrop("a"), "key='a' must be an integer seed"),
+    "a batch of keys": (
+        lambda: osgd_jax.osgd(0.1, key=jax.random.split(jax.random.key(0), 3)),
+        r"key=an array of shape \(3,\) .* must be an integer seed or one PRNG key",
+    ),
+    "a batch of raw keys": (
+        lambda: osgd_jax.osgd(0.1, key=jax.random.split(jax.random.PRNGKey(0), 3)),
+        r"key=an array of shape \(3, 2\) and dtype uint32 must be",
+    ),
+    "losses of another number": (
+        lambda: update_with(jnp.ones(3)),
+        "losses has 3 losses; the gradients are of 2 tasks",
+    ),
+    "losses by name, of another number": (
+        lambda: update_with({"a": 1.0}),
+        "losses has 1 losses; the gradients are of 2 tasks",
+    ),
+    "losses of each example": (
+        lambda: update_with((jnp.ones(4), jnp.ones(4))),
+        r"losses\[0\] has shape \(4,\)",
+    ),
+    "complex losses of tasks": (lambda: update_with(jnp.ones(2, complex)), "dtype complex64"),
+    "a word for losses": (lambda: update_with("ab"), "losses='ab' is not a number"),
     "max_norm": (lambda: osgd_jax.clip_task_norms(0.0), r"max_norm=0.0 must be above zero"),
     # The loss function.
     "a scalar loss": (

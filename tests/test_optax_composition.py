@@ -3,6 +3,7 @@
 import functools
 import pickle
 
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,6 +90,57 @@ def test_partition_with_a_tree_of_labels(grads):
     heads, _ = jax.jit(inner.update)({"heads": grads["heads"]}, inner.init({}))
     assert_close(updates["heads"], times(-0.5, heads["heads"]))
     assert jax.tree.structure(state) == jax.tree.structure(tx.init(PARAMS))
+
+
+FROZEN = {"stem": True, "middle": False, "heads": [False, True]}
+
+
+@FORMS
+def test_parameters_are_frozen_after_it(grads):
+    frozen = optax.masked(optax.set_to_zero(), FROZEN)
+    updates, _ = step(optax.chain(osgd_jax.osgd(0.1), frozen), grads)
+    expected = jax.tree.map(lambda f, u: 0 * u if f else -0.1 * u, FROZEN, direction())
+    assert_close(updates, expected)
+
+
+def test_parameters_are_frozen_by_a_partition_of_task_transformations():
+    labels = jax.tree.map(lambda frozen: "frozen" if frozen else "trained", FROZEN)
+    none = optax.chain(osgd_jax.aggregate(osgd_jax.weightings.sum()), optax.set_to_zero())
+    tx = optax.partition({"trained": osgd_jax.osgd(0.1), "frozen": none}, labels)
+    for grads in (RAGGED, DENSE):
+        updates, _ = step(tx, grads)
+        fits = jax.tree.map(lambda u, p: u.shape == p.shape, updates, PARAMS)
+        assert jax.tree.all(fits)
+        assert all(
+            np.any(u) != f
+            for f, u in zip(jax.tree.leaves(FROZEN), jax.tree.leaves(updates), strict=True)
+        )
+
+
+def test_a_partition_with_set_to_zero_says_how_to_freeze():
+    labels = jax.tree.map(lambda frozen: "frozen" if frozen else "trained", FROZEN)
+    tx = optax.partition({"trained": osgd_jax.osgd(0.1), "frozen": optax.set_to_zero()}, labels)
+    updates, _ = tx.update(RAGGED, tx.init(PARAMS), PARAMS)
+    with pytest.raises(ValueError, match=r"to freeze parameters.*optax\.set_to_zero"):
+        optax.apply_updates(PARAMS, updates)
+
+
+def test_multi_steps_around_it_says_where_it_stands():
+    tx = optax.MultiSteps(osgd_jax.osgd(0.1), 2)
+    with pytest.raises(ValueError, match=r"optax\.MultiSteps.*after .*not around"):
+        tx.update(RAGGED, tx.init(PARAMS), PARAMS)
+
+
+@pytest.mark.parametrize("key", [jax.random.PRNGKey(0), 0], ids=["raw", "seed"])
+def test_which_key_flax_can_serialize(key):
+    tx = osgd_jax.osgd(0.1, order="random", key=key)
+    _, state = step(tx, RAGGED)
+    if isinstance(key, int):
+        with pytest.raises(TypeError, match="PRNGKey"):
+            flax.serialization.to_bytes(state)
+        return
+    restored = flax.serialization.from_bytes(tx.init(PARAMS), flax.serialization.to_bytes(state))
+    assert_close(step(tx, RAGGED, restored)[0], step(tx, RAGGED, state)[0], rtol=0, atol=0)
 
 
 def test_masked_inside():
@@ -239,7 +291,8 @@ def test_losses_are_passed_to_the_weighting():
         return losses, state
 
     tx = osgd_jax.aggregate(osgd_jax.weightings.Weighting(lambda: (), weigh), scope="all")
-    for form in ((2.0, 3.0), [jnp.float32(2), jnp.float32(3)], jnp.asarray([2.0, 3.0])):
+    forms = ((2.0, 3), [jnp.float32(2), jnp.float32(3)], jnp.asarray([2.0, 3.0]))
+    for form in (*forms, {"a": 2.0, "b": 3.0}):
         updates, _ = tx.update(DENSE, tx.init(PARAMS), PARAMS, losses=form)
         assert_close(updates, jax.tree.map(lambda g: 2 * g[0] + 3 * g[1], DENSE))
         assert seen[-1].shape == (2,)

@@ -201,6 +201,23 @@ def test_random_order_is_the_same_for_all_groups_of_a_step(x64):
         np.testing.assert_array_equal(updates["a"], updates["b"])
 
 
+def test_the_default_scope_is_all_for_orthogonalize_and_shared_for_aggregate():
+    rng = np.random.default_rng(0)
+    grads = {name: jnp.asarray(rng.normal(size=(2, 4)), jnp.float32) for name in ("stem", "head")}
+    grads["head"] = grads["head"].at[1].set(0)
+    params = {"stem": jnp.zeros(4), "head": jnp.zeros(4)}
+
+    def update(tx):
+        return tx.update(grads, tx.init(params), params)[0]["head"]
+
+    everywhere = update(osgd_jax.orthogonalize(scope="all"))
+    np.testing.assert_array_equal(update(osgd_jax.orthogonalize()), everywhere)
+    np.testing.assert_array_equal(update(osgd_jax.osgd(1.0)), -everywhere)
+    weighting = osgd_jax.weightings.orthogonal()
+    np.testing.assert_array_equal(update(osgd_jax.aggregate(weighting)), grads["head"][0])
+    assert not np.allclose(everywhere, grads["head"][0])
+
+
 def test_private_parameters_keep_their_gradient_with_scope_shared():
     rows = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
     head = np.asarray([[1, 2], [0, 0]], np.float32)

@@ -319,7 +319,7 @@ ERRORS = {
     ),
     "losses of another number": (
         lambda: update_of(osgd_jax.db_mtl(K), RAGGED[0], losses=jnp.ones(2)),
-        "one loss for each of the 3 tasks",
+        "losses has 2 losses; the gradients are of 3 tasks",
     ),
     "number of tasks": (
         lambda: update_of(osgd_jax.moco(2), RAGGED[0]),

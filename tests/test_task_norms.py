@@ -66,27 +66,6 @@ def test_a_zero_gradient_stays_zero_and_nan_stays_nan():
         np.testing.assert_allclose(scaled[2], [0.6, 0.8], rtol=1e-6)
 
 
-def test_gradients_of_each_device_alone_are_refused():
-    mesh = jax.make_mesh((1,), ("data",))
-    tx = osgd_jax.clip_task_norms(1.0)
-
-    def clipped(rows, average):
-        own = jax.lax.pcast(rows, "data", to="varying")
-        rows = jax.lax.pmean(own, "data") if average else own
-        return tx.update(rows, tx.init(None))[0]
-
-    def everywhere(average):
-        specs = jax.sharding.PartitionSpec()
-        mapped = jax.shard_map(
-            lambda rows: clipped(rows, average), mesh=mesh, in_specs=specs, out_specs=specs
-        )
-        return jax.jit(mapped)(jnp.array([[3.0, 4.0], [0.3, 0.4]]))
-
-    np.testing.assert_allclose(everywhere(True), [[0.6, 0.8], [0.3, 0.4]], rtol=1e-6)
-    with pytest.raises(ValueError, match=r"mesh axis 'data'.*jax\.lax\.pmean"):
-        everywhere(False)
-
-
 def test_before_orthogonalize_in_a_chain():
     dense, ragged, norms = task_gradients([0.1, 1.0, 100.0])
     tx = optax.chain(

@@ -16,6 +16,7 @@ from osgd_jax._row_methods._memory import (
     with_memory,
 )
 from osgd_jax._scopes import Groups, Scope
+from osgd_jax.weightings._tools import safe_sqrt
 
 
 def db_mtl(
@@ -31,7 +32,9 @@ def db_mtl(
 
     With scope `"shared"`, parameters that one loss reaches keep their own gradient, that of the
     loss (the paper lets them follow the logarithm of the loss). For what composes, see `aggregate`.
-    The state is K times as large as the parameters, in float32 or wider.
+    Inside `jax.shard_map`, average the task gradients over the devices first; those of each device
+    alone are refused, unless `check_vma=False` hides them. The state is K times as large as the
+    parameters, in float32 or wider.
 
     Source: Lin, Jiang, Ye, Zhang, Chen, Chen, Liu, Tsang and Kwok, "Dual-Balancing for Multi-Task
     Learning", arXiv 2308.12029, 2023.
@@ -69,7 +72,7 @@ def db_mtl(
         active = squares > 0
         smallest = jnp.finfo(squares.dtype).tiny
         top = jnp.max(jnp.where(active, scales, 0), initial=smallest)
-        norms = jnp.sqrt(squares) * (scales / top)
+        norms = safe_sqrt(squares) * (scales / top)
         weights = jnp.where(active, jnp.max(norms) / jnp.maximum(norms, smallest), 0)
         return Step(means, weights, means, ())
 

@@ -1,5 +1,6 @@
 """ExcessMTL: more weight to the tasks that are farther from where they can get."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from osgd_jax._row_methods._memory import (
     with_memory,
 )
 from osgd_jax._scopes import Groups, Scope
-from osgd_jax.weightings._tools import softmax_of_active
+from osgd_jax.weightings._tools import safe_hypot, softmax_of_active
 
 
 class _Risks(NamedTuple):
@@ -43,8 +44,10 @@ def excess_mtl(
     A task's first step counts as r_i = 0. A task whose gradient is zero has no part in the sum.
 
     With scope `"shared"`, parameters that one loss reaches keep their own gradient, and have no
-    part in the estimates. For what composes, see `aggregate`. The state is K times as large as the
-    parameters, in float32 or wider.
+    part in the estimates. For what composes, see `aggregate`. Inside `jax.shard_map`, average the
+    task gradients over the devices first; those of each device alone are refused, unless
+    `check_vma=False` hides them. The state is K times as large as the parameters, in float32 or
+    wider.
 
     Source: He, Zhou, Zhang, Yun, Xu, Zeng, Chilimbi and Zhao, "Robust Multi-Task Learning with
     Excess Risks", ICML 2024 (arXiv 2402.02009).
@@ -69,7 +72,7 @@ def excess_mtl(
         gradients: list[jax.Array], state: MemoryState, groups: Groups, losses: jax.Array | None
     ) -> Step:
         del losses
-        roots = [jnp.hypot(h, g) for h, g in zip(state.memory, gradients, strict=True)]
+        roots = [safe_hypot(h, g) for h, g in zip(state.memory, gradients, strict=True)]
         scales = _gramian.row_scales(largest_of(gradients, groups))
         scaled = sum_of(
             [
@@ -89,6 +92,6 @@ def excess_mtl(
         return Step(gradients, weights.astype(excess.dtype), roots, tasks)
 
     def start() -> _Risks:
-        return _Risks(jnp.full(num_tasks, -jnp.log(num_tasks)), jnp.zeros(num_tasks))
+        return _Risks(jnp.full(num_tasks, -math.log(num_tasks), float), jnp.zeros(num_tasks))
 
     return with_memory("excess_mtl", num_tasks, scope, start, step)

@@ -1,6 +1,5 @@
 """GradDrop: where gradients disagree in sign, one sign is drawn and the other dropped."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from osgd_jax import _gramian
+from osgd_jax import _balancing, _data_parallel, _gramian
 from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows
-from osgd_jax._transforms import random_key
+from osgd_jax.weightings._checks import check_range
+from osgd_jax.weightings._tools import Numbers
 
 
 class GradDropState(NamedTuple):
@@ -19,9 +19,7 @@ class GradDropState(NamedTuple):
     key: jax.Array
 
 
-def graddrop(
-    key: jax.Array | int, leak: float | Sequence[float] = 0.0
-) -> optax.GradientTransformationExtraArgs:
+def graddrop(key: jax.Array | int, leak: Numbers = 0.0) -> optax.GradientTransformationExtraArgs:
     """Draw one sign for each number in the parameters, and add up the gradients of that sign.
 
     The positive sign has the probability (1 + Σ g_i / Σ |g_i|) / 2, with sums over the tasks. A
@@ -30,7 +28,9 @@ def graddrop(
     Every number is balanced by itself, so there is no scope to choose, and a parameter that one
     loss reaches keeps its own gradient. A NaN or infinity in a gradient makes that number of the
     update NaN. The paper also has a form for activations, with sums over a batch; this one is for
-    the gradients of parameters. For what composes, see `aggregate`.
+    the gradients of parameters. For what composes, see `aggregate`. Inside `jax.shard_map`, average
+    the task gradients over the devices first; those of each device alone are refused, unless
+    `check_vma=False` hides them.
 
     Source: Chen, Ngiam, Huang, Luong, Kretzschmar, Chai and Anguelov, "Just Pick a Sign: Optimizing
     Deep Multitask Models with Gradient Sign Dropout", NeurIPS 2020 (arXiv 2010.06808).
@@ -51,13 +51,13 @@ def graddrop(
         raise ValueError(
             "graddrop draws signs at each step and needs a PRNG key or a seed: pass key=."
         )
-    leaks = np.asarray(leak, float)
-    if leaks.ndim > 1 or not ((leaks >= 0) & (leaks <= 1)).all():
-        raise ValueError(f"leak={leak!r} must be between 0 and 1, one number or one for each task.")
+    wanted = "between 0 and 1, one number or one for each task"
+    check_range("leak", leak, wanted, lambda leak: (leak >= 0) & (leak <= 1), most_axes=1)
+    _balancing.check_key(key)
 
     def init(params: ArrayTree) -> Any:
         del params
-        return GradDropState(random_key(key))  # pyright: ignore[reportArgumentType] - not None
+        return GradDropState(_balancing.random_key(key))  # pyright: ignore[reportArgumentType] - not None
 
     def update(
         updates: ArrayTree, state: Any, params: ArrayTree | None = None, **extra_args: Any
@@ -66,19 +66,24 @@ def graddrop(
         leaves = _gramian.leaves_of(updates, params)
         if not leaves:
             return updates, state
-        num_tasks = leaves[0].num_tasks
-        if leaks.ndim == 1 and len(leaks) != num_tasks:
-            raise ValueError(f"leak has {len(leaks)} numbers; there are {num_tasks} tasks.")
-        by_task = np.broadcast_to(leaks, num_tasks)
+        _data_parallel.check_same(leaves, "average them first, by jax.lax.pmean")
+        leaks = _one_for_each_task(leak, leaves[0].num_tasks)
         next_key, *keys = jax.random.split(state.key, len(leaves) + 1)
-        picked = [_pick_signs(leaf, by_task, k) for leaf, k in zip(leaves, keys, strict=True)]
+        picked = [_pick_signs(leaf, leaks, k) for leaf, k in zip(leaves, keys, strict=True)]
         treedef = jax.tree.structure(updates, is_leaf=is_task_rows)
         return treedef.unflatten(picked), GradDropState(next_key)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _pick_signs(leaf: TaskRows, leaks: np.ndarray, key: jax.Array) -> jax.Array:
+def _one_for_each_task(leak: Numbers, num_tasks: int) -> jax.Array:
+    leaks = jnp.asarray(leak, float)
+    if leaks.ndim == 1 and len(leaks) != num_tasks:
+        raise ValueError(f"leak has {len(leaks)} numbers; there are {num_tasks} tasks.")
+    return jnp.broadcast_to(leaks, num_tasks)
+
+
+def _pick_signs(leaf: TaskRows, leaks: jax.Array, key: jax.Array) -> jax.Array:
     dtype = _gramian.accumulation_dtype([leaf])
     rows = leaf.rows.astype(dtype)
     # Divided by the largest of the tasks', so that no sum leaves the range.
@@ -88,7 +93,7 @@ def _pick_signs(leaf: TaskRows, leaks: np.ndarray, key: jax.Array) -> jax.Array:
     purity = (1 + jnp.sum(rows, axis=0) / jnp.where(total == 0, 1, total)) / 2
     positive = jax.random.uniform(key, purity.shape, dtype) < purity
     kept = jnp.where(positive, rows > 0, rows < 0)
-    leak = jnp.asarray(leaks[list(leaf.tasks)], dtype).reshape(-1, *[1] * (rows.ndim - 1))
+    leak = leaks[np.array(leaf.tasks, int)].astype(dtype).reshape(-1, *[1] * (rows.ndim - 1))
     # A product with zero, not a selection: it lets a NaN through.
     picked = jnp.sum(jnp.where(kept, 1, leak) * rows, axis=0)
     return (largest * picked).astype(leaf.rows.dtype)

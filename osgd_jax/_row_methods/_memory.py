@@ -7,15 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from osgd_jax import _gramian, _scopes
+from osgd_jax import _balancing, _data_parallel, _gramian, _scopes
 from osgd_jax._scopes import Groups, Scope
 from osgd_jax._task_rows import ArrayTree, TaskRows, densify, is_task_rows
-from osgd_jax._transforms import (
-    check_one_group,
-    python_bools,
-    saturate,
-    stack_losses,
-)
+from osgd_jax.weightings._checks import check_range
 from osgd_jax.weightings._tools import check_losses, check_num_tasks
 
 
@@ -77,6 +72,7 @@ def with_memory(
 
     def init(params: ArrayTree) -> Any:
         def zeros(param: Any) -> jax.Array:
+            _gramian.check_dtype("a parameter", jnp.result_type(param))
             dtype = jnp.result_type(jnp.float32, param)
             # Stacked, so that the sharding of the parameters is kept.
             return jnp.stack([jnp.zeros_like(param, dtype)] * num_tasks)
@@ -95,77 +91,90 @@ def with_memory(
         leaves = _gramian.leaves_of(updates, params)
         if not leaves:
             return updates, state
+        _data_parallel.check_same(leaves, "average them first, by jax.lax.pmean")
         dtype = _gramian.accumulation_dtype(leaves)
         own = jnp.ones(leaves[0].num_tasks, dtype)
         check_num_tasks(num_tasks, own, method)
-        losses = check_losses(stack_losses(losses, dtype), own, method) if needs_losses else None
+        losses = _balancing.stack_losses(losses, num_tasks, dtype)
+        losses = check_losses(losses, own, method) if needs_losses else None
         groups = _scopes.group(scope, leaves, updates, params)
-        check_one_group(groups, method)
+        _balancing.check_one_group(groups, method)
         treedef = jax.tree.structure(updates, is_leaf=is_task_rows)
         alone = [_gramian.combine_leaf(leaf, own) for leaf in leaves]
         if groups.num_groups == 0:
             return treedef.unflatten(alone), state
 
-        memory = treedef.flatten_up_to(state.memory)
+        memory = _memory_of(state, leaves, treedef)
         gradients = [jnp.asarray(densify(leaf)).astype(dtype) for leaf in leaves]
         new = step(gradients, state._replace(memory=memory), groups, losses)
 
         finite = jnp.all(jnp.isfinite(largest_of(gradients, groups)))
         if losses is not None:
             finite &= jnp.all(jnp.isfinite(losses))
-        weights = saturate(new.weights[None], largest_of(new.rows, groups)[None])[0]
+        weights = _balancing.saturate(new.weights[None], largest_of(new.rows, groups)[None])[0]
         weights = jnp.where(finite, weights, jnp.nan)
-        private = python_bools(groups.private)
+        private = _balancing.python_bools(groups.private)
         together = [
             combine_rows(rows, weights, leaf) for rows, leaf in zip(new.rows, leaves, strict=True)
         ]
         combined = [_select(*arrays) for arrays in zip(private, alone, together, strict=True)]
-        next_memory = [
-            _select(is_private, old, jnp.where(finite, after.astype(old.dtype), old))
-            for is_private, old, after in zip(private, memory, new.memory, strict=True)
-        ]
-        next_tasks, next_steps = jax.tree.map(
-            lambda after, old: jnp.where(finite, after.astype(old.dtype), old),
-            (new.tasks, state.steps + 1),
-            (state.tasks, state.steps),
-        )
-        next_state = MemoryState(treedef.unflatten(next_memory), next_tasks, next_steps)
-        return treedef.unflatten(combined), next_state
+        kept = [_select(*arrays) for arrays in zip(private, memory, new.memory, strict=True)]
+        next_state = MemoryState(treedef.unflatten(kept), new.tasks, state.steps + 1)
+        return treedef.unflatten(combined), _balancing.unless_spoiled(next_state, state, finite)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _memory_of(state: MemoryState, leaves: list[TaskRows], treedef: Any) -> list[jax.Array]:
+    """Return the memory as a list.
+
+    Raises:
+      ValueError: gradients for other parameters than those that the state was made for.
+    """
+    try:
+        memory = treedef.flatten_up_to(state.memory)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the state is for other parameters than the gradients: {error}") from None
+    for rows, leaf in zip(memory, leaves, strict=True):
+        if rows.shape[1:] != leaf.rows.shape[1:]:
+            raise ValueError(
+                f"a gradient has shape {leaf.rows.shape} with the task axis in front; the state is"
+                f" for a parameter of shape {rows.shape[1:]}."
+            )
+    return memory
+
+
 def combine_rows(rows: jax.Array, weights: jax.Array, leaf: TaskRows) -> jax.Array:
-    """Weighted sum of dense rows, in the dtype of the gradient."""
+    """Add up dense rows with weights, in the dtype of the gradient."""
     dense = TaskRows(rows, tuple(range(leaf.num_tasks)), leaf.num_tasks)
     return _gramian.combine_leaf(dense, weights).astype(leaf.rows.dtype)
 
 
 def largest_of(rows: list[jax.Array], groups: Groups) -> jax.Array:
-    """Largest magnitude in the rows of each task over the group, `[K]`."""
+    """Find the largest magnitude in the rows of each task over the group, `[K]`."""
     return groups.max([jnp.max(jnp.abs(r), axis=_parameter_axes(r), initial=0) for r in rows])[0]
 
 
 def sum_of(rows: list[jax.Array], groups: Groups) -> jax.Array:
-    """Sum of the rows of each task over the group, `[K]`."""
+    """Add up the rows of each task over the group, `[K]`."""
     return groups.sum([jnp.sum(r, axis=_parameter_axes(r)) for r in rows])[0]
 
 
 def by_task(values: jax.Array, rows: jax.Array) -> jax.Array:
-    """One number for each task `[K]`, in a shape that multiplies rows `[K, ...]`."""
+    """Shape one number for each task, `[K]`, to multiply rows `[K, ...]`."""
     return values.reshape(-1, *[1] * (rows.ndim - 1))
 
 
 def rate_at(rate: optax.ScalarOrSchedule, steps: jax.Array) -> Any:
-    """The rate after this many steps, from a number or a schedule."""
+    """Return the rate after this many steps, from a number or a schedule."""
     return rate(steps) if callable(rate) else rate
 
 
 def check_rate(rate: optax.ScalarOrSchedule, name: str, most: float) -> None:
-    """Raise a ValueError for a number below zero or above `most`."""
-    if isinstance(rate, int | float) and not 0 <= rate <= most:
-        limit = "at least 0" if np.isinf(most) else f"between 0 and {most:g}"
-        raise ValueError(f"{name}={rate} must be {limit}.")
+    """Raise a ValueError for a number below zero or above `most`, unless it is traced."""
+    limit = "at least 0" if np.isinf(most) else f"between 0 and {most:g}"
+    if not callable(rate):
+        check_range(name, rate, limit, lambda rate: (rate >= 0) & (rate <= most))
 
 
 def _parameter_axes(rows: jax.Array) -> tuple[int, ...]:

@@ -38,7 +38,9 @@ def moco(
     this in a chain removes it (the authors scale each gradient to the length of its loss).
 
     With scope `"shared"`, parameters that one loss reaches keep their own gradient. For what
-    composes, see `aggregate`. The state is K times as large as the parameters, in float32 or wider.
+    composes, see `aggregate`. Inside `jax.shard_map`, average the task gradients over the devices
+    first; those of each device alone are refused, unless `check_vma=False` hides them. The state is
+    K times as large as the parameters, in float32 or wider.
 
     Source: Fernando, Shen, Liu, Chaudhury, Murugesan and Chen, "Mitigating Gradient Bias in
     Multi-objective Learning: A Provably Convergent Approach", ICLR 2023.
@@ -85,6 +87,6 @@ def moco(
         return Step(means, shares.astype(scales.dtype), means, shares)
 
     def equal_shares() -> jax.Array:
-        return jnp.full(num_tasks, 1 / num_tasks)
+        return jnp.full(num_tasks, 1 / num_tasks, float)
 
     return with_memory("moco", num_tasks, scope, equal_shares, step)

@@ -1,4 +1,4 @@
-"""Steps with `axis_name`, for `test_data_parallel.py`, which runs this on eight CPU devices.
+"""Steps with `axis_name`, which `test_data_parallel.py` runs on eight CPU devices.
 
 Each case compares a step of eight devices, each on its part of the batch, with one device's on all.
 """
@@ -30,6 +30,7 @@ PARAMS = jax.tree.map(
         "late": (64, 64),
         "heads": [(64, 3), (64, 3), (64, 5)],
         "unused": (7,),
+        "empty": (0, 3),
     },
     is_leaf=lambda node: isinstance(node, tuple),
 )
@@ -39,7 +40,7 @@ SCOPES = [
     "all",
     "leaf",
     "reach",
-    {"stem": 0, "bias": 1, "late": 1, "heads": [0, 1, 1], "unused": 0},
+    {"stem": 0, "bias": 1, "late": 1, "heads": [0, 1, 1], "unused": 0, "empty": 1},
 ]
 
 
@@ -48,7 +49,8 @@ def losses(params, inputs):
     late = early + jnp.tanh(early @ params["late"])
     hidden = (early, late, late * early)
     heads = zip(hidden, params["heads"], strict=True)
-    return tuple(jnp.mean((h @ head - k) ** 2) for k, (h, head) in enumerate(heads))
+    nothing = jnp.sum(params["empty"])
+    return tuple(nothing + jnp.mean((h @ head - k) ** 2) for k, (h, head) in enumerate(heads))
 
 
 def grads_of(params, inputs, dense=False):
@@ -150,6 +152,24 @@ def check_nan_and_summed_gradients():
         jax.jit(mapped).lower(PARAMS, INPUTS)
 
 
+def check_axis_name_forgotten():
+    tx = osgd_jax.orthogonalize()
+    with pytest.raises(ValueError, match=r"mesh axis 'd'.*pass axis_name='d'"):
+        on_eight(tx)
+    with pytest.raises(ValueError, match=r"check_vma=False.*Pass axis_name='d'"):
+        on_eight(tx, check_vma=False)
+
+    def averaged(params, inputs):
+        grads = jax.lax.pmean(grads_of(params, inputs), "d")
+        tx = osgd_jax.orthogonalize(axis_name="d")
+        return tx.update(grads, tx.init(params), params)
+
+    mapped = jax.shard_map(
+        averaged, mesh=MESH, in_specs=(P(), P("d")), out_specs=P(), check_vma=False
+    )
+    assert_close(jax.jit(mapped)(PARAMS, INPUTS), on_one_device(tx))
+
+
 def moved_bytes(compiled):
     """Bytes that each device sends, by kind, with the usual ring algorithms times D / (D - 1)."""
     sent = {"all-reduce": 0, "reduce-scatter": 0, "all-gather": 0}
@@ -169,14 +189,14 @@ def check_bytes():
 
     mapped = jax.shard_map(sgd, mesh=MESH, in_specs=(P(), P("d")), out_specs=P())
     base = moved_bytes(jax.jit(mapped).lower(PARAMS, INPUTS).compile())
-    used = {name: leaf for name, leaf in PARAMS.items() if name != "unused"}
+    used = {name: leaf for name, leaf in PARAMS.items() if name not in ("unused", "empty")}
     sizes = [leaf.size for leaf in jax.tree.leaves(used)]
     # The gradient of the unused array may be summed, too.
     assert 2 * 4 * sum(sizes) <= sum(base.values()) <= 2 * 4 * (sum(sizes) + 7)
     tx = osgd_jax.orthogonalize(axis_name="d")
     sent = moved_bytes(on_eight(tx))
     reach = osgd_jax.reach(losses)(PARAMS, INPUTS)
-    del reach["unused"]
+    del reach["unused"], reach["empty"]
     rows = [len(tasks) for tasks in jax.tree.leaves(reach, is_leaf=lambda n: isinstance(n, tuple))]
     padded = [size + -size % D for size in sizes]
     assert sent["reduce-scatter"] == 4 * int(np.dot(rows, padded))
@@ -216,5 +236,6 @@ if __name__ == "__main__":
     check_other_ways()
     check_same_weights_everywhere()
     check_nan_and_summed_gradients()
+    check_axis_name_forgotten()
     check_bytes()
     check_row_memory()

@@ -55,7 +55,7 @@ def orthogonalize(
     grads: Sequence[np.ndarray],
     reach: Sequence[set[int]],
     order: Sequence[int],
-    scope: str | Sequence[Hashable] = "shared",
+    scope: str | Sequence[Hashable] = "all",
     tolerance: float = 1e-12,
 ) -> list[np.ndarray]:
     """The direction of orthogonalized SGD for each parameter array."""

@@ -1,7 +1,9 @@
-"""Steps on several devices, for `test_sharding.py`, which runs this on eight forced CPU devices.
+"""Steps on several devices, which `test_sharding.py` runs on eight forced CPU devices.
 
 Each case compares a step over a mesh with the same step on one device.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +67,36 @@ def check_sharded_inputs(axis_type):
             assert_close(jax.jit(step)(params, inputs), EXPECTED)
 
 
+def check_methods_with_a_memory(axis_type):
+    """Parameters that not all losses reach, sharded, and what is remembered with them."""
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(axis_type,))
+    reach = {"all": (0, 1, 2), "some": (1, 2), "own": (0,), "none": ()}
+    params = {name: rng.normal(size=(3, 16)).astype(np.float32) for name in reach}
+    values = jnp.array([0.5, 1.0, 2.0])
+    methods = [osgd_jax.moco(3), osgd_jax.db_mtl(3), osgd_jax.excess_mtl(3), osgd_jax.graddrop(0)]
+    methods.append(osgd_jax.aggregate(osgd_jax.weightings.upgrad(), scope="reach"))
+
+    def loss_fn(params):
+        sums = {name: jnp.sum(jnp.sin(p)) for name, p in params.items()}
+        return tuple(
+            sum((k + 1) * sums[name] ** 2 for name, tasks in reach.items() if k in tasks)
+            for k in range(3)
+        )
+
+    def step(tx, params):
+        grads = osgd_jax.task_grads(loss_fn)(params)
+        updates, state = tx.update(grads, tx.init(params), params, losses=values)
+        return updates, tx.update(grads, state, params, losses=values)[0]
+
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(params, NamedSharding(mesh, P(None, "d")))
+        found = [jax.jit(functools.partial(step, tx))(sharded) for tx in methods]
+        for leaf in jax.tree.leaves(found):
+            assert leaf.sharding.spec == P(None, "d") or axis_type == AxisType.Auto
+    for tx, updates in zip(methods, found, strict=True):
+        assert_close(updates, jax.jit(functools.partial(step, tx))(params))
+
+
 def check_shard_map(averaged_in_loss):
     mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
 
@@ -89,5 +121,7 @@ if __name__ == "__main__":
     assert len(jax.devices()) == 8
     check_sharded_inputs(AxisType.Auto)
     check_sharded_inputs(AxisType.Explicit)
+    check_methods_with_a_memory(AxisType.Auto)
+    check_methods_with_a_memory(AxisType.Explicit)
     check_shard_map(averaged_in_loss=True)
     check_shard_map(averaged_in_loss=False)
