@@ -127,6 +127,8 @@ def _weighting(name: str, num_tasks: int | None) -> weightings.Weighting:
     ]
     if required == ["num_tasks"]:
         return make(num_tasks)
+    if name == "constant":
+        raise ValueError("optimizer='constant' needs weights; use sgd with --loss-weights.")
     if required:
-        raise ValueError(f"optimizer={name!r} needs {required[0]}; use sgd with --loss-weights.")
+        raise ValueError(f"optimizer={name!r} needs {required[0]}, which no option can give.")
     return make()
