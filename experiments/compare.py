@@ -41,7 +41,7 @@ _ALONE = "each alone"
 class Config:
     """What to compare.
 
-    The defaults are those of the study's first net, with a coarser grid; on two cores they take about
+    The defaults are those of the study's first net, with a coarser grid: on two cores, about
     four minutes.
 
     Attributes:
