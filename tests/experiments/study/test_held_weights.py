@@ -42,7 +42,7 @@ def own_weights(params):
 def test_with_the_weights_of_the_batch_it_is_the_direction_of_osgd():
     params = parameters()
     grads, weights = own_weights(params)
-    tx = osgd_jax.orthogonalize()
+    tx = osgd_jax.orthogonalize(scope="shared")
     expected, _ = tx.update(grads, tx.init(params), params)
     direction, aux = held_weights.one_pass(losses_of, params, weights, jnp.inf)
     assert aux == 3
