@@ -59,7 +59,11 @@ def with_example(
     """
     example = lambda kind: jax.ShapeDtypeStruct((1, *input_shape), jnp.result_type(kind))  # noqa: E731
     if dtype is not None:
-        return trace(example(dtype))
+        try:
+            x = example(dtype)
+        except TypeError:
+            raise ValueError(f"dtype={dtype!r} must be a dtype, such as jnp.int32.") from None
+        return trace(x)
     try:
         return trace(example(float))
     except (TypeError, ValueError) as refusal:

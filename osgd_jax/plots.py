@@ -44,8 +44,8 @@ def anytime_curve(
       ValueError: the arguments are not K numbers each, or a cost is not positive.
     """
     axes = _axes(axes)
-    costs, accuracy = np.asarray(costs, float), np.asarray(accuracy, float)
-    error = None if error is None else np.nan_to_num(np.asarray(error, float))
+    costs, accuracy = _numbers("costs", costs), _numbers("accuracy", accuracy)
+    error = None if error is None else np.nan_to_num(_numbers("error", error))
     shapes = [each.shape for each in (costs, accuracy, error) if each is not None]
     if costs.ndim != 1 or len(set(shapes)) > 1:
         raise ValueError(f"costs, accuracy and error must be K numbers each; got shapes {shapes}.")
@@ -79,7 +79,7 @@ def cosines(steps: Any, values: Any, *, axes: "Axes | None" = None) -> "Axes":
       ValueError: `values` is not `[T, K, K]` with K >= 2.
     """
     axes = _axes(axes)
-    steps, values = np.asarray(steps), np.asarray(values)
+    steps, values = _numbers("steps", steps), _numbers("values", values)
     fits = values.ndim == 3 and values.shape[1] == values.shape[2] >= 2
     if not fits or steps.shape != values.shape[:1]:
         raise ValueError(
@@ -149,4 +149,15 @@ def _axes(axes: "Axes | None") -> "Axes":
         from matplotlib import pyplot
     except ImportError:
         raise ImportError("osgd_jax.plots needs matplotlib: pip install matplotlib") from None
-    return pyplot.subplots(layout="constrained")[1] if axes is None else axes
+    if axes is None:
+        return pyplot.subplots(layout="constrained")[1]
+    if not hasattr(axes, "errorbar"):
+        raise ValueError(f"axes={axes!r} must be axes of matplotlib, or None for new ones.")
+    return axes
+
+
+def _numbers(name: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values, float)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}={values!r} must be numbers.") from None

@@ -51,7 +51,13 @@ def test_curve_leaves_out_errors_that_are_unknown(axes):
 
 @pytest.mark.parametrize(
     ("costs", "accuracy", "words"),
-    [([1, 2], [0.5], "shapes"), ([[1]], [[0.5]], "shapes"), ([0, 1], [0.5, 0.9], "positive")],
+    [
+        ("ab", [1, 2], "costs='ab' must be numbers"),
+        ([1, 2], [[1], [1, 2]], "accuracy=.* must be numbers"),
+        ([1, 2], [0.5], "shapes"),
+        ([[1]], [[0.5]], "shapes"),
+        ([0, 1], [0.5, 0.9], "positive"),
+    ],
 )
 def test_curve_refuses_what_it_cannot_draw(axes, costs, accuracy, words):
     with pytest.raises(ValueError, match=words):
@@ -99,6 +105,11 @@ def test_a_subnetwork_is_drawn_as_in_the_whole(net):
         }
 
     assert places(part) == {(x, y) for x, y in places(whole) if y < 1.5}
+
+
+def test_what_is_no_axes_is_named():
+    with pytest.raises(ValueError, match="axes=3 must be axes of matplotlib"):
+        plots.cosines([1], np.zeros((1, 2, 2)), axes=3)
 
 
 def test_missing_matplotlib_is_said(monkeypatch):

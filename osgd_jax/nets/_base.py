@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, Self, SupportsIndex
 
 import jax
@@ -40,7 +41,11 @@ class AnytimeNet(nnx.Module):
       spatial_dims: 1 or 2, the axes of the input between batch and channels.
     """
 
-    def __init__(self, stages: list[Any], *, num_classes: int, in_channels: int, spatial_dims: int):
+    def __init__(
+        self, stages: Sequence[Any], *, num_classes: int, in_channels: int, spatial_dims: int
+    ):
+        if not isinstance(stages, Sequence) or not stages:
+            raise ValueError(f"stages={stages!r} must be a list of modules, one for each output.")
         self.stages = nnx.List(stages)
         self.num_classes = num_classes
         self.in_channels = in_channels

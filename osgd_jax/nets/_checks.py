@@ -97,6 +97,12 @@ def check_rngs(rngs: object) -> None:
         )
 
 
+def check_channels(shape: tuple[int, ...], channels: int) -> None:
+    """Raise a ValueError unless the last axis of `x` has so many channels."""
+    if shape[-1:] != (channels,):
+        raise ValueError(f"x of shape {shape} must have {channels} channels in its last axis.")
+
+
 def check_input(x: Any, spatial_dims: int, in_channels: int) -> None:
     """Raise a ValueError unless `x` is an array `[batch, *spatial, in_channels]`."""
     spatial = "length" if spatial_dims == 1 else "height, width"

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from osgd_jax.nets._checks import (
     check_bool,
+    check_channels,
     check_choice,
     check_float_dtype,
     check_positive,
@@ -85,6 +86,7 @@ class Conv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, *spatial, in_features]` → `[batch, *spatial / stride, out_features]`."""
         kernel = self.kernel[...]
+        check_channels(x.shape, kernel.shape[-2])
         dtype = self.dtype or jnp.result_type(x, kernel)
         if len(self.strides) == 1:
             return _sequence_conv(x.astype(dtype), kernel.astype(dtype), *self.strides)
@@ -140,6 +142,7 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, in_features]` → `[batch, out_features]`."""
         kernel = self.kernel[...]
+        check_channels(x.shape, kernel.shape[0])
         return x.astype(jnp.result_type(x, kernel)) @ kernel + self.bias[...]
 
 

@@ -132,7 +132,9 @@ class ResNet(AnytimeNet):
 
     def make_stage(self, k: int, sizes: Sizes) -> nnx.Module:
         """The stage of output k, for a family to define."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} must define make_stage, as a family does."
+        )
 
 
 class StripedResNet(ResNet):

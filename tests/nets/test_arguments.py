@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import osgd_jax
 from osgd_jax import nets
 from osgd_jax.nets import presets
 
@@ -142,6 +143,13 @@ def small():
 
 
 OF_CALLS = [
+    (lambda net: nets.Conv(3, 4, rngs=RNGS)(np.zeros((1, 8, 8, 2))), "must have 3 channels in its"),
+    (lambda net: nets.Linear(3, 4, rngs=RNGS)(np.zeros((1, 2))), "x of shape (1, 2) must have 3"),
+    (
+        lambda net: nets.AnytimeNet([], num_classes=2, in_channels=1, spatial_dims=2),
+        "stages=[] must",
+    ),
+    (lambda net: osgd_jax.cost(net, (8, 8, 1), dtype="foo"), "dtype='foo' must be a dtype"),
     (lambda net: net(None), "x=None must be an array of shape [batch, height, width, 1]"),
     (lambda net: net("image"), "x='image' must be an array of shape"),
     (lambda net: net(np.zeros((2, 8, 8))), "x of shape (2, 8, 8) must have the shape [batch, "),
