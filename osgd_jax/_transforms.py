@@ -12,7 +12,7 @@ from osgd_jax._data_parallel import AxisName
 from osgd_jax._scopes import Scope
 from osgd_jax._task_rows import ArrayTree, is_task_rows
 from osgd_jax.weightings import Weighting
-from osgd_jax.weightings._orthogonal import Order, check_order
+from osgd_jax.weightings._orthogonal import Order, known_order
 
 
 class AggregateState(NamedTuple):
@@ -164,7 +164,7 @@ def orthogonalize(
     Raises:
       ValueError: as `aggregate`; an order that is no permutation; `"random"` without a key.
     """
-    check_order(order)
+    order = known_order(order)
     if isinstance(order, str) and order == "random" and key is None:
         raise ValueError(
             "order='random' draws a permutation at each step and needs a PRNG key: pass key=."

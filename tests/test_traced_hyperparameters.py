@@ -28,9 +28,9 @@ HYPERPARAMETERS = {
     "stch": (of(weightings.stch), [0.3, 2.0]),
     "gradvac": (of(lambda beta: weightings.gradvac(K, beta)), [0.1, 0.9]),
     "constant": (of(weightings.constant), SHARES),
-    "dwa": (of(lambda temperature: weightings.dwa(K, temperature)), [1.0, 3.0]),
+    "dwa": (of(lambda temperature: weightings.dwa(K, temperature, period=1)), [1.0, 3.0]),
     "famo": (of(lambda rate: weightings.famo(K, rate)), [0.01, 0.1]),
-    "gradnorm": (of(lambda alpha: weightings.gradnorm(K, alpha)), [0.5, 2.0]),
+    "gradnorm": (of(lambda alpha: weightings.gradnorm(K, alpha, alpha / 10)), [0.5, 2.0]),
     "uncertainty": (of(lambda rate: weightings.uncertainty(K, rate)), [0.01, 0.1]),
     "order": (of(weightings.orthogonal), [jnp.array([2, 0, 1]), jnp.array([0, 2, 1])]),
     "graddrop": (lambda leak: osgd_jax.graddrop(0, leak), [0.2, 0.9]),
@@ -45,20 +45,22 @@ for name in ("aligned_mtl", "config", "dualproj", "stch", "upgrad"):
     HYPERPARAMETERS[f"{name}, preference"] = (of(lambda p, make=make: make(preference=p)), SHARES)
 
 
-def two_steps(make, value):
+def three_steps(make, value):
     tx = make(value)
-    state = tx.init(ROWS[0])
-    first, state = tx.update(ROWS, state, ROWS[0], losses=LOSSES)
-    second, _ = tx.update(ROWS[::-1], state, ROWS[0], losses=LOSSES[::-1])
-    return jnp.stack([first, second])
+    state, updates = tx.init(ROWS[0]), []
+    for i, factors in enumerate(([1, 1, 1], [0.7, 0.6, 0.9], [0.6, 0.3, 0.8])):
+        rows, losses = jnp.roll(ROWS, i, axis=0), LOSSES * jnp.array(factors)
+        update, state = tx.update(rows, state, ROWS[0], losses=losses)
+        updates.append(update)
+    return jnp.stack(updates)
 
 
 @pytest.mark.parametrize("name", HYPERPARAMETERS)
 def test_vmap_over_two_values_is_each_of_them(name):
     make, values = HYPERPARAMETERS[name]
-    found = jax.jit(jax.vmap(lambda value: two_steps(make, value)))(jnp.stack(values))
+    found = jax.jit(jax.vmap(lambda value: three_steps(make, value)))(jnp.stack(values))
     for update, value in zip(found, values, strict=True):
-        expected = jax.jit(lambda value=value: two_steps(make, value))()
+        expected = jax.jit(lambda value=value: three_steps(make, value))()
         np.testing.assert_allclose(update, expected, rtol=1e-4, atol=1e-5)
     assert not np.allclose(*found)
 
@@ -75,4 +77,4 @@ def test_inject_hyperparams(name):
     update = jax.jit(lambda state: tx.update(ROWS, state, ROWS[0], losses=LOSSES)[0])
     for value in values:
         state.hyperparams["value"] = jnp.asarray(value)
-        np.testing.assert_allclose(update(state), two_steps(make, value)[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(update(state), three_steps(make, value)[0], rtol=1e-4, atol=1e-5)

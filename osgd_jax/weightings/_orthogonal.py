@@ -1,11 +1,13 @@
 """Orthogonalized SGD: Gram-Schmidt over the task gradients, done on their Gramian."""
 
+import contextlib
 import operator
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from osgd_jax.weightings._base import Weighting, stateless
@@ -38,7 +40,7 @@ def orthogonal(order: Order = "first_to_last") -> Weighting:
       ValueError: `order` is none of these (from here, or while tracing, where K becomes known), or
         it is `"random"` and there is no key.
     """
-    check_order(order)
+    order = known_order(order)
 
     def weigh(
         gramian: jax.Array,
@@ -61,20 +63,26 @@ def orthogonal(order: Order = "first_to_last") -> Weighting:
     return stateless(weigh, scaling="row")
 
 
-def check_order(order: Order) -> None:
-    """Raise a ValueError for an order that is neither known by name nor a list of integers."""
-    try:
-        if isinstance(order, str):
-            known = order in ("first_to_last", "last_to_first", "random")
-        else:
-            known = is_traced(order) or bool([operator.index(task) for task in order])
-    except TypeError:
-        known = False
-    if not known:
-        raise ValueError(
-            f"order={order!r} is unknown; use 'first_to_last', 'last_to_first', 'random' or a"
-            " permutation of the task indices."
-        )
+def known_order(order: Order) -> Any:
+    """Return the name of an order, or its indices as a tuple; as they are where they are traced.
+
+    Raises:
+      ValueError: neither a known name nor integers.
+    """
+    if isinstance(order, str):
+        if order in ("first_to_last", "last_to_first", "random"):
+            return order
+    elif is_traced(order):
+        return order
+    else:
+        # An array is read at once: under `jit` its elements would be traced.
+        indices = np.asarray(order) if isinstance(order, jax.Array) else order
+        with contextlib.suppress(TypeError):
+            return tuple(operator.index(task) for task in indices)
+    raise ValueError(
+        f"order={order!r} is unknown; use 'first_to_last', 'last_to_first', 'random' or a"
+        " permutation of the task indices."
+    )
 
 
 def _permutation(order: Order, num_tasks: int, key: jax.Array | None) -> jax.Array:
@@ -88,7 +96,7 @@ def _permutation(order: Order, num_tasks: int, key: jax.Array | None) -> jax.Arr
                 "order='random' draws a permutation at each step and needs a PRNG key: pass key=."
             )
         return jax.random.permutation(key, num_tasks)
-    known = range(num_tasks) if is_traced(order) else sorted(map(int, order))
+    known = range(num_tasks) if is_traced(order) else sorted(order)
     if len(order) != num_tasks or list(known) != list(range(num_tasks)):
         raise ValueError(
             f"order={order!r} is not a permutation of the {num_tasks} tasks: each of"
