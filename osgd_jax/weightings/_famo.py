@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from osgd_jax.weightings._base import Weighting
-from osgd_jax.weightings._learned import learn, start_learning
+from osgd_jax.weightings._learned import EPS_ROOT, learn, start_learning
 from osgd_jax.weightings._tools import check_losses, check_num_tasks, softmax_of_active
 
 
@@ -52,7 +52,9 @@ def famo(
     Raises:
       ValueError: while tracing, without losses, or with another number of tasks.
     """
-    optimizer = optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(learning_rate))
+    optimizer = optax.chain(
+        optax.add_decayed_weights(weight_decay), optax.adam(learning_rate, eps_root=EPS_ROOT)
+    )
 
     def init() -> FAMOState:
         zeros = jnp.zeros(num_tasks)

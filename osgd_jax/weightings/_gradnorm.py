@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from osgd_jax.weightings._base import Weighting
-from osgd_jax.weightings._learned import learn, start_learning
+from osgd_jax.weightings._learned import EPS_ROOT, learn, start_learning
 from osgd_jax.weightings._tools import check_losses, check_num_tasks, safe_sqrt
 
 
@@ -47,7 +47,7 @@ def gradnorm(
     Raises:
       ValueError: while tracing, without losses, or with another number of tasks.
     """
-    optimizer = optax.adam(learning_rate)
+    optimizer = optax.adam(learning_rate, eps_root=EPS_ROOT)
 
     def init() -> GradNormState:
         ones = jnp.ones(num_tasks)

@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+# Under Adam's square root: changes no value, but its derivative is finite where a gradient is zero.
+EPS_ROOT = 1e-30
+
 
 def start_learning(optimizer: optax.GradientTransformation, values: jax.Array) -> Any:
     """Make a state for each of the values `[K]`."""

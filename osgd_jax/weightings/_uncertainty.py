@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from osgd_jax.weightings._base import Weighting
-from osgd_jax.weightings._learned import learn, start_learning
+from osgd_jax.weightings._learned import EPS_ROOT, learn, start_learning
 from osgd_jax.weightings._tools import check_losses, check_num_tasks
 
 
@@ -37,7 +37,7 @@ def uncertainty(num_tasks: int, learning_rate: float | jax.Array = 0.025) -> Wei
     Raises:
       ValueError: while tracing, without losses, or with another number of tasks.
     """
-    optimizer = optax.adam(learning_rate)
+    optimizer = optax.adam(learning_rate, eps_root=EPS_ROOT)
 
     def init() -> UncertaintyState:
         zeros = jnp.zeros(num_tasks)

@@ -214,7 +214,7 @@ def test_arguments_out_of_range(name, arguments):
 
 
 def test_constant_needs_a_weight_for_each_task():
-    with pytest.raises(ValueError, match="2 weights; there are 3 tasks"):
+    with pytest.raises(ValueError, match="weights has 2 numbers; there are 3 tasks"):
         weightings.constant((1, 2)).weigh(jnp.eye(3), ())
 
 
