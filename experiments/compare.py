@@ -41,8 +41,8 @@ _ALONE = "each alone"
 class Config:
     """What to compare.
 
-    The defaults are those of the study's first net, with a coarser grid: on two cores, about
-    four minutes.
+    The defaults are those of the study's first net, with a coarser grid; on two cores they
+    take some minutes.
 
     Attributes:
       data: built-in data set.
