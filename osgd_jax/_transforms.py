@@ -12,7 +12,7 @@ from osgd_jax._data_parallel import AxisName
 from osgd_jax._scopes import Scope
 from osgd_jax._task_rows import ArrayTree, is_task_rows
 from osgd_jax.weightings import Weighting
-from osgd_jax.weightings._orthogonal import Order, known_order
+from osgd_jax.weightings._orthogonal import Order, indices_of, is_named, known_order
 
 
 class AggregateState(NamedTuple):
@@ -151,8 +151,9 @@ def orthogonalize(
 
     Args:
       order: priority of the tasks, the most protected first: `"first_to_last"`,
-        `"last_to_first"`, `"random"` (a new permutation each step), or a permutation of
-        `0 .. K-1`.
+        `"last_to_first"`, `"random"` (a new permutation each step), a permutation of `0 .. K-1`, or
+        of the names of the losses, such as `("ic", "bc", "pde")`; `update` then needs `losses=`,
+        and `osgd_jax.task_names(losses)` says what they are called.
       scope: which parameters are orthogonalized together, as for `aggregate`.
       key: PRNG key or seed, needed by `order="random"`.
       axis_name: inside `jax.shard_map`, the mesh axis that the batch is split over, as for
@@ -162,14 +163,27 @@ def orthogonalize(
       A transformation that takes task gradients and returns an update.
 
     Raises:
-      ValueError: as `aggregate`; an order that is no permutation; `"random"` without a key.
+      ValueError: as `aggregate`; an order that is no permutation; `"random"` without a key; an
+        order of names without losses of these names.
     """
     order = known_order(order)
     if isinstance(order, str) and order == "random" and key is None:
         raise ValueError(
             "order='random' draws a permutation at each step and needs a PRNG key: pass key=."
         )
-    return aggregate(weightings.orthogonal(order), scope, key, axis_name=axis_name)
+
+    def ordered(order: Order) -> optax.GradientTransformationExtraArgs:
+        return aggregate(weightings.orthogonal(order), scope, key, axis_name=axis_name)
+
+    if not is_named(order):
+        return ordered(order)
+
+    def update(updates: ArrayTree, state: Any, params: ArrayTree | None = None, **extra_args: Any):
+        indices = indices_of(order, extra_args.get("losses"))
+        return ordered(indices).update(updates, state, params, **extra_args)
+
+    # What the state holds does not depend on the order.
+    return optax.GradientTransformationExtraArgs(ordered("first_to_last").init, update)
 
 
 def osgd(

@@ -22,6 +22,11 @@ def update_with(losses):
     return tx.update(TWO, tx.init(PARAMS), PARAMS, losses=losses)
 
 
+def update_in_order(order, losses):
+    tx = osgd_jax.orthogonalize(order)
+    return tx.update(TWO, tx.init(PARAMS), PARAMS, losses=losses)
+
+
 def with_state():
     return Weighting(lambda: jnp.zeros(2), lambda gramian, state, **_: (jnp.ones(2), state))
 
@@ -102,6 +107,26 @@ CASES = {
     "unknown order": (
         lambda: osgd_jax.orthogonalize("firstToLast"),
         "order='firstToLast' is unknown; use 'first_to_last', 'last_to_first', 'random' or a perm",
+    ),
+    "order of names for a weighting": (
+        lambda: osgd_jax.weightings.orthogonal(("ic", "pde")),
+        r"order=\('ic', 'pde'\) names the tasks.*osgd_jax.orthogonalize",
+    ),
+    "order of names without losses": (
+        lambda: update(TWO, order=("ic", "pde")),
+        r"order=\('ic', 'pde'\) names the tasks: pass the losses",
+    ),
+    "order of other names": (
+        lambda: update_in_order(("ic", "bc"), {"ic": 1.0, "pde": 1.0}),
+        r"order=\('ic', 'bc'\) must name each of the losses 'ic', 'pde' once",
+    ),
+    "order of a name twice": (
+        lambda: update_in_order(("ic", "ic"), {"ic": 1.0, "pde": 1.0}),
+        "must name each of the losses 'ic', 'pde' once",
+    ),
+    "order of names and indices": (
+        lambda: osgd_jax.orthogonalize(("ic", 1)),
+        r"order=\('ic', 1\) is unknown",
     ),
     "order for another K": (
         lambda: update(TWO, order=(0, 1, 2)),

@@ -1,5 +1,6 @@
 """Values of `orthogonalize` and its properties, against the formula in float64 NumPy."""
 
+import functools
 import itertools
 
 import jax
@@ -108,6 +109,19 @@ def test_equals_the_formula(scope, order, num_tasks, x64):
     assert_update(tx, ragged, params, expected, 1e-10)
     if not isinstance(order, str):  # groups of dense gradients know nothing of the order
         assert_update(tx, dense, params, expected, 1e-10)
+
+
+@pytest.mark.parametrize("make", [osgd_jax.orthogonalize, functools.partial(osgd_jax.osgd, -1.0)])
+def test_an_order_of_names_is_that_of_the_losses(make, x64):
+    # Tasks are numbered by sorted keys: bc, ic, pde; this permutation is not its own inverse.
+    losses = {"pde": 1.0, "ic": 2.0, "bc": 3.0}
+    params, dense, _, grads, reach = example(3, seed=3)
+    expected = reference.orthogonalize(grads, reach, (1, 2, 0), "all")
+    tx = make(order=("ic", "pde", "bc"), scope="all")
+    with_losses = optax.GradientTransformationExtraArgs(
+        tx.init, functools.partial(tx.update, losses=losses)
+    )
+    assert_update(with_losses, dense, params, expected, 1e-10)
 
 
 @pytest.mark.parametrize("num_tasks", [1, 2, 5, 6])

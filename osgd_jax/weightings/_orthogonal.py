@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from osgd_jax._losses import task_names
 from osgd_jax.weightings._base import Weighting, stateless
 from osgd_jax.weightings._checks import is_traced
 from osgd_jax.weightings._tools import UNROLLED_TASKS
 
-Order = Literal["first_to_last", "last_to_first", "random"] | Sequence[int]
+Order = Literal["first_to_last", "last_to_first", "random"] | Sequence[int] | Sequence[str]
 
 
 def orthogonal(order: Order = "first_to_last") -> Weighting:
@@ -41,6 +42,11 @@ def orthogonal(order: Order = "first_to_last") -> Weighting:
         it is `"random"` and there is no key.
     """
     order = known_order(order)
+    if is_named(order):
+        raise ValueError(
+            f"order={order!r} names the tasks, which a weighting does not know; give indices, or"
+            " use osgd_jax.orthogonalize(order=...), whose update takes the losses."
+        )
 
     def weigh(
         gramian: jax.Array,
@@ -64,10 +70,10 @@ def orthogonal(order: Order = "first_to_last") -> Weighting:
 
 
 def known_order(order: Order) -> Any:
-    """Return the name of an order, or its indices as a tuple; as they are where they are traced.
+    """Return the name of an order, or its tasks as a tuple; as they are where they are traced.
 
     Raises:
-      ValueError: neither a known name nor integers.
+      ValueError: neither a known name nor integers nor names of tasks.
     """
     if isinstance(order, str):
         if order in ("first_to_last", "last_to_first", "random"):
@@ -76,13 +82,37 @@ def known_order(order: Order) -> Any:
         return order
     else:
         # An array is read at once: under `jit` its elements would be traced.
-        indices = np.asarray(order) if isinstance(order, jax.Array) else order
+        tasks: Any = np.asarray(order) if isinstance(order, jax.Array) else order
         with contextlib.suppress(TypeError):
-            return tuple(operator.index(task) for task in indices)
+            named = is_named(tasks)
+            return tuple(task if named else operator.index(task) for task in tasks)
     raise ValueError(
         f"order={order!r} is unknown; use 'first_to_last', 'last_to_first', 'random' or a"
-        " permutation of the task indices."
+        " permutation of the task indices, or of the losses' names."
     )
+
+
+def is_named(order: Any) -> bool:
+    """Tell whether an order is of names of tasks."""
+    if isinstance(order, str) or is_traced(order):
+        return False
+    return len(order) > 0 and all(isinstance(task, str) for task in order)
+
+
+def indices_of(names: Any, losses: Any) -> tuple[int, ...]:
+    """Return the order as indices of the tasks of these losses.
+
+    Raises:
+      ValueError: there are no losses, or their names are others.
+    """
+    if losses is None:
+        raise ValueError(f"order={names!r} names the tasks: pass the losses, update(..., losses=).")
+    known = task_names(losses)
+    if sorted(names) != sorted(known):
+        raise ValueError(
+            f"order={names!r} must name each of the losses {', '.join(map(repr, known))} once."
+        )
+    return tuple(map(known.index, names))
 
 
 def _permutation(order: Order, num_tasks: int, key: jax.Array | None) -> jax.Array:
