@@ -8,7 +8,8 @@ import pytest
 
 from osgd_jax import AnytimePredictor
 from tests.helpers.anytime_nets import Steps, Tokens, inputs
-from tests.nets.small_nets import FAMILIES, build, randomise
+from tests.nets.small_nets import IMAGE_FAMILIES as FAMILIES
+from tests.nets.small_nets import build, randomise
 
 # jax2onnx uses what flax and jax call deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -82,8 +82,9 @@ class NetModel:
         check_net(net)
         self.num_outputs = int(net.num_outputs)
         self.input_shape = None
-        if hasattr(net, "spatial_dims") and hasattr(net, "in_channels"):
-            self.input_shape = (None,) * net.spatial_dims + (net.in_channels,)
+        axes, channels = getattr(net, "spatial_dims", None), getattr(net, "in_channels", None)
+        if axes is not None and channels is not None:
+            self.input_shape = (None,) * axes + (channels,)
         evaluated = nnx.view(
             net, raise_if_not_found=False, deterministic=True, use_running_average=True
         )

@@ -37,19 +37,24 @@ class AnytimeNet(nnx.Module):
     Args:
       stages: one module for each output.
       num_classes: logits of each output.
-      in_channels: channels of the input.
-      spatial_dims: 1 or 2, the axes of the input between batch and channels.
+      in_channels: channels of the input; None for a net whose `start` takes something else.
+      spatial_dims: 1 or 2, the axes of the input between batch and channels; None likewise.
     """
 
     def __init__(
-        self, stages: Sequence[Any], *, num_classes: int, in_channels: int, spatial_dims: int
+        self,
+        stages: Sequence[Any],
+        *,
+        num_classes: int,
+        in_channels: int | None = None,
+        spatial_dims: int | None = None,
     ):
         if not isinstance(stages, Sequence) or not stages:
             raise ValueError(f"stages={stages!r} must be a list of modules, one for each output.")
         self.stages = nnx.List(stages)
         self.num_classes = num_classes
-        self.in_channels = in_channels
-        self.spatial_dims = spatial_dims
+        self.in_channels: Any = in_channels  # of image nets an integer
+        self.spatial_dims: Any = spatial_dims
 
     @property
     def num_outputs(self) -> int:
@@ -81,7 +86,8 @@ class AnytimeNet(nnx.Module):
         Raises:
           ValueError: `x` is not `[batch, *spatial, in_channels]`.
         """
-        check_input(x, self.spatial_dims, self.in_channels)
+        if self.spatial_dims is not None and self.in_channels is not None:
+            check_input(x, self.spatial_dims, self.in_channels)
         return Carry(self.first_carry(x), 0)
 
     def first_carry(self, x: jax.Array) -> Any:

@@ -20,7 +20,7 @@ _MOST_GROUPS = 32
 _LEAST_GROUP_SIZE = 4
 
 
-def _wide(dtype: DTypeLike) -> jnp.dtype:
+def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
     """Statistics of half-precision values need float32."""
     return jnp.promote_types(jax.dtypes.canonicalize_dtype(dtype), jnp.float32)
 
@@ -54,8 +54,8 @@ class BatchNorm(nnx.Module):
         zeros, ones = np.zeros(features), np.ones(features)
         self.scale = nnx.Param(jnp.asarray(ones, param_dtype))
         self.bias = nnx.Param(jnp.asarray(zeros, param_dtype))
-        self.mean = nnx.BatchStat(jnp.asarray(zeros, _wide(param_dtype)))
-        self.var = nnx.BatchStat(jnp.asarray(ones, _wide(param_dtype)))
+        self.mean = nnx.BatchStat(jnp.asarray(zeros, at_least_float32(param_dtype)))
+        self.var = nnx.BatchStat(jnp.asarray(ones, at_least_float32(param_dtype)))
         self.use_running_average = False
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -103,7 +103,7 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, *spatial, features]` → the same shape and dtype."""
         scale, bias = self.scale[...], self.bias[...]
-        wide = x.astype(_wide(jnp.result_type(x, scale)))
+        wide = x.astype(at_least_float32(jnp.result_type(x, scale)))
         spatial = tuple(range(1, x.ndim - 1))
         mean = self._over_groups(wide.mean(spatial))
         square = self._over_groups(jnp.square(wide).mean(spatial))

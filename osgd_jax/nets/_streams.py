@@ -6,15 +6,18 @@ that is already computed and then the increment of its own new block at the stat
 twice the depth, and half of its increments come for free.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
 
-from osgd_jax.nets._blocks import Memories, ResidualBlock
+from osgd_jax.nets._blocks import Memories
 from osgd_jax.nets._layers import Layers
 from osgd_jax.nets._stripes import extend
+
+# (state, memories of earlier stripes) → (increment, memories): `ResidualBlock` and the like.
+Block = Callable[..., tuple[jax.Array, Any]]
 
 
 class Transition(nnx.Module):
@@ -60,7 +63,7 @@ class Stream(nnx.Module):
       blocks: the new blocks, each with increments of the shape of the stream.
     """
 
-    def __init__(self, transition: Transition | None, blocks: Sequence[ResidualBlock]):
+    def __init__(self, transition: Transition | None, blocks: Sequence[Block]):
         self.transition = transition
         self.blocks = nnx.List(blocks)
 
@@ -111,8 +114,8 @@ class WideningStream(nnx.Module):
     def __init__(
         self,
         transition: Transition | None,
-        stripes: Sequence[ResidualBlock],
-        blocks: Sequence[ResidualBlock],
+        stripes: Sequence[Block],
+        blocks: Sequence[Block],
     ):
         self.transition = transition
         self.stripes = nnx.List(stripes)

@@ -1,4 +1,4 @@
-"""Named sizes of the nets for CIFAR and ImageNet.
+"""Named sizes of the nets for CIFAR, ImageNet and text.
 
 `python -m osgd_jax.nets.presets [NAME …]` prints their parameters and multiply-adds as a table in
 Markdown. The number in a name is the number of layers at the last output, counted as for residual
@@ -6,6 +6,10 @@ nets: the first convolution, those of the residual blocks and the linear layer; 
 paper counts. Of the nets of 50 layers for ImageNet only the branched one is ResNet-50 (with two
 more heads). The one nested in width has its blocks, with convolutions that are block lower
 triangular; those nested in depth have four blocks at each resolution, not 3, 4, 6 and 3.
+
+The number of a language model (`lm-…`) is the parameters of the well-known net of its width and
+layers: the 10.6 million of nanoGPT for characters, here of bytes, and the 124 million of GPT-2
+(small). Those embed tokens by the matrix that also gives the logits; here they are two.
 """
 
 import argparse
@@ -18,10 +22,15 @@ from flax import nnx
 from osgd_jax._cost import cost
 from osgd_jax.nets._base import AnytimeNet
 from osgd_jax.nets._branched import BranchedResNet
+from osgd_jax.nets._branched_transformer import BranchedTransformer
 from osgd_jax.nets._depth import DepthNestedResNet
+from osgd_jax.nets._depth_transformer import DepthNestedTransformer
 from osgd_jax.nets._msdnet import MSDNet
 from osgd_jax.nets._nested import NestedResNet
+from osgd_jax.nets._nested_transformer import NestedTransformer
+from osgd_jax.nets._transformer import Transformer
 from osgd_jax.nets._width import WidthNestedResNet
+from osgd_jax.nets._width_transformer import WidthNestedTransformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +104,31 @@ def _imagenet() -> dict[str, Preset]:
     return presets
 
 
-PRESETS = {**_cifar(), **_imagenet()}
+def _text() -> dict[str, Preset]:
+    presets = {}
+    families = {
+        "branched": BranchedTransformer,
+        "width": WidthNestedTransformer,
+        "depth": DepthNestedTransformer,
+        "nested": NestedTransformer,
+    }
+    for size, vocab_size, width, heads, layers, length in (
+        ("10m", 256, 384, 6, 6, 256),
+        ("124m", 50257, 768, 12, 12, 1024),
+    ):
+        for name, make in families.items():
+            # Two outputs double the depth of six layers once, three that of twelve twice.
+            doubles = name in ("depth", "nested")
+            outputs = 2 if doubles and layers == 6 else 3
+            depth = layers // 2 ** (outputs - 1) if doubles else layers
+            sizes = {"width": width, "num_heads": heads, "depth": depth, "num_outputs": outputs}
+            presets[f"lm-{name}-{size}"] = Preset(
+                make, {"vocab_size": vocab_size, **sizes}, (length,)
+            )
+    return presets
+
+
+PRESETS = {**_cifar(), **_imagenet(), **_text()}
 
 
 def make(name: str, *, rngs: nnx.Rngs, **changes: Any) -> AnytimeNet:
@@ -104,7 +137,8 @@ def make(name: str, *, rngs: nnx.Rngs, **changes: Any) -> AnytimeNet:
     Args:
       name: one of `PRESETS`.
       rngs: source of the initial parameters.
-      **changes: arguments of the net in place of the preset's, such as `num_classes` or `dtype`.
+      **changes: arguments of the net in place of the preset's, such as `num_classes`, `vocab_size`
+        or `dtype`.
 
     Raises:
       ValueError: there is no such preset.
@@ -116,7 +150,8 @@ def make(name: str, *, rngs: nnx.Rngs, **changes: Any) -> AnytimeNet:
 def table(*names: str) -> str:
     """The parameters and multiply-adds of presets (all, without names) as a table in Markdown.
 
-    Millions for each output in order, cumulative as `osgd_jax.cost` counts them.
+    Millions for each output in order, cumulative as `osgd_jax.cost` counts them; multiply-adds of
+    language models for each token of a text of the input's length.
 
     Raises:
       ValueError: there is no preset of a name.
@@ -131,7 +166,8 @@ def table(*names: str) -> str:
         costs = cost(net, preset.input_shape)
         shape = "×".join(map(str, preset.input_shape))
         parameters = ", ".join(f"{entry.parameters / 1e6:.2f}" for entry in costs)
-        work = ", ".join(f"{entry.multiply_adds / 1e6:.1f}" for entry in costs)
+        tokens = preset.input_shape[0] if isinstance(net, Transformer) else 1
+        work = ", ".join(f"{entry.multiply_adds / tokens / 1e6:.1f}" for entry in costs)
         lines.append(f"| `{name}` | {shape} | {parameters} | {work} |")
     return "\n".join(lines)
 

@@ -21,11 +21,13 @@ class Family:
       sizes: `sizes(k)` are the arguments of the net that has only the outputs 0 … k of the net of
         four. None where the sizes do not depend on k.
       fixed: further arguments.
+      tokens: the input is tokens, not images or signals.
     """
 
     make: Callable[..., Any]
     sizes: Callable[[int], dict[str, Any]] | None = None
     fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
+    tokens: bool = False
 
 
 def _width_sizes(k: int) -> dict[str, Any]:
@@ -45,7 +47,23 @@ def _nested_sizes(k: int) -> dict[str, Any]:
     return {"widths": (width, 2 * width), "blocks": (1, 1), "fractions": fractions}
 
 
-FAMILIES = {
+def _transformer_sizes(k: int) -> dict[str, Any]:
+    return {"width": 8, "num_heads": 2, "depth": k + 1}
+
+
+def _width_transformer_sizes(k: int) -> dict[str, Any]:
+    heads = 2**k
+    fractions = tuple(2.0 ** (j - k) for j in range(k + 1))
+    return {"width": 4 * heads, "num_heads": heads, "depth": 1, "fractions": fractions}
+
+
+def _nested_transformer_sizes(k: int) -> dict[str, Any]:
+    heads = k + 1
+    fractions = tuple((j + 1) / heads for j in range(heads))
+    return {"width": 4 * heads, "num_heads": heads, "depth": 1, "fractions": fractions}
+
+
+IMAGE_FAMILIES = {
     "branched": Family(nets.BranchedResNet, _branched_sizes),
     "msdnet": Family(
         nets.MSDNet,
@@ -62,6 +80,28 @@ FAMILIES = {
     "depth-nested": Family(nets.DepthNestedResNet, fixed={"widths": (4, 8), "blocks": (1, 1)}),
     "nested": Family(nets.NestedResNet, _nested_sizes),
 }
+TRANSFORMERS = {
+    "branched-transformer": Family(nets.BranchedTransformer, _transformer_sizes, tokens=True),
+    "width-nested-transformer": Family(
+        nets.WidthNestedTransformer, _width_transformer_sizes, {"mlp_ratio": 2}, tokens=True
+    ),
+    "depth-nested-transformer": Family(
+        nets.DepthNestedTransformer, fixed={"width": 8, "num_heads": 2, "depth": 1}, tokens=True
+    ),
+    "nested-transformer": Family(
+        nets.NestedTransformer, _nested_transformer_sizes, {"mlp_ratio": 2}, tokens=True
+    ),
+}
+FAMILIES = IMAGE_FAMILIES | TRANSFORMERS
+
+# Families with what else there is to choose: `(family, arguments)`.
+NORMS = [(family, {"norm": norm}) for family in IMAGE_FAMILIES for norm in ("batch", "group")]
+NORMS += [(family, {}) for family in TRANSFORMERS]
+NORMS_AND_DIMS = [
+    (family, {**chosen, **axes})
+    for family, chosen in NORMS
+    for axes in ([{}] if family in TRANSFORMERS else [{"spatial_dims": 1}, {"spatial_dims": 2}])
+]
 
 
 def build(family: str, k: int, seed: int = 0, **kwargs: Any) -> Any:
@@ -69,10 +109,10 @@ def build(family: str, k: int, seed: int = 0, **kwargs: Any) -> Any:
     chosen = FAMILIES[family]
     sizes = chosen.sizes(k) if chosen.sizes else {}
     truncated = family == "msdnet"
+    what = {"vocab_size": 3} if chosen.tokens else {"num_classes": 3, "in_channels": 2}
     net = chosen.make(
-        num_classes=3,
         num_outputs=4 if truncated else k + 1,
-        **{"in_channels": 2, "rngs": nnx.Rngs(seed), **chosen.fixed, **sizes, **kwargs},
+        **{**what, "rngs": nnx.Rngs(seed), **chosen.fixed, **sizes, **kwargs},
     )
     return net.subnetwork(k) if truncated else net
 
@@ -92,6 +132,13 @@ def example(spatial_dims: int, batch: int = 2, channels: int = 2) -> jax.Array:
     """A small input of the default float dtype."""
     shape = (batch, *(7, 6)[:spatial_dims], channels)
     return jnp.asarray(np.random.default_rng(1).normal(size=shape), float)
+
+
+def example_for(family: str, spatial_dims: int = 2, batch: int = 2, **_: Any) -> jax.Array:
+    """A small input of a net that `build` makes with such arguments."""
+    if FAMILIES[family].tokens:
+        return jnp.asarray(np.random.default_rng(1).integers(0, 3, (batch, 7)))
+    return example(spatial_dims, batch)
 
 
 def train_call(net: Any) -> Callable[..., Any]:

@@ -18,6 +18,12 @@ FAMILIES = {
     "nested": nets.NestedResNet,
     "msdnet": nets.MSDNet,
 }
+TRANSFORMERS = {
+    "branched-transformer": nets.BranchedTransformer,
+    "depth-nested-transformer": nets.DepthNestedTransformer,
+    "width-nested-transformer": nets.WidthNestedTransformer,
+    "nested-transformer": nets.NestedTransformer,
+}
 RESIDUAL = [name for name in FAMILIES if name != "msdnet"]
 STRIPED = ["width-nested", "nested"]
 
@@ -71,16 +77,36 @@ OF_MSDNET = [
     ("bottleneck_factors", (1, 2), "must have one entry for each scale."),
     ("positions", 1, "positions=1 must be 'even' or 'lin_grow'."),
 ]
+OF_TRANSFORMERS = [
+    *[case for case in OF_ALL if case[0] in ("rngs", "num_outputs", "dtype", "remat")],
+    ("vocab_size", 0, "vocab_size=0 must be an integer of at least 1."),
+    ("width", 128.0, "width=128.0 must be an integer"),
+    ("width", 126, "width=126 must be an even number of channels for each of the num_heads=4"),
+    ("width", 12, "width=12 must be an even number of channels for each of the num_heads=4"),
+    ("depth", (1, 2), "depth=(1, 2) must be an integer"),
+    ("num_heads", None, "num_heads=None must be an integer"),
+    ("mlp_ratio", 0, "mlp_ratio=0 must be a number above 0."),
+    ("mlp_ratio", float("inf"), "mlp_ratio=inf must be a number above 0."),
+]
+OF_STRIPED_TRANSFORMERS = [
+    *[case for case in OF_STRIPED if case[0] == "fractions"],
+    ("num_heads", 2, "num_heads=2 must be at least num_outputs=3: each output has some of its own"),
+]
 CASES = [(family, *case) for family in FAMILIES for case in OF_ALL]
 CASES += [(family, *case) for family in RESIDUAL for case in OF_RESIDUAL]
 CASES += [(family, *case) for family in STRIPED for case in OF_STRIPED]
 CASES += [("msdnet", *case) for case in OF_MSDNET]
+CASES += [(family, *case) for family in TRANSFORMERS for case in OF_TRANSFORMERS]
+CASES += [(f"{kind}-transformer", *case) for kind in STRIPED for case in OF_STRIPED_TRANSFORMERS]
+CASES += [("branched-transformer", "depth", 2, "num_outputs=3 must be at most depth=2; add layers")]
 
 
 @pytest.mark.parametrize(("family", "argument", "value", "words"), CASES)
 def test_wrong_arguments_of_nets_are_named(family, argument, value, words):
     def make():
-        return FAMILIES[family](**{"num_classes": 2, "rngs": nnx.Rngs(0), argument: value})
+        what = {"vocab_size": 2} if family in TRANSFORMERS else {"num_classes": 2}
+        chosen = (FAMILIES | TRANSFORMERS)[family]
+        return chosen(**{**what, "rngs": nnx.Rngs(0), argument: value})
 
     with pytest.raises(ValueError, match=re.escape(words)):
         nnx.eval_shape(make)
@@ -157,6 +183,19 @@ OF_CALLS = [
     (lambda net: net.subnetwork("0"), "k='0' must be an output from 0 to 1."),
     (lambda net: net.advance(None, None), "k=None must be an output from 0 to 1."),
 ]
+
+
+def test_inputs_that_are_no_tokens_are_named():
+    net = nnx.eval_shape(lambda: nets.BranchedTransformer(vocab_size=5, rngs=nnx.Rngs(0)))
+    for x, words in [
+        ("text", "x='text' must be an array of tokens, integers [batch, length]."),
+        (np.zeros((1, 4)), "x has the dtype float64 and must be tokens, integers"),
+        (np.zeros((1, 4), bool), "x has the dtype bool and must be tokens"),
+        (np.zeros(4, int), "x of shape (4,) must be tokens, integers [batch, length]."),
+        (np.zeros((1, 0), int), "x of shape (1, 0) must be tokens, integers [batch, length]."),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(words)):
+            net.start(x)
 
 
 @pytest.mark.parametrize(("call", "words"), OF_CALLS, ids=[words for _, words in OF_CALLS])

@@ -1,0 +1,249 @@
+"""What the families of Transformers have in common: arguments, checks, stages."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from osgd_jax.nets._base import AnytimeNet, Carry
+from osgd_jax.nets._checks import as_number, check_positive
+from osgd_jax.nets._layers import Layers
+from osgd_jax.nets._stripes import check_fractions, geometric_fractions, stripe_sizes
+from osgd_jax.nets._transformer_layers import (
+    NOTHING,
+    Embedding,
+    LanguageHead,
+    Part,
+    TransformerLayer,
+)
+
+_UNITS_MULTIPLE = 8
+
+
+@dataclasses.dataclass
+class TransformerSizes:
+    """What the stages of a Transformer are made of, checked.
+
+    Attributes:
+      layers: makes the parameters.
+      vocab_size: logits of each output.
+      num_outputs: number of stages.
+      width: channels of the state.
+      depth: layers of attention and MLP.
+      num_heads: of the attention.
+      mlp_ratio: units of the MLP for each channel.
+      parts: how channels, heads and units are cut into stripes; one, where they are not.
+    """
+
+    layers: Layers
+    vocab_size: int
+    num_outputs: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float
+    parts: Sequence[Part] = ()
+
+    def __post_init__(self):
+        for name in ("vocab_size", "num_outputs", "width", "depth", "num_heads"):
+            setattr(self, name, check_positive(name, getattr(self, name)))
+        if self.width % self.num_heads or self.head_dim % 2:
+            raise ValueError(
+                f"width={self.width} must be an even number of channels for each of the"
+                f" num_heads={self.num_heads}, such as {2 * self.num_heads}."
+            )
+        if not 0 < as_number(self.mlp_ratio) < math.inf:
+            raise ValueError(f"mlp_ratio={self.mlp_ratio!r} must be a number above 0.")
+        multiple = round(self.width * float(self.mlp_ratio) / _UNITS_MULTIPLE)
+        units = _UNITS_MULTIPLE * max(1, multiple)
+        self.parts = [Part(self.width, self.num_heads, units)]
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return self.width // self.num_heads
+
+    def cut(self, fractions: Sequence[float] | None, default_ratio: float) -> None:
+        """Cut channels, heads and units into stripes, one for each output."""
+        (whole,) = self.parts
+        for name, size in (("num_heads", whole.heads), ("the MLP's units", whole.units)):
+            if size < self.num_outputs:
+                raise ValueError(
+                    f"{name}={size} must be at least num_outputs={self.num_outputs}: each output"
+                    " has some of its own."
+                )
+        if fractions is None:
+            fractions = geometric_fractions(self.num_outputs, default_ratio)
+        fractions = check_fractions(fractions, self.num_outputs)
+        sizes = [stripe_sizes(size, fractions) for size in whole]
+        self.parts = [Part(*part) for part in zip(*sizes, strict=True)]
+
+    def old(self, k: int) -> Part:
+        """The stripes before k, together."""
+        return sum(self.parts[:k], NOTHING)
+
+    def make_layer(
+        self, new: Part, old: Part = NOTHING, *, whole_state: bool = True, doublings: int = 0
+    ) -> TransformerLayer:
+        """A layer, or a stripe of one, of a net whose depth doubles so often."""
+        depth = self.depth * 2**doublings
+        return TransformerLayer(
+            self.layers, self.head_dim, new, old, whole_state=whole_state, depth=depth
+        )
+
+    def make_embedding(self, features: int) -> Embedding:
+        """Vectors of tokens, or a stripe of them."""
+        return Embedding(self.layers, self.vocab_size, features)
+
+    def make_head(self, features: int) -> LanguageHead:
+        """Logits of a state, or of a stripe of it."""
+        return LanguageHead(self.layers, features, self.vocab_size)
+
+
+class TransformerStage(nnx.Module):
+    """What output k adds: a body, which maps a state to what the head reads and to the next state.
+
+    The parts are apart since a decoder needs the logits of few positions.
+
+    Args:
+      head: the head of this output.
+      adds_up: output k is the sum of what the heads 0 … k say; else of its own head alone.
+    """
+
+    def __init__(self, head: LanguageHead, *, adds_up: bool = True):
+        self.head = head
+        self.adds_up = adds_up
+
+    def __call__(self, carry: Any) -> tuple[jax.Array, Any]:
+        state, logits = carry
+        x, state = self.body(state)
+        logits = self.logits(x, logits)
+        return logits, (state, logits if self.adds_up else None)
+
+    def body(self, state: Any) -> tuple[jax.Array, Any]:
+        """What the head reads, and the state that the next stage gets; for a family to define."""
+        raise NotImplementedError(f"{type(self).__name__} must define body, as a family does.")
+
+    def logits(self, x: jax.Array, before: jax.Array | None) -> jax.Array:
+        """`[batch, length, features]` → `[batch, length, vocab_size]`."""
+        return self.head(x, before if self.adds_up else None)
+
+
+class Transformer(AnytimeNet):
+    """A decoder-only Transformer with several outputs; each family says how its stages are made.
+
+    `net(tokens)` takes integers `[batch, length]` and gives, for each output, the logits of the
+    token that follows each position, `[batch, length, vocab_size]`. No position reads a later one.
+    A layer is attention with rotary positions and a gated MLP, each after an RMSNorm. A text with a
+    token outside of the vocabulary, which a compiled program cannot refuse, has NaN for logits.
+
+    Args:
+      vocab_size: number of tokens, and logits of each output.
+      num_outputs: number of outputs.
+      rngs: source of the initial parameters.
+      width: channels of the state.
+      depth: layers, each of attention and MLP.
+      num_heads: of the attention; each has `width / num_heads` channels.
+      mlp_ratio: units of the MLP for each channel; they are rounded to a multiple of 8.
+      dtype: of the computation, such as `jnp.bfloat16`; None takes that of the parameters. Logits
+        are float32 at least.
+      param_dtype: of the parameters; `float` is float32, or float64 under `jax.enable_x64`.
+      remat: compute the inside of each layer again in the backward pass instead of keeping it.
+
+    Raises:
+      ValueError: an argument is not one of those above.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        num_outputs: int = 3,
+        rngs: nnx.Rngs,
+        width: int = 128,
+        depth: int = 3,
+        num_heads: int = 4,
+        mlp_ratio: float = 8 / 3,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = float,
+        remat: bool = False,
+    ):
+        layers = Layers(rngs, dtype=dtype, param_dtype=param_dtype, remat=remat)
+        sizes = width, depth, num_heads, mlp_ratio
+        self._assemble(TransformerSizes(layers, vocab_size, num_outputs, *sizes))
+
+    def _assemble(self, sizes: TransformerSizes) -> None:
+        stages = [self.make_stage(k, sizes) for k in range(sizes.num_outputs)]
+        super().__init__(stages, num_classes=sizes.vocab_size)
+        self.vocab_size = sizes.vocab_size
+
+    def make_stage(self, k: int, sizes: TransformerSizes) -> TransformerStage:
+        """The stage of output k, for a family to define."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must define make_stage, as a family does."
+        )
+
+    def start(self, x: jax.Array) -> Carry:
+        """The carry that `advance(0, carry)` takes; no work is done yet.
+
+        Args:
+          x: tokens, integers `[batch, length]`.
+
+        Raises:
+          ValueError: `x` is something else.
+        """
+        check_tokens(x)
+        return Carry((self.first_state(x), None), 0)
+
+    def first_state(self, tokens: jax.Array) -> Any:
+        """What the first stage gets, for a family to define; here the tokens."""
+        return tokens
+
+
+class StripedTransformer(Transformer):
+    """A `Transformer` whose channels, heads and units are cut into stripes, one for each output.
+
+    Args:
+      vocab_size: as for `Transformer`, and so all others but:
+      width: channels of the state at the last output; so are heads and units of the MLP.
+      fractions: cumulative fraction of the width for each output, the last of them 1.
+    """
+
+    default_ratio: ClassVar[float] = 2.0
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        num_outputs: int = 3,
+        rngs: nnx.Rngs,
+        width: int = 128,
+        depth: int = 3,
+        num_heads: int = 4,
+        mlp_ratio: float = 8 / 3,
+        fractions: Sequence[float] | None = None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = float,
+        remat: bool = False,
+    ):
+        layers = Layers(rngs, dtype=dtype, param_dtype=param_dtype, remat=remat)
+        sizes = TransformerSizes(
+            layers, vocab_size, num_outputs, width, depth, num_heads, mlp_ratio
+        )
+        sizes.cut(fractions, self.default_ratio)
+        self._assemble(sizes)
+
+
+def check_tokens(x: Any) -> None:
+    """Raise a ValueError unless `x` is an array of integers `[batch, length]`."""
+    if not hasattr(x, "shape"):
+        raise ValueError(f"x={x!r:.60} must be an array of tokens, integers [batch, length].")
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise ValueError(f"x has the dtype {x.dtype} and must be tokens, integers [batch, length].")
+    if len(x.shape) != 2 or x.shape[1] == 0:
+        raise ValueError(f"x of shape {x.shape} must be tokens, integers [batch, length].")
