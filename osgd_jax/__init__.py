@@ -7,6 +7,7 @@ from osgd_jax import nets, weightings
 from osgd_jax._anytime import AnytimeOutput, AnytimePredictor, Prediction
 from osgd_jax._cost import OutputCost, cost
 from osgd_jax._diagnose import Diagnosis, diagnose
+from osgd_jax._generate import AnytimeGenerator, GeneratedToken, Generation
 from osgd_jax._gramian import combine, gramian, task_cosines
 from osgd_jax._losses import task_names
 from osgd_jax._one_loss import TaskMomentaState, m_config, task_momenta
@@ -25,9 +26,12 @@ from osgd_jax._transforms import AggregateState, aggregate, orthogonalize, osgd
 
 __all__ = [
     "AggregateState",
+    "AnytimeGenerator",
     "AnytimeOutput",
     "AnytimePredictor",
     "Diagnosis",
+    "GeneratedToken",
+    "Generation",
     "GradDropState",
     "MemoryState",
     "OutputCost",

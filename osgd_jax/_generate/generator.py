@@ -1,0 +1,289 @@
+"""Text, token by token, each by as much of a net as time or need allow."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from osgd_jax._anytime.latency import QUANTILE
+from osgd_jax._anytime.predictor import Threshold
+from osgd_jax._anytime.runner import KeyedCache
+from osgd_jax._generate.answers import GeneratedToken, Generation
+from osgd_jax._generate.decoder import Decoder, Text
+from osgd_jax._generate.inputs import (
+    Limits,
+    Sampling,
+    check_limits,
+    check_prompts,
+    check_room,
+    check_sampling,
+    check_stop,
+)
+from osgd_jax.nets._checks import check_positive
+from osgd_jax.nets._transformer import Transformer
+
+_REPEATS = 20
+
+
+class AnytimeGenerator:
+    """Generates text with a Transformer of several outputs, each token by an output of its own.
+
+    Whatever outputs gave the tokens before, the logits of output k are those of
+    `net(tokens)[k]`, up to rounding. A stage has a cache of keys and values of its own, and is
+    run only when an output needs it: then over all positions that it has missed, in one call, from
+    the states that the stage before has left for it.
+
+    The generator takes a copy of the weights as they are now. A program is compiled for each stage,
+    batch size and power of two of positions up to `max_length`, when it is first needed;
+    `calibrate` compiles them all. Each call allocates what it keeps, for `max_length` positions:
+    the keys and values of all layers, and the states between stages. All methods may be called
+    from several threads at once.
+
+    Args:
+      net: a Transformer of `osgd_jax.nets`.
+      max_length: the most tokens of a text, prompt included.
+
+    Raises:
+      ValueError: an argument is not one of those above.
+    """
+
+    def __init__(self, net: Transformer, *, max_length: int):
+        if not isinstance(net, Transformer):
+            raise ValueError(
+                f"net is a {type(net).__name__} and must be a Transformer of osgd_jax.nets, such as"
+                " nets.WidthNestedTransformer."
+            )
+        self._decoder = Decoder(net, check_positive("max_length", max_length))
+        self._clock = time.perf_counter
+        self._latencies = KeyedCache()
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of outputs."""
+        return self._decoder.num_outputs
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a text."""
+        return self._decoder.max_length
+
+    @property
+    def latencies(self) -> dict[int, dict[int, tuple[float, ...]]]:
+        """Seconds of each stage that `calibrate` found, by batch size and number of positions."""
+        return self._latencies.as_dict()
+
+    def generate(
+        self,
+        prompt: Any,
+        max_new_tokens: int,
+        *,
+        output: int | None = None,
+        confidence: Threshold = None,
+        rule: str | Callable[[np.ndarray], Any] = "confidence",
+        deadline: float | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        stop: Any = None,
+        key: jax.Array | None = None,
+    ) -> Generation:
+        """Continue one text or several.
+
+        Without `output`, `confidence` or `deadline` the last output gives every token.
+
+        Args:
+          prompt: tokens, integers `[length]`; or several prompts, which may differ in length.
+            `bytes` are tokens too.
+          max_new_tokens: how many to add at most.
+          output: the output that gives every token.
+          confidence: in (0, 1]: one threshold or one for each output. A token is given by the
+            first output whose score by `rule` is at least this, or by the last. Later stages run
+            for the whole batch where one text needs them.
+          rule: as in `AnytimePredictor.predict`, of logits `[batch, vocab_size]`.
+          deadline: seconds for each token, from when the one before is there. Never starts a
+            stage that would end too late by the latencies of `calibrate`; output 0 is always
+            computed. Without a `calibrate` for this number of prompts before, this call does it.
+          temperature: 0 takes the likeliest token; else tokens are drawn from the softmax of the
+            logits divided by it.
+          top_k: draw from so many of the likeliest alone.
+          stop: a token, or several, that end a text.
+          key: of `jax.random`, for draws.
+
+        Returns:
+          Tokens, the output that gave each, and the time it took.
+
+        Raises:
+          ValueError: an argument is not one of those above, or there is no room for so many tokens.
+        """
+        steps = self.stream(
+            prompt,
+            max_new_tokens,
+            output=output,
+            confidence=confidence,
+            rule=rule,
+            deadline=deadline,
+            temperature=temperature,
+            top_k=top_k,
+            stop=stop,
+            key=key,
+        )
+        taken = [(step.tokens, step.exits, step.elapsed) for step in steps]
+        tokens, exits = (np.stack(part, axis=1) for part in list(zip(*taken, strict=True))[:2])
+        here = tokens >= 0
+        return Generation(
+            [row[there] for row, there in zip(tokens, here, strict=True)],
+            [row[there] for row, there in zip(exits, here, strict=True)],
+            elapsed=taken[-1][2],
+        )
+
+    def stream(
+        self,
+        prompt: Any,
+        max_new_tokens: int,
+        *,
+        output: int | None = None,
+        confidence: Threshold = None,
+        rule: str | Callable[[np.ndarray], Any] = "confidence",
+        deadline: float | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        stop: Any = None,
+        key: jax.Array | None = None,
+    ) -> Iterator[GeneratedToken]:
+        """Yield each token when it is there; the next is begun when it is asked for.
+
+        Arguments, errors and tokens are those of `generate`.
+        """
+        start, vocab_size = self._clock(), self._decoder.vocab_size
+        limits = check_limits(self.num_outputs, output, confidence, rule, deadline)
+        sampling = check_sampling(temperature, top_k, key, vocab_size)
+        stops = check_stop(stop, vocab_size)
+        prompts = check_prompts(prompt, vocab_size)
+        count = check_room(prompts, max_new_tokens, self.max_length)
+        return self._tokens(start, prompts, count, limits, sampling, stops)
+
+    def calibrate(self, batch_size: int = 1, *, repeats: int = _REPEATS) -> None:
+        """Compile all stages and measure how long each takes, for so many texts at once.
+
+        Calibrate on the machine and under the load that texts will meet. `latencies` has what was
+        found; a second call replaces it.
+
+        Args:
+          batch_size: number of texts.
+          repeats: runs of each stage to measure.
+
+        Raises:
+          ValueError: an argument is no integer of at least 1.
+        """
+        batch_size = check_positive("batch_size", batch_size)
+        repeats = check_positive("repeats", repeats)
+        self._latencies.put(batch_size, self._measure(batch_size, repeats))
+
+    def _measure(self, batch: int, repeats: int) -> dict[int, tuple[float, ...]]:
+        """Seconds of each stage that 95 % of its runs keep to, by number of positions."""
+        found = {}
+        for size in self._decoder.sizes():
+            runs = []
+            for _ in range(repeats + 1):
+                text = Text(self._decoder, [np.zeros(size, np.int32)] * batch)
+                logits, times = None, [self._clock()]
+                for k in range(self.num_outputs):
+                    logits = text.advance(k, k, logits)
+                    _choose(logits, Sampling(0.0, None, None), 0)
+                    times.append(self._clock())
+                runs.append(np.diff(times))
+            found[size] = tuple(np.quantile(runs[1:], QUANTILE, axis=0).tolist())
+        return found
+
+    def _tokens(
+        self,
+        start: float,
+        prompts: list[np.ndarray],
+        count: int,
+        limits: Limits,
+        sampling: Sampling,
+        stops: frozenset[int],
+    ) -> Iterator[GeneratedToken]:
+        text = Text(self._decoder, prompts)
+        going = np.ones(len(prompts), bool)
+        for index in range(count):
+            began = start if index == 0 else self._clock()
+            logits, exits = self._answer(text, going, limits, began)
+            tokens = _choose(logits, sampling, index)
+            tokens, exits = np.where(going, tokens, -1), np.where(going, exits, -1)
+            yield GeneratedToken(index, tokens, logits, exits, self._clock() - start)
+            going = going & ~np.isin(tokens, list(stops))
+            if not going.any():
+                return
+            rows = np.flatnonzero(going)
+            text.append(rows, tokens[rows])
+
+    def _answer(
+        self, text: Text, going: np.ndarray, limits: Limits, began: float
+    ) -> tuple[jax.Array | np.ndarray, np.ndarray]:
+        """The logits of the next token of each text, and the output that they are of."""
+        if limits.leave is not None:
+            return self._until_sure(text, going, limits.leave.sure)
+        if limits.deadline is not None:
+            return self._until(text, began + limits.deadline)
+        last = self.num_outputs - 1 if limits.output is None else limits.output
+        return text.advance(0, last), np.full(len(going), last)
+
+    def _until_sure(
+        self, text: Text, going: np.ndarray, sure: Callable[..., np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        last = self.num_outputs - 1
+        exits = np.full(len(going), last)
+        unsure, before, logits = going, None, None
+        answers = None
+        for k in range(last + 1):
+            logits = text.advance(k, k, logits)
+            host = np.asarray(logits)
+            answers = host.copy() if answers is None else answers
+            answers[unsure] = host[unsure]
+            if k < last:
+                leaving = unsure & sure(k, host, before)
+                exits[leaving] = k
+                unsure, before = unsure & ~leaving, host
+            if not unsure.any():
+                break
+        assert answers is not None
+        return answers, exits
+
+    def _until(self, text: Text, end: float) -> tuple[jax.Array, np.ndarray]:
+        batch = len(text.lengths)
+        latencies = self._latencies.get(batch, lambda: self._measure(batch, _REPEATS))
+        logits, k = text.advance(0, 0), 0
+        jax.block_until_ready(logits)
+        while k + 1 < self.num_outputs:
+            seconds = latencies[text.size(k + 1)][k + 1]
+            if self._clock() + seconds > end:
+                break
+            k += 1
+            logits = text.advance(k, k, logits)
+            jax.block_until_ready(logits)
+        return logits, np.full(batch, k)
+
+
+def _choose(logits: Any, sampling: Sampling, index: int) -> np.ndarray:
+    """The next tokens, `[batch]`."""
+    if sampling.key is None:
+        return np.asarray(_likeliest(logits))
+    key = jax.random.fold_in(sampling.key, index)
+    return np.asarray(_draw(logits, sampling.temperature, sampling.top_k, key))
+
+
+@jax.jit
+def _likeliest(logits: jax.Array) -> jax.Array:
+    return logits.argmax(-1)
+
+
+@functools.partial(jax.jit, static_argnames="top_k")
+def _draw(logits: jax.Array, temperature: float, top_k: int | None, key: jax.Array) -> jax.Array:
+    if top_k is not None:
+        least = jax.lax.top_k(logits, top_k)[0][..., -1:]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    return jax.random.categorical(key, logits / temperature)
