@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from osgd_jax._data_parallel import AxisName
-from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows
+from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows, of_all_tasks
 
 Scope = str | ArrayTree | Callable[[ArrayTree], ArrayTree]
 
@@ -37,31 +37,71 @@ class Groups(NamedTuple):
         """Tell whether the groups are known at trace time."""
         return isinstance(self.ids, np.ndarray) and isinstance(self.private, np.ndarray)
 
-    def sum(self, values: Sequence[jax.Array]) -> jax.Array:
-        """Add up one array for each parameter by group: `[num_groups, ...]`."""
-        return self._reduce(values, jnp.sum, jax.ops.segment_sum)
+    def at(self, indices: Sequence[int]) -> "Groups":
+        """Return the groups of some of the arrays."""
+        chosen = np.array(indices, int)
+        return Groups(self.ids[chosen], self.private[chosen], self.num_groups)
 
-    def max(self, values: Sequence[jax.Array]) -> jax.Array:
+    def labels(self) -> list[int | None]:
+        """Name the group of each array; None where it is none, or not known at trace time."""
+        if not self.is_static:
+            return [None] * len(self.ids)
+        return [
+            None if private else int(group)
+            for group, private in zip(self.ids, self.private, strict=True)
+        ]
+
+    def sum(
+        self, values: Sequence[jax.Array], leaves: Sequence[TaskRows] | None = None
+    ) -> jax.Array:
+        """Add up one array for each parameter by group: `[num_groups, ...]`.
+
+        Args:
+          values: of the same shape, or with `leaves` each over the tasks of its leaf.
+          leaves: the parameters' task gradients.
+        """
+        return self._reduce(values, leaves, jnp.sum, jax.ops.segment_sum)
+
+    def max(
+        self, values: Sequence[jax.Array], leaves: Sequence[TaskRows] | None = None
+    ) -> jax.Array:
         """Elementwise maximum of one non-negative array for each parameter by group."""
         # A group that no array belongs to has -inf from `segment_max`.
-        return jnp.maximum(self._reduce(values, jnp.max, jax.ops.segment_max), 0)
+        return jnp.maximum(self._reduce(values, leaves, jnp.max, jax.ops.segment_max), 0)
 
-    def _reduce(self, values: Sequence[jax.Array], reduce: Callable, by_segment: Callable):
+    def _reduce(
+        self,
+        values: Sequence[jax.Array],
+        leaves: Sequence[TaskRows] | None,
+        reduce: Callable,
+        by_segment: Callable,
+    ) -> jax.Array:
+        reach = (
+            [(leaf.tasks, leaf.num_tasks) for leaf in leaves] if leaves else [None] * len(values)
+        )
         if self.is_static:
-            members = [
-                np.flatnonzero((self.ids == group) & ~self.private)
-                for group in range(self.num_groups)
-            ]
-            # Each group stacked by itself, so that nothing is computed for private arrays.
-            return jnp.stack(
-                [
-                    reduce(jnp.stack([values[i] for i in index.tolist()]), axis=0)
-                    for index in members
-                ]
-            )
-        stacked = jnp.stack(values)
+            groups = []
+            for group in range(self.num_groups):
+                # Each group stacked by itself, so that nothing is computed for private arrays; what
+                # the same tasks reach is reduced before it is filled up.
+                alike: dict[Any, list[jax.Array]] = {}
+                for i in np.flatnonzero((self.ids == group) & ~self.private).tolist():
+                    alike.setdefault(reach[i], []).append(values[i])
+                parts = [_filled(reduce(jnp.stack(v), axis=0), key) for key, v in alike.items()]
+                groups.append(reduce(jnp.stack(parts), axis=0))
+            return jnp.stack(groups)
+        stacked = jnp.stack([_filled(*each) for each in zip(values, reach, strict=True)])
         private = jnp.asarray(self.private).reshape(-1, *[1] * (stacked.ndim - 1))
         return by_segment(jnp.where(private, 0, stacked), self.ids, num_segments=self.num_groups)
+
+
+def one_group(leaves: Sequence[TaskRows]) -> Groups:
+    """Make one group of all arrays."""
+    return Groups(np.zeros(len(leaves), int), np.zeros(len(leaves), bool), 1)
+
+
+def _filled(values: jax.Array, reach: tuple[tuple[int, ...], int] | None) -> jax.Array:
+    return values if reach is None else of_all_tasks(values, *reach)
 
 
 def group(
@@ -81,7 +121,7 @@ def group(
     if isinstance(scope, str):
         check_name(scope)
         if scope == "all":
-            return Groups(np.zeros(len(leaves), int), nobody, 1)
+            return one_group(leaves)
         if scope == "leaf":
             return Groups(np.arange(len(leaves)), nobody, len(leaves))
         reach = _reach_masks(leaves, grads, axis_name)

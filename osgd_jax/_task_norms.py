@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from osgd_jax import _data_parallel, _gramian
+from osgd_jax import _data_parallel, _gramian, _row_blocks, _scopes
 from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows
 from osgd_jax.weightings._checks import check_range
 from osgd_jax.weightings._tools import safe_sqrt
@@ -65,14 +65,18 @@ def task_norms(grads: ArrayTree) -> jax.Array:
         dtype.
     """
     leaves = _gramian.leaves_of(grads)
+    leaves = _row_blocks.merge(leaves, [0] * len(leaves)).rows
     scales = _gramian.scales_of(leaves)
-    squares = jnp.zeros_like(scales)
-    for leaf in leaves:
-        for i, task in enumerate(leaf.tasks):
-            squares = squares.at[task].add(
-                jnp.sum(jnp.square(leaf.rows[i].astype(scales.dtype) / scales[task]))
-            )
+    sums = [_squares(leaf, 1 / scales) for leaf in leaves]
+    (squares,) = _scopes.one_group(leaves).sum(sums, leaves)
     return scales * safe_sqrt(squares)
+
+
+def _squares(leaf: TaskRows, factors: jax.Array) -> jax.Array:
+    """Compute the squared norm of each row times its factor, `[tasks]`."""
+    factors = factors[np.array(leaf.tasks, int)].reshape(-1, *[1] * (leaf.rows.ndim - 1))
+    scaled = leaf.rows.astype(factors.dtype) * factors
+    return jnp.sum(jnp.square(scaled), axis=tuple(range(1, leaf.rows.ndim)))
 
 
 def _scale_tasks(factors: Callable[[jax.Array], jax.Array]) -> optax.GradientTransformation:

@@ -110,3 +110,16 @@ def to_task_rows(dense: ArrayTree, reach: ArrayTree) -> ArrayTree:
         tasks = tuple(sorted(known))
         leaves.append(TaskRows(leaf[np.array(tasks, int)], tasks, num_tasks))
     return treedef.unflatten(leaves)
+
+
+def of_all_tasks(values: jax.Array, tasks: tuple[int, ...], num_tasks: int) -> jax.Array:
+    """Fill up an array over some tasks, on every axis, with zeros for the others."""
+    if len(tasks) == num_tasks:
+        return values
+    # Read from where they are, with a zero behind the last: a scatter is slow on accelerators.
+    places = np.full(num_tasks, len(tasks))
+    places[list(tasks)] = np.arange(len(tasks))
+    padded = jnp.pad(values, (0, 1))
+    for axis in range(values.ndim):
+        padded = jnp.take(padded, places, axis=axis, mode="clip")
+    return padded

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from osgd_jax import _balancing, _data_parallel, _gramian, _scopes, weightings
+from osgd_jax import _balancing, _data_parallel, _gramian, _row_blocks, _scopes, weightings
 from osgd_jax._data_parallel import AxisName
 from osgd_jax._scopes import Scope
 from osgd_jax._task_rows import ArrayTree, is_task_rows
@@ -114,15 +114,28 @@ def aggregate(
             return updates, state
         _data_parallel.check(leaves, axis_name)
         next_key, step_key = _balancing.split_key(state.key)
-        shares = [_data_parallel.scatter(leaf, axis_name) for leaf in leaves]
-        groups = _scopes.group(scope, shares, updates, params, axis_name)
+        groups = _scopes.group(scope, leaves, updates, params, axis_name)
+        blocks = _row_blocks.merge(leaves, groups.labels())
+        shares = [_data_parallel.scatter(block, axis_name) for block in blocks.rows]
         weights, weighting_state = _weigh(
-            weighting, shares, groups, state.weighting, losses, step_key, axis_name
+            weighting,
+            shares,
+            groups.at([members[0] for members in blocks.members]),
+            state.weighting,
+            losses,
+            step_key,
+            axis_name,
         )
-        combined = [
-            _data_parallel.gather(_gramian.combine_leaf(share, weights_of_leaf), leaf, axis_name)
-            for share, weights_of_leaf, leaf in zip(shares, weights, leaves, strict=True)
-        ]
+        if axis_name is None:
+            weights = _row_blocks.spread(weights, blocks)
+            combined = [_gramian.combine_leaf(*each) for each in zip(leaves, weights, strict=True)]
+        else:
+            arrays = [_gramian.combine_leaf(*each) for each in zip(shares, weights, strict=True)]
+            arrays = [
+                _data_parallel.gather(array, block, axis_name)
+                for array, block in zip(arrays, blocks.rows, strict=True)
+            ]
+            combined = _row_blocks.split(arrays, blocks, leaves)
         treedef = jax.tree.structure(updates, is_leaf=is_task_rows)
         return treedef.unflatten(combined), AggregateState(next_key, weighting_state)
 
@@ -237,7 +250,7 @@ def _weigh(weighting, leaves, groups, state, losses, key, axis_name) -> tuple[li
     if jax.tree.leaves(state):
         _balancing.check_one_group(groups, "this weighting")
     largest = _data_parallel.largest(
-        groups.max([_gramian.max_abs(leaf, dtype) for leaf in leaves]), axis_name
+        groups.max([_gramian.max_abs(leaf, dtype) for leaf in leaves], leaves), axis_name
     )
     # No result depends on the scales.
     largest = lax.stop_gradient(largest)
@@ -246,7 +259,8 @@ def _weigh(weighting, leaves, groups, state, losses, key, axis_name) -> tuple[li
         [
             _gramian.leaf_gramian(leaf, scales[group])
             for leaf, group in zip(leaves, groups.ids, strict=True)
-        ]
+        ],
+        leaves,
     )
     gramians = _data_parallel.total(partial, axis_name)
     finite = jnp.all(jnp.isfinite(largest), axis=1, keepdims=True)

@@ -56,6 +56,34 @@ def test_gramian_and_combine(num_tasks, dtype, x64):
         np.testing.assert_allclose(flat, weights @ jacobian, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize(("num_tasks", "dtype"), [(1, "float32"), (3, "bfloat16"), (5, "float32")])
+def test_gramian_of_arrays_that_are_cut_and_of_arrays_that_are_put_together(num_tasks, dtype):
+    rng = np.random.default_rng(2)
+    shapes = [(70_001,), (3, 50_000), (5,), (), (4, 3)]
+    late = tuple(range(num_tasks // 2, num_tasks))
+    rows = [jnp.asarray(rng.normal(size=(num_tasks, *shape)), dtype) for shape in shapes]
+    # The first array and the last are of the last tasks only.
+    dense = [rows[0].at[: late[0]].set(0), *rows[1:-1], rows[-1].at[: late[0]].set(0)]
+    everything = tuple(range(num_tasks))
+    ragged = osgd_jax.to_task_rows(dense, [late, everything, everything, everything, late])
+    jacobian = np.concatenate(
+        [np.asarray(each, np.float64).reshape(num_tasks, -1) for each in dense], axis=1
+    )
+    expected = jacobian @ jacobian.T
+    # The sums of numbers of few bits err to one side, by far less than their last bit.
+    atol = {"float32": 5e-7, "bfloat16": 6e-6}[dtype] * expected.max()
+    for form in (dense, ragged):
+        found = jax.jit(osgd_jax.gramian)(form)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+
+
+def test_no_number_of_the_gramian_is_scattered():
+    _, ragged, _ = tree(3)
+    tx = osgd_jax.orthogonalize(scope="all")
+    lowered = jax.jit(tx.update).lower(ragged, tx.init(None))
+    assert "scatter" not in lowered.as_text()
+
+
 gramian_of = jax.jit(osgd_jax.gramian)
 cosines_of = jax.jit(osgd_jax.task_cosines)
 

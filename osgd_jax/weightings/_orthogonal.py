@@ -64,7 +64,8 @@ def orthogonal(order: Order = "first_to_last") -> Weighting:
         ordered_scales = ordered_scales / ordered_scales.max()
         ordered_scales = jnp.maximum(ordered_scales, jnp.finfo(ordered_scales.dtype).tiny)
         weights = jnp.sum(ordered_scales[:, None] * coefficients, axis=0) / ordered_scales
-        return jnp.zeros_like(weights).at[permutation].set(weights)
+        sort = np.argsort if isinstance(permutation, np.ndarray) else jnp.argsort
+        return weights[sort(permutation)]
 
     return stateless(weigh, scaling="row")
 
@@ -115,11 +116,11 @@ def indices_of(names: Any, losses: Any) -> tuple[int, ...]:
     return tuple(map(known.index, names))
 
 
-def _permutation(order: Order, num_tasks: int, key: jax.Array | None) -> jax.Array:
+def _permutation(order: Order, num_tasks: int, key: jax.Array | None) -> Any:
     if isinstance(order, str) and order == "first_to_last":
-        return jnp.arange(num_tasks)
+        return np.arange(num_tasks)
     if isinstance(order, str) and order == "last_to_first":
-        return jnp.arange(num_tasks)[::-1]
+        return np.arange(num_tasks)[::-1]
     if isinstance(order, str):
         if key is None:
             raise ValueError(
@@ -132,7 +133,7 @@ def _permutation(order: Order, num_tasks: int, key: jax.Array | None) -> jax.Arr
             f"order={order!r} is not a permutation of the {num_tasks} tasks: each of"
             f" 0 .. {num_tasks - 1} must appear once."
         )
-    return jnp.asarray(order)
+    return order if is_traced(order) else np.array(order)
 
 
 @jax.jit
