@@ -267,7 +267,9 @@ def _weigh(weighting, leaves, groups, state, losses, key, axis_name) -> tuple[li
 
     def weigh(gramian, scales, state):
         kwargs = {"scales": scales} if weighting.scaling == "row" else {}
-        return weighting.weigh(gramian, state, losses=losses, key=key, **kwargs)
+        # By default, accelerators round what they multiply to bfloat16 or TF32.
+        with jax.default_matmul_precision("highest"):
+            return weighting.weigh(gramian, state, losses=losses, key=key, **kwargs)
 
     if groups.num_groups == 1:
         weights, next_state = weigh(gramians[0], scales[0], state)

@@ -106,7 +106,9 @@ def with_memory(
 
         memory = _memory_of(state, leaves, treedef)
         gradients = [jnp.asarray(densify(leaf)).astype(dtype) for leaf in leaves]
-        new = step(gradients, state._replace(memory=memory), groups, losses)
+        # By default, accelerators round what they multiply to bfloat16 or TF32.
+        with jax.default_matmul_precision("highest"):
+            new = step(gradients, state._replace(memory=memory), groups, losses)
 
         finite = jnp.all(jnp.isfinite(largest_of(gradients, groups)))
         if losses is not None:
