@@ -100,7 +100,7 @@ def arrays(number: int, num_tasks: int) -> tuple[list, list]:
         shape = (width, 128) if i % 2 == 0 else (width,)
         tasks = tuple(range(num_tasks))[-2 if i % 4 == 0 else 0 :]
         params.append(jax.ShapeDtypeStruct(shape, jnp.float32))
-        rows = jax.ShapeDtypeStruct((len(tasks), *shape), jnp.float32)
+        rows: Any = jax.ShapeDtypeStruct((len(tasks), *shape), jnp.float32)
         grads.append(osgd_jax.TaskRows(rows, tasks, num_tasks))
     return params, grads
 
