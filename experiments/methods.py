@@ -28,7 +28,7 @@ class Settings:
       scope: which parameters are balanced together; the library's default for the method if not
         given.
       order: priority of the outputs for osgd: first_to_last, last_to_first, random, or a
-        permutation such as 2,0,1.
+        permutation such as 2,0,1 or, of losses with names, ic,bc,pde.
       momentum: decay rate of Nesterov momentum.
       weight_decay: times the parameters is added to the gradient.
       clip_norm: the norm to which a longer gradient is scaled down, after balancing and before
@@ -71,6 +71,16 @@ class Method:
     output: int | None = None
 
 
+def names() -> list[str]:
+    """All methods that a name alone can make."""
+    made = [
+        name
+        for name in weightings.__all__
+        if name != "Weighting" and _required(name) in ([], ["num_tasks"])
+    ]
+    return ["sgd", "osgd", *sorted([*made, *ROW_METHODS])]
+
+
 def method(settings: Settings, *, num_tasks: int | None = None, seed: int = 0) -> Method:
     """Make a method.
 
@@ -88,8 +98,7 @@ def method(settings: Settings, *, num_tasks: int | None = None, seed: int = 0) -
         return Method(name, optimizer)
     if name == "osgd":
         key = seed if order == "random" else None
-        permutation = tuple(map(int, order.split(","))) if order[:1].isdigit() else order
-        return Method(name, optimizer, osgd_jax.orthogonalize(permutation, scope, key))  # pyright: ignore[reportArgumentType] - checked there
+        return Method(name, optimizer, osgd_jax.orthogonalize(_order(order), scope, key))
     if name == "graddrop":
         return Method(name, optimizer, osgd_jax.graddrop(seed))
     if name in ROW_METHODS:
@@ -113,18 +122,23 @@ def _sgd(settings: Settings, schedule: Any) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), sgd)
 
 
+def _order(text: str) -> Any:
+    """An order's name, or its tasks by index or name: `2,0,1` or `ic,bc,pde`."""
+    tasks = tuple(int(task) if task.isdigit() else task for task in text.split(","))
+    return text if tasks == (text,) else tasks
+
+
+def _required(weighting: str) -> list[str]:
+    """Arguments that a weighting cannot do without."""
+    parameters = inspect.signature(getattr(weightings, weighting)).parameters.values()
+    return [each.name for each in parameters if each.default is inspect.Parameter.empty]
+
+
 def _weighting(name: str, num_tasks: int | None) -> weightings.Weighting:
     """A weighting with its default arguments."""
     if name not in weightings.__all__ or name == "Weighting":
-        others = {*weightings.__all__, *ROW_METHODS} - {"Weighting"}
-        known = ", ".join(["sgd", "osgd", *sorted(others)])
-        raise ValueError(f"optimizer={name!r} is unknown; use one of {known}.")
-    make = getattr(weightings, name)
-    required = [
-        parameter.name
-        for parameter in inspect.signature(make).parameters.values()
-        if parameter.default is inspect.Parameter.empty
-    ]
+        raise ValueError(f"optimizer={name!r} is unknown; use one of {', '.join(names())}.")
+    make, required = getattr(weightings, name), _required(name)
     if required == ["num_tasks"]:
         return make(num_tasks)
     if name == "constant":

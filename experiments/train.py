@@ -41,25 +41,13 @@ from experiments.training.workdir import (
 )
 
 
-class StoppedError(Exception):
-    """The process was asked to end; the state is saved.
-
-    Attributes:
-      number: of the signal that asked for it.
-    """
-
-    def __init__(self, step: int, number: int):
-        super().__init__(f"Stopped after step {step}; the same command continues.")
-        self.number = number
-
-
 def train(config: Config, console: Console) -> dict[str, Any]:
     """Run, or continue, the training of a configuration; return what summary.json holds.
 
     Raises:
       ValueError: settings, data or a workdir that are not as they should be.
       FloatingPointError: a loss that is not finite.
-      StoppedError: on SIGTERM or SIGINT.
+      devices.StoppedError: on SIGTERM or SIGINT.
     """
     # ---- devices and data
     devices.connect(config.hosts)
@@ -170,7 +158,7 @@ def _loop(
                 checkpoints.save(state, accuracy)
             if stopping and step < built.num_steps:
                 checkpoints.wait()
-                raise StoppedError(step, stopping)
+                raise devices.StoppedError(step, stopping)
     return state, clock.total(step, feed.order.waited)
 
 
@@ -261,7 +249,7 @@ def main() -> None:
     try:
         config = tyro.cli(Config, prog="python -m experiments.train", description=__doc__)
         summary = train(config, console)
-    except StoppedError as stopped:
+    except devices.StoppedError as stopped:
         console.print(str(stopped), highlight=False)
         sys.exit(128 + stopped.number)
     except (ValueError, OSError, FloatingPointError) as error:

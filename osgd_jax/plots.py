@@ -4,6 +4,7 @@ They need matplotlib, which is imported when a function is called: `pip install 
 draws into the given axes, or into new ones, and returns them.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -63,12 +64,15 @@ def anytime_curve(
     return axes
 
 
-def cosines(steps: Any, values: Any, *, axes: "Axes | None" = None) -> "Axes":
+def cosines(
+    steps: Any, values: Any, *, names: Sequence[str] | None = None, axes: "Axes | None" = None
+) -> "Axes":
     """Draw the cosines between the task gradients over time, one line for each pair of tasks.
 
     Args:
       steps: T steps.
       values: `[T, K, K]`, what `osgd_jax.task_cosines` gave at each of them.
+      names: of the tasks, as from `osgd_jax.task_names`; numbers from 0 if None.
       axes: where to draw.
 
     Returns:
@@ -76,7 +80,7 @@ def cosines(steps: Any, values: Any, *, axes: "Axes | None" = None) -> "Axes":
 
     Raises:
       ImportError: without matplotlib.
-      ValueError: `values` is not `[T, K, K]` with K >= 2.
+      ValueError: `values` is not `[T, K, K]` with K >= 2, or there are not K names.
     """
     axes = _axes(axes)
     steps, values = _numbers("steps", steps), _numbers("values", values)
@@ -86,8 +90,11 @@ def cosines(steps: Any, values: Any, *, axes: "Axes | None" = None) -> "Axes":
             "values must be [T, K, K] with K >= 2, one matrix for each of T steps; got shape"
             f" {values.shape} for steps of shape {steps.shape}."
         )
-    for i, j in zip(*np.triu_indices(values.shape[1], 1), strict=True):
-        axes.plot(steps, values[:, i, j], label=f"tasks {i} and {j}")
+    if names is not None and len(names) != values.shape[1]:
+        raise ValueError(f"names={names} must be {values.shape[1]} names, one for each task.")
+    for i, j in itertools.combinations(range(values.shape[1]), 2):
+        pair = f"tasks {i} and {j}" if names is None else f"{names[i]} and {names[j]}"
+        axes.plot(steps, values[:, i, j], label=pair)
     axes.axhline(0, color="0.5", linewidth=1)
     axes.set_ylim(-1.05, 1.05)
     axes.set_xlabel("step")

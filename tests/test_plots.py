@@ -72,6 +72,14 @@ def test_cosines_have_a_line_for_each_pair(axes):
         np.testing.assert_array_equal(drawn[f"tasks {i} and {j}"], values[:, i, j])
 
 
+def test_cosines_say_which_tasks_they_are_of(axes):
+    plots.cosines(range(5), np.zeros((5, 3, 3)), names=("bc", "ic", "pde"), axes=axes)
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["bc and ic", "bc and pde", "ic and pde"]
+    with pytest.raises(ValueError, match=r"names=\('bc',\) must be 3 names"):
+        plots.cosines(range(5), np.zeros((5, 3, 3)), names=("bc",), axes=axes)
+
+
 @pytest.mark.parametrize("shape", [(5, 3), (5, 1, 1), (5, 3, 2), (4, 3, 3)])
 def test_cosines_refuse_other_shapes(axes, shape):
     with pytest.raises(ValueError, match="one matrix for each"):

@@ -143,6 +143,18 @@ def placement(batch_size: int, shard_state: bool) -> Placement:
     return Placement(Mesh(devices, ("data",)), shard_state)
 
 
+class StoppedError(Exception):
+    """The process was asked to end; the state is saved.
+
+    Attributes:
+      number: of the signal that asked for it.
+    """
+
+    def __init__(self, step: int, number: int):
+        super().__init__(f"Stopped after step {step}; the same command continues.")
+        self.number = number
+
+
 class StopSignal:
     """Whether SIGTERM or SIGINT has come, agreed upon by all processes, in a `with`.
 

@@ -1,0 +1,122 @@
+"""What balancing costs a physics-informed net: a training step over that with the sum's gradient.
+
+Each step is Adam's after: the gradient of the sum of the losses; their task gradients and a
+weighting; or `jax.jacrev` and the same weighting. A call takes a number of steps in `lax.scan`, as
+training does. All calls of a problem are timed in turn, round after round.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+from rich.table import Table
+
+from experiments.benchmark import command
+from experiments.benchmark.timing import spread, time_in_turn
+from experiments.pinn.problems import PROBLEMS, Name
+from experiments.pinn.training import Settings, Trainer
+from experiments.settings import require
+
+TITLE = "Benchmark of physics-informed nets"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to measure.
+
+    Attributes:
+      problems: each with its own losses.
+      methods: as for `python -m experiments.pinn`.
+      jacrev: method that is timed on the rows of jax.jacrev, too.
+      width: of the net's layers.
+      layers: hidden layers.
+      points: for the equation.
+      edge_points: for each of the conditions.
+      steps: in a call.
+      rounds: how often each call is timed.
+      output: file for the results.
+    """
+
+    problems: tuple[Name, ...] = get_args(Name)
+    methods: tuple[str, ...] = ("osgd", "config", "upgrad", "pcd", "inverse_norms", "m_config")
+    jacrev: str = "upgrad"
+    width: int = 50
+    layers: int = 4
+    points: int = 1000
+    edge_points: int = 50
+    steps: int = 20
+    rounds: int = 10
+    output: Path = Path("runs/benchmark_pinn.json")
+
+    def __post_init__(self):
+        counts = ("width", "layers", "points", "edge_points", "steps", "rounds")
+        require(self, fields=counts, at_least=1)
+
+
+class _ByJacrev(Trainer):
+    """Trains on the rows of `jax.jacrev`, one pull-back for all losses stacked."""
+
+    def task_gradients(self, losses_of: Callable, params: Any):
+        """Losses and their gradients with a leading axis of tasks."""
+        rows = jax.jacrev(losses_of)(params)
+        stacked = jax.tree.map(lambda *each: jnp.stack(each), *[rows[name] for name in self.names])
+        return losses_of(params), stacked
+
+
+def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
+    """A row of figures for each problem and method."""
+    rows = []
+    for name in config.problems:
+        report(name)
+        rows += [{"problem": name} | row for row in compare(config, name)]
+    return {"rows": rows}
+
+
+def compare(config: Config, name: Name) -> list[dict[str, Any]]:
+    """Time the steps of a problem in turn."""
+    sizes = ("steps", "width", "layers", "points", "edge_points")
+    common = {size: getattr(config, size) for size in sizes}
+    ways = {method: (Trainer, method) for method in ("sum", *config.methods)}
+    ways["jacrev, " + config.jacrev] = (_ByJacrev, config.jacrev)
+    calls = {}
+    for way, (trainer_type, method) in ways.items():
+        trainer = trainer_type(PROBLEMS[name], Settings(method, **common))
+        state = jax.jit(trainer.start)(0, 1e-3)
+        advance = functools.partial(trainer.advance, count=config.steps)
+        compiled = jax.jit(advance).lower(state, 1e-3, 0).compile()
+        calls[way] = functools.partial(compiled, state, 1e-3, 0)
+    seconds = time_in_turn(calls, config.rounds)
+    return [
+        {
+            "method": way,
+            "step_ms": spread(1e3 * each / config.steps),
+            "time_over_sum": spread(each / seconds["sum"]),
+        }
+        for way, each in seconds.items()
+    ]
+
+
+def tables(results: dict[str, Any]) -> list[Table]:
+    """One row for each problem and method."""
+    shown = Table(title="A training step over that with the gradient of the sum")
+    for column in ("problem", "method"):
+        shown.add_column(column, no_wrap=True)
+    for column in ("ms", "±", "time"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for row in results["rows"]:
+        ms = row["step_ms"]
+        figures = (
+            ms["median"],
+            (ms["three_quarters"] - ms["quarter"]) / 2,
+            row["time_over_sum"]["median"],
+        )
+        shown.add_row(row["problem"], row["method"], *[f"{each:.2f}" for each in figures])
+    return [shown]
+
+
+if __name__ == "__main__":
+    command.run("experiments.benchmark.pinn", __doc__, Config, measure, tables, TITLE)

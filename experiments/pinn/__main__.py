@@ -1,0 +1,211 @@
+"""Train a physics-informed net: `python -m experiments.pinn --problem burgers --method upgrad`.
+
+The losses are one for the equation, `pde`, and one for each condition: `bc` at the boundary, `ic`
+at the beginning. The same command continues a run that was stopped, from its last checkpoint.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+
+import osgd_jax
+from experiments.config import differences
+from experiments.pinn.pictures import draw
+from experiments.pinn.problems import PROBLEMS, Name
+from experiments.pinn.training import Look, Settings, Trainer
+from experiments.settings import flat, require
+from experiments.tables import versions
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.devices import StoppedError, StopSignal
+from experiments.training.step import State
+from experiments.training.workdir import (
+    Clock,
+    MetricsLog,
+    has_results,
+    read_metrics,
+    write_json,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train a physics-informed net.
+
+    Attributes:
+      problem: what to solve.
+      workdir: folder for config.json, metrics.jsonl, results.json, solution.png, checkpoints and
+        event files; runs/pinn/PROBLEM-METHOD if not given.
+      learning_rate: of Adam at the first step; it falls to zero along half a cosine.
+      seed: of initial parameters and points.
+      log_every: steps from one line of metrics.jsonl to the next.
+      save_every: steps from one checkpoint to the next.
+      settings: of net, points and training.
+    """
+
+    problem: Name = "burgers"
+    workdir: Path | None = None
+    learning_rate: float = 1e-3
+    seed: int = 0
+    log_every: int = 50
+    save_every: int = 1000
+    settings: Settings = dataclasses.field(default_factory=Settings)
+
+    def __post_init__(self):
+        require(self, fields=("learning_rate",), above=0)
+        require(self, fields=("seed",), at_least=0)
+        require(self, fields=("log_every", "save_every"), at_least=1)
+
+    @property
+    def folder(self) -> Path:
+        """The workdir, or else its default."""
+        return self.workdir or Path("runs/pinn") / f"{self.problem}-{self.settings.method}"
+
+
+def solve(config: Config, console: Console) -> dict[str, Any]:
+    """Run, or continue, a training; return what results.json holds.
+
+    Raises:
+      ValueError: settings or a workdir that are not as they should be.
+      FloatingPointError: a loss that is not finite.
+      StoppedError: on SIGTERM or SIGINT.
+    """
+    trainer = Trainer(PROBLEMS[config.problem], config.settings)
+    about = _open(config)
+    initial = jax.jit(trainer.start)(config.seed, config.learning_rate)
+    checkpoints = Checkpoints(config.folder / "checkpoints", 2, about)
+    clock = Clock(0)
+    try:
+        state = checkpoints.restore_last(initial) or initial
+        if int(state.step):
+            console.print(f"Continuing after step {state.step} of {config.settings.steps}.")
+            clock = Clock(int(state.step))
+        state = _train(config, console, trainer, checkpoints, state)
+        checkpoints.wait()
+    finally:
+        checkpoints.close()
+
+    records = read_metrics(config.folder)
+    last = records[-1]
+    found = osgd_jax.diagnose(np.array([each["gramian"] for each in records]), last["losses"])
+    draw(trainer.problem, trainer.values(state), records, config.folder / "solution.png")
+    results = {
+        "relative_error": last["relative_error"],
+        "losses": last["losses"],
+        "steps": last["step"],
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "diagnosis": jax.tree.map(_for_json, found._asdict()) | {"text": str(found)},
+        "clock": clock.total(last["step"], 0.0),
+    }
+    write_json(config.folder / "results.json", results)
+    return results
+
+
+def _open(config: Config) -> dict[str, Any]:
+    """Write config.json; return what it holds.
+
+    Raises:
+      ValueError: another run is in the workdir.
+    """
+    current, file = flat(config), config.folder / "config.json"
+    config.folder.mkdir(parents=True, exist_ok=True)
+    if has_results(config.folder) and file.exists():
+        saved = json.loads(file.read_text())
+        del saved["versions"]
+        changed = differences(saved, current)
+        if changed:
+            raise ValueError(
+                f"{config.folder} holds a run of another configuration ({'; '.join(changed)}); give"
+                " the same options to continue, or another --workdir."
+            )
+    about = current | {"versions": versions()}
+    write_json(file, about)
+    return about
+
+
+def _train(
+    config: Config, console: Console, trainer: Trainer, checkpoints: Checkpoints, state: State
+) -> State:
+    """Train from the state's step to the end."""
+    advance, look = jax.jit(trainer.advance, static_argnames="count"), jax.jit(trainer.look)
+    step, rate, last = int(state.step), config.learning_rate, config.settings.steps
+    clock = Clock(step)
+    with (
+        StopSignal() as stop,
+        MetricsLog(config.folder, step) as log,
+        console.status("compiling") as status,
+    ):
+        while step < last:
+            count = min(config.log_every, last - step)
+            state = advance(state, rate, step, count=count)
+            step += count
+            record = _record(step, look(state)) | {"clock": clock.at(step)}
+            log.write(record)
+            status.update(_line(record))
+            stopping = stop.number_after(step)
+            if stopping or step == last or step % config.save_every < count:
+                console.print(_line(record), highlight=False)
+                checkpoints.save(state, None)
+            if stopping and step < last:
+                checkpoints.wait()
+                raise StoppedError(step, stopping)
+    return state
+
+
+def _record(step: int, seen: Look) -> dict[str, Any]:
+    """A line of metrics.jsonl.
+
+    Raises:
+      FloatingPointError: a loss or gradient is not finite.
+    """
+    losses, gramian, error = jax.device_get(seen)
+    for name, loss, square in zip(losses, losses.values(), np.diagonal(gramian), strict=True):
+        if not np.isfinite([loss, square]).all():
+            raise FloatingPointError(
+                f"the loss {name} or its gradient is not finite at step {step}; the last checkpoint"
+                " before it is kept. A smaller --learning-rate may help."
+            )
+    return {
+        "step": step,
+        "losses": {name: float(loss) for name, loss in losses.items()},
+        "gramian": gramian.tolist(),
+        "relative_error": float(error),
+    }
+
+
+def _line(record: dict[str, Any]) -> str:
+    losses = ", ".join(f"{name} {loss:.2e}" for name, loss in record["losses"].items())
+    return f"step {record['step']}: relative L2 error {record['relative_error']:.2e}, {losses}"
+
+
+def _for_json(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def main() -> None:
+    """Command line."""
+    console = Console()
+    try:
+        config = tyro.cli(
+            tyro.conf.OmitArgPrefixes[Config],
+            prog="python -m experiments.pinn",
+            description=__doc__,
+        )
+        results = solve(config, console)
+    except StoppedError as stopped:
+        console.print(str(stopped), highlight=False)
+        sys.exit(128 + stopped.number)
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    console.print(results["diagnosis"]["text"], highlight=False, soft_wrap=True)
+    console.print(f"Wrote {config.folder / 'results.json'}, and solution.png beside it.")
+
+
+if __name__ == "__main__":
+    main()

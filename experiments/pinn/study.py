@@ -1,0 +1,240 @@
+"""Which method solves which problem best: `python -m experiments.pinn.study`.
+
+Every method has the same budget: each of a few learning rates is tried on the tuning seeds, the one
+with the least mean logarithm of the relative L2 error is taken, and other seeds are tested at it.
+All take the same number of steps. A seed gives the same initial net and the same points to every
+method, so that methods are compared in pairs. What is done already is read from the .jsonl file
+beside the output, so that the command goes on where it was stopped.
+"""
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.table import Table
+
+import osgd_jax
+from experiments.benchmark import command
+from experiments.pinn.problems import PROBLEMS, Name
+from experiments.pinn.training import Look, Settings, Trainer
+from experiments.settings import require
+from experiments.tables import interval
+
+TITLE = "Physics-informed nets: which method solves which problem best"
+
+# What an error that is no number counts as: ten times that of a field of zeros.
+_DIVERGED = 10.0
+
+METHODS: Mapping[str, dict[str, Any]] = MappingProxyType(
+    {
+        "sum": {},
+        "sum, clipped": {"clip_norm": 1.0},
+        "sum, conditions × 10": {"condition_weight": 10.0},
+        "sum, conditions × 100": {"condition_weight": 100.0},
+        "osgd, pde first": {"method": "osgd", "order": "pde,bc,ic"},
+        "osgd, pde last": {"method": "osgd", "order": "ic,bc,pde"},
+        "config": {"method": "config"},
+        "m_config": {"method": "m_config"},
+        "upgrad": {"method": "upgrad"},
+        "pcd": {"method": "pcd"},
+        "inverse_norms": {"method": "inverse_norms"},
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to compare.
+
+    Attributes:
+      problems: to solve.
+      methods: names of rows of the table; all if not given.
+      rates: learning rates to choose from.
+      tuning_seeds: seeds that choose the rate; the seeds that test are others, as many as there
+        are tuning seeds times rates, so that one program trains both.
+      steps: of Adam.
+      width: of the net's layers.
+      layers: hidden layers.
+      points: for the equation.
+      edge_points: for each of the conditions.
+      looks: how often the gradients' conflict is measured in a run.
+      output: file for the results.
+    """
+
+    problems: tuple[Name, ...] = ("burgers", "klein_gordon", "helmholtz")
+    methods: tuple[str, ...] = tuple(METHODS)
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    tuning_seeds: int = 5
+    steps: int = 2000
+    width: int = 20
+    layers: int = 3
+    points: int = 200
+    edge_points: int = 25
+    looks: int = 10
+    output: Path = Path("runs/pinn/study.json")
+
+    def __post_init__(self):
+        counts = ("tuning_seeds", "steps", "width", "layers", "points", "edge_points", "looks")
+        require(self, fields=counts, at_least=1)
+        require(self, fields=("rates",), above=0)
+        unknown = set(self.methods) - set(METHODS)
+        if unknown:
+            raise ValueError(f"methods={unknown} are unknown; use some of {', '.join(METHODS)}.")
+        if self.methods[:1] != ("sum",):
+            raise ValueError(
+                f"methods={self.methods} must begin with sum, which all are held against."
+            )
+        if self.steps % self.looks:
+            raise ValueError(f"steps={self.steps} must be a multiple of looks={self.looks}.")
+
+
+def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
+    """A row of figures for each problem and method; those that are there already are read."""
+    store = config.output.with_suffix(".jsonl")
+    key = {name: value for name, value in command.described(config).items() if name in _SAME}
+    lines = store.read_text().splitlines() if store.exists() else []
+    done = [row for row in map(json.loads, lines) if row["config"] == key]
+    rows = []
+    for problem in config.problems:
+        for method in config.methods:
+            found = [r for r in done if (r["problem"], r["method"]) == (problem, method)]
+            if not found:
+                report(f"{problem}, {method}")
+                found = [{"problem": problem, "method": method} | compare(config, problem, method)]
+                with store.open("a") as file:
+                    file.write(json.dumps(found[0] | {"config": key}) + "\n")
+            rows.append({name: value for name, value in found[0].items() if name != "config"})
+    return {"rows": rows}
+
+
+# Fields that every row depends on.
+_SAME = ("rates", "tuning_seeds", "steps", "width", "layers", "points", "edge_points", "looks")
+
+
+def compare(config: Config, problem: Name, method: str) -> dict[str, Any]:
+    """Tune a method on a problem, and test it."""
+    trainer = Trainer(PROBLEMS[problem], settings(config, problem, method))
+    train = functools.partial(_train, config, trainer, _compiled(config, trainer))
+    seeds, rates = jnp.arange(config.tuning_seeds), jnp.array(config.rates)
+    begun = time.perf_counter()
+    seen = train(jnp.tile(seeds, len(rates)), jnp.repeat(rates, len(seeds)))
+    tuning = seen.error[-1].reshape(len(rates), -1)
+    best = config.rates[int(np.log(tuning).mean(axis=1).argmin())]
+    tests = jnp.arange(len(seeds) * len(rates)) + 1000
+    seen = train(tests, jnp.full(len(tests), best))
+    gramians = seen.gramian.reshape(-1, *seen.gramian.shape[2:])
+    found = osgd_jax.diagnose(gramians, dict.fromkeys(trainer.names, 0.0))
+    return {
+        "learning_rate": best,
+        "tuning": tuning.tolist(),
+        "errors": seen.error[-1].tolist(),
+        "losses": {name: each[-1].tolist() for name, each in seen.losses.items()},
+        "tasks": list(found.tasks),
+        "cosines": found.cosines.tolist(),
+        "opposed": found.opposed.tolist(),
+        "norm_ratio": found.norm_ratio,
+        "alignment": found.alignment,
+        "seconds": time.perf_counter() - begun,
+    }
+
+
+def settings(config: Config, problem: Name, method: str) -> Settings:
+    """Of a run by a method of the table."""
+    changes = dict(METHODS[method])
+    names = sorted(PROBLEMS[problem].terms)
+    weight = changes.pop("condition_weight", None)
+    if weight is not None:
+        changes["weights"] = tuple(1.0 if name == "pde" else weight for name in names)
+    if "order" in changes:
+        changes["order"] = ",".join(name for name in changes["order"].split(",") if name in names)
+    sizes = ("steps", "width", "layers", "points", "edge_points")
+    return Settings(**{name: getattr(config, name) for name in sizes}, **changes)
+
+
+def _compiled(config: Config, trainer: Trainer) -> tuple[Any, Any, Any]:
+    """Start, a part of the steps, and a look, of many nets."""
+    count = config.steps // config.looks
+    advance = functools.partial(trainer.advance, count=count)
+    return (
+        jax.jit(jax.vmap(trainer.start)),
+        jax.jit(jax.vmap(advance, in_axes=(0, 0, None)), donate_argnums=0),
+        jax.jit(jax.vmap(trainer.look)),
+    )
+
+
+def _train(
+    config: Config, trainer: Trainer, programs: Any, seeds: jax.Array, rates: jax.Array
+) -> Look:
+    """What is seen at each look, `[looks, nets, ...]`."""
+    start, advance, look = programs
+    state = start(seeds, rates)
+    looks = []
+    for part in range(config.looks):
+        state = advance(state, rates, part * (config.steps // config.looks))
+        looks.append(jax.device_get(look(state)))
+    seen = jax.tree.map(lambda *each: np.stack(each), *looks)
+    return seen._replace(error=np.where(np.isfinite(seen.error), seen.error, _DIVERGED))
+
+
+def errors_table(rows: list[dict[str, Any]]) -> Table:
+    """Errors of the methods, and their ratio to the sum's over pairs of the same seed."""
+    shown = Table(title="Relative L2 error, and its ratio to the sum's with 95 % intervals")
+    for column in ("problem", "method", "rate", "error", "over the sum's", "from", "to"):
+        shown.add_column(column, justify="left" if column in ("problem", "method") else "right")
+    for row in rows:
+        base = next(
+            each for each in rows if (each["problem"], each["method"]) == (row["problem"], "sum")
+        )
+        logs = np.log(row["errors"])
+        ratio = interval(logs - np.log(base["errors"]))
+        low, high = ratio.mean - ratio.half_width, ratio.mean + ratio.half_width
+        ratios = [f"{np.exp(each):.2f}" for each in (ratio.mean, low, high)]
+        error = f"{np.exp(logs.mean()):.3g}"
+        shown.add_row(row["problem"], row["method"], f"{row['learning_rate']:g}", error, *ratios)
+    return shown
+
+
+def overall_table(rows: list[dict[str, Any]]) -> Table:
+    """Over all problems: the mean of the logarithms of the ratios, each problem counting once."""
+    problems = list(dict.fromkeys(row["problem"] for row in rows))
+    errors = {(row["problem"], row["method"]): np.log(row["errors"]) for row in rows}
+    shown = Table(title=f"Mean ratio to the sum's error over {', '.join(problems)}")
+    for column in ("method", "ratio", "least", "largest"):
+        shown.add_column(column, justify="left" if column == "method" else "right")
+    for method in dict.fromkeys(row["method"] for row in rows):
+        means = [np.mean(errors[each, method] - errors[each, "sum"]) for each in problems]
+        ratios = np.exp([np.mean(means), np.min(means), np.max(means)])
+        shown.add_row(method, *[f"{each:.2f}" for each in ratios])
+    return shown
+
+
+def conflict_table(rows: list[dict[str, Any]]) -> Table:
+    """What `osgd_jax.diagnose` says of training on the sum."""
+    shown = Table(title="Conflict between the losses in training on the sum")
+    for column in ("problem", "losses", "mean cosine", "steps with a negative one"):
+        shown.add_column(column, justify="right" if "cosine" in column else "left")
+    for row in rows:
+        for i, j in zip(*np.triu_indices(len(row["tasks"]), 1), strict=True):
+            pair = f"{row['tasks'][i]} and {row['tasks'][j]}"
+            cosine, share = row["cosines"][i][j], row["opposed"][i][j]
+            if row["method"] == "sum":
+                shown.add_row(row["problem"], pair, f"{cosine:+.2f}", f"{share:.0%}")
+    return shown
+
+
+def tables(results: dict[str, Any]) -> list[Table]:
+    """All tables."""
+    rows = results["rows"]
+    return [overall_table(rows), errors_table(rows), conflict_table(rows)]
+
+
+if __name__ == "__main__":
+    command.run("experiments.pinn.study", __doc__, Config, measure, tables, TITLE)

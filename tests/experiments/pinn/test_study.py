@@ -1,0 +1,96 @@
+"""The study tunes every method alike and compares pairs; the benchmark times them in turn."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from experiments.benchmark import pinn as benchmark
+from experiments.pinn import study
+
+_TINY = {"steps": 4, "width": 4, "layers": 1, "points": 10, "edge_points": 4}
+
+
+def test_rows_are_kept_and_read_again(tmp_path):
+    config = study.Config(
+        problems=("advection",),
+        methods=("sum", "osgd, pde last"),
+        rates=(1e-3, 1e-2),
+        tuning_seeds=2,
+        looks=2,
+        output=tmp_path / "study.json",
+        **_TINY,
+    )
+    reported = []
+    first = study.measure(config, reported.append)["rows"]
+    assert reported == ["advection, sum", "advection, osgd, pde last"]
+    assert study.measure(config, reported.append)["rows"] == first
+    assert len(reported) == 2
+    other = dataclasses.replace(config, steps=2, methods=("sum",))
+    assert study.measure(other, reported.append)["rows"] != first[:1]
+    for row in first:
+        assert np.shape(row["tuning"]) == (2, 2)
+        best = np.log(row["tuning"]).mean(axis=1).argmin()
+        assert row["learning_rate"] == config.rates[best]
+        assert len(row["errors"]) == 4
+    json.dumps(first)
+
+
+def _cells(table):
+    return list(map(list, zip(*[column.cells for column in table.columns], strict=True)))
+
+
+def test_tables_hold_the_paired_ratio_of_errors():
+    def row(problem, method, errors):
+        found = {"tasks": ["bc", "pde"], "cosines": np.eye(2).tolist(), "opposed": [[0, 1], [1, 0]]}
+        return {
+            "problem": problem,
+            "method": method,
+            "errors": errors,
+            "learning_rate": 1e-3,
+        } | found
+
+    rows = [
+        row("burgers", "sum", [0.1, 0.4]),
+        row("burgers", "upgrad", [0.05, 0.2]),
+        row("advection", "sum", [1.0, 1.0]),
+        row("advection", "upgrad", [2.0, 2.0]),
+    ]
+    overall, errors, conflict = map(_cells, study.tables({"rows": rows}))
+    assert [row[3] for row in errors] == ["0.2", "0.1", "1", "2"]
+    assert errors[1][4:] == ["0.50", "0.50", "0.50"]
+    assert overall[1] == ["upgrad", "1.00", "0.50", "2.00"]
+    assert conflict[0] == ["burgers", "bc and pde", "+0.00", "100%"]
+
+
+def test_weights_and_orders_fit_the_losses_of_a_problem():
+    config = study.Config()
+    weighted = study.settings(config, "helmholtz", "sum, conditions × 10")
+    assert weighted.weights == (10.0, 1.0)
+    assert study.settings(config, "helmholtz", "osgd, pde first").order == "pde,bc"
+    assert study.settings(config, "burgers", "osgd, pde last").order == "ic,bc,pde"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"methods": ("sum", "adam")}, "methods={'adam'} are unknown; use some of sum"),
+        ({"methods": ("upgrad", "sum")}, "must begin with sum"),
+        ({"steps": 7, "looks": 2}, "steps=7 must be a multiple of looks=2"),
+        ({"rates": (0.0,)}, "rates=.* must be one or more numbers, each above 0"),
+    ],
+)
+def test_wrong_settings_are_named(changes, words):
+    with pytest.raises(ValueError, match=words):
+        study.Config(**changes)
+
+
+def test_the_benchmark_times_every_way():
+    config = benchmark.Config(problems=("advection",), methods=("osgd",), rounds=2, **_TINY)
+    reported = []
+    results = benchmark.measure(config, reported.append)
+    assert [row["method"] for row in results["rows"]] == ["sum", "osgd", "jacrev, upgrad"]
+    assert results["rows"][0]["time_over_sum"]["median"] == 1
+    (table,) = benchmark.tables(results)
+    assert list(table.columns[0].cells) == ["advection"] * 3

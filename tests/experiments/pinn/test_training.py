@@ -1,0 +1,195 @@
+"""A step does what its method says, alone or among others; a stopped run goes on."""
+
+import functools
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import osgd_jax
+from experiments.pinn.problems import PROBLEMS
+from experiments.pinn.training import Settings, Trainer
+from tests.experiments.running import finish, metrics, parameters, refuse, start
+
+_TINY = {"steps": 10, "width": 6, "layers": 2, "points": 20, "edge_points": 6}
+
+
+def _trainer(problem="klein_gordon", **changes):
+    return Trainer(PROBLEMS[problem], Settings(**_TINY | changes))
+
+
+def _start(trainer, seed=0, rate=1e-2):
+    return jax.jit(trainer.start)(seed, rate)
+
+
+def _advance(trainer, state, count, first=0, rate=1e-2):
+    return jax.jit(trainer.advance, static_argnums=3)(state, rate, first, count)
+
+
+def _gradients(trainer, state):
+    """Losses and their gradients one by one, without task gradients."""
+    points = trainer.problem.sample(state.key, 20, 6)
+
+    def losses_of(params):
+        return trainer.problem.losses(trainer.field(params, state.rest), points)
+
+    return jax.jit(lambda params: (losses_of(params), jax.jacrev(losses_of)(params)))(state.params)
+
+
+def _after_adam(trainer, state, gradient, rate):
+    adam = optax.adam(optax.cosine_decay_schedule(rate, 10))
+    updates, _ = adam.update(gradient, adam.init(state.params), state.params)
+    return optax.apply_updates(state.params, updates)
+
+
+def _assert_params(found, wanted):
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "weights"),
+    [
+        ({}, {"bc": 1, "ic": 1, "pde": 1}),
+        ({"weights": (3.0, 5.0, 0.0)}, {"bc": 3, "ic": 5, "pde": 0}),
+    ],
+)
+def test_the_sum_is_of_weighted_losses(changes, weights):
+    trainer = _trainer(**changes)
+    state = _start(trainer)
+    _, gradients = _gradients(trainer, state)
+    summed = jax.tree.map(
+        lambda *each: sum(w * g for w, g in zip(weights.values(), each, strict=True)),
+        *[gradients[name] for name in weights],
+    )
+    found = _advance(trainer, state, 1)
+    _assert_params(found.params, _after_adam(trainer, state, summed, 1e-2))
+
+
+def test_osgd_keeps_the_order_of_names():
+    trainer = _trainer(method="osgd", order="ic,pde,bc")
+    state = _start(trainer)
+    _, gradients = _gradients(trainer, state)
+    rows = [
+        jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradients[name])])
+        for name in ("ic", "pde", "bc")
+    ]
+    orthogonal = []
+    for row in rows:
+        for other in orthogonal:
+            row = row - row @ other / (other @ other) * other
+        orthogonal.append(row)
+    _, unravel = jax.flatten_util.ravel_pytree(state.params)
+    found = _advance(trainer, state, 1)
+    _assert_params(found.params, _after_adam(trainer, state, unravel(sum(orthogonal)), 1e-2))
+
+
+def test_one_loss_a_step_takes_them_in_turn():
+    trainer = _trainer(method="m_config")
+    state = _start(trainer)
+    tx = osgd_jax.m_config(optax.cosine_decay_schedule(1e-2, 10), 3)
+    params, moments = state.params, tx.init(state.params)
+    for turn, name in enumerate(("bc", "ic", "pde", "bc")):
+        _, gradients = _gradients(trainer, state._replace(params=params))
+        updates, moments = tx.update(gradients[name], moments, params, task=turn % 3)
+        params = optax.apply_updates(params, updates)
+    _assert_params(_advance(trainer, state, 4).params, params)
+
+
+@pytest.mark.parametrize("method", ["sum", "m_config", "upgrad", "relobralo"])
+def test_many_nets_train_as_each_alone(method):
+    trainer = _trainer(method=method, resample=True)
+    seeds, rates = jnp.arange(3), jnp.array([1e-2, 1e-3, 3e-3])
+    together = jax.jit(jax.vmap(trainer.start))(seeds, rates)
+    advance = functools.partial(trainer.advance, first=0, count=5)
+    together = jax.jit(jax.vmap(advance))(together, rates)
+    alone = jax.jit(advance)(_start(trainer, 2, 3e-3), 3e-3)
+    third = jax.tree.map(lambda leaf: leaf[2], together.params)
+    _assert_params(third, alone.params)
+    assert together.step.tolist() == [5, 5, 5]
+
+
+def test_a_look_sees_losses_conflict_and_error():
+    trainer = _trainer("helmholtz")
+    state = _start(trainer, 3)
+    losses, gradients = _gradients(trainer, state)
+    seen = jax.jit(trainer.look)(state)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), seen.losses, losses)
+    rows = np.stack(
+        [
+            np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradients[name])])
+            for name in ("bc", "pde")
+        ]
+    )
+    np.testing.assert_allclose(seen.gramian, rows @ rows.T, rtol=1e-3)
+    wanted = trainer.problem.solution()
+    error = np.linalg.norm(trainer.values(state) - wanted) / np.linalg.norm(wanted)
+    assert float(seen.error) == pytest.approx(error, rel=1e-4)
+
+
+def test_new_points_are_drawn_for_each_step_if_asked():
+    def after_two(resample, first):
+        trainer = _trainer(resample=resample)
+        return _advance(trainer, _start(trainer), 1, first).params
+
+    same = [jax.tree.leaves(after_two(False, first)) for first in (0, 1)]
+    other = [jax.tree.leaves(after_two(True, first)) for first in (0, 1)]
+    assert all(map(np.array_equal, *same))
+    assert not any(map(np.array_equal, *other))
+
+
+_RUN = ("--problem", "klein_gordon", "--method", "pcd", "--steps", "60", "--width", "8")
+_RUN = (*_RUN, "--log-every", "2", "--save-every", "4", "--points", "40", "--resample")
+
+
+def test_a_killed_run_ends_with_the_same_bits(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    printed = finish("pinn", *_RUN, "--workdir", whole)
+    assert "relative L2 error" in printed
+    assert "Most opposed" in printed
+    results = json.loads((whole / "results.json").read_text())
+    assert results["diagnosis"]["tasks"] == ["bc", "ic", "pde"]
+    assert (whole / "solution.png").stat().st_size > 10_000
+    process = start("pinn", *_RUN, "--workdir", killed)
+    while not (killed / "checkpoints" / "4").is_dir():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    finish("pinn", *_RUN, "--workdir", killed)
+    assert metrics(killed) == metrics(whole)
+    for found, wanted in zip(parameters(killed), parameters(whole), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert "holds a run of another configuration (seed: 0 → 1)" in refuse(
+        "pinn", *_RUN, "--seed", "1", "--workdir", whole
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": "adam"}, "method='adam' is unknown; use one of sum, m_config, aligned_mtl"),
+        ({"method": "m_config", "clip_norm": 1.0}, "clip_norm=1.0 must not be given with m_config"),
+        ({"weights": (1.0, 2.0)}, r"weights=\(1.0, 2.0\) must be 3 numbers, for bc, ic, pde"),
+        ({"weights": (1.0, -2.0, 1.0)}, "weights=.* must be one or more numbers, each at least 0"),
+        ({"width": 0}, "width=0 must be at least 1"),
+        ({"method": "osgd", "order": "a,b,c"}, "order=.* must name each of the losses 'bc', 'ic'"),
+        ({"method": "osgd", "order": "upwards"}, "order='upwards' is unknown"),
+    ],
+)
+def test_wrong_settings_are_named(changes, words):
+    def take_a_step():
+        trainer = _trainer(**changes)
+        jax.eval_shape(lambda: trainer.advance(trainer.start(0, 1e-3), 1e-3, 0, 1))
+
+    with pytest.raises(ValueError, match=words):
+        take_a_step()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    printed = refuse("pinn", *_RUN, "--learning-rate", "1e30", "--workdir", tmp_path)
+    assert "is not finite at step 2; the last checkpoint" in printed
