@@ -2,7 +2,8 @@
 
 Each step is Adam's after: the gradient of the sum of the losses; their task gradients and a
 weighting; or `jax.jacrev` and the same weighting. A call takes a number of steps in `lax.scan`, as
-training does. All calls of a problem are timed in turn, round after round.
+training does. All calls of a problem are timed in turn, round after round; operations are counted by
+the compiler, of one branch where a step takes one loss.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from rich.table import Table
 
 from experiments.benchmark import command
-from experiments.benchmark.timing import spread, time_in_turn
+from experiments.benchmark.timing import operations, spread, time_in_turn
 from experiments.pinn.problems import PROBLEMS, Name
 from experiments.pinn.training import Settings, Trainer
 from experiments.settings import require
@@ -82,19 +83,21 @@ def compare(config: Config, name: Name) -> list[dict[str, Any]]:
     common = {size: getattr(config, size) for size in sizes}
     ways = {method: (Trainer, method) for method in ("sum", *config.methods)}
     ways["jacrev, " + config.jacrev] = (_ByJacrev, config.jacrev)
-    calls = {}
+    calls, work = {}, {}
     for way, (trainer_type, method) in ways.items():
         trainer = trainer_type(PROBLEMS[name], Settings(method, **common))
         state = jax.jit(trainer.start)(0, 1e-3)
         advance = functools.partial(trainer.advance, count=config.steps)
         compiled = jax.jit(advance).lower(state, 1e-3, 0).compile()
         calls[way] = functools.partial(compiled, state, 1e-3, 0)
+        work[way] = operations(compiled)
     seconds = time_in_turn(calls, config.rounds)
     return [
         {
             "method": way,
             "step_ms": spread(1e3 * each / config.steps),
             "time_over_sum": spread(each / seconds["sum"]),
+            "work_over_sum": work[way] / work["sum"],
         }
         for way, each in seconds.items()
     ]
@@ -105,7 +108,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
     shown = Table(title="A training step over that with the gradient of the sum")
     for column in ("problem", "method"):
         shown.add_column(column, no_wrap=True)
-    for column in ("ms", "±", "time"):
+    for column in ("ms", "±", "time", "work"):
         shown.add_column(column, justify="right", no_wrap=True)
     for row in results["rows"]:
         ms = row["step_ms"]
@@ -113,6 +116,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
             ms["median"],
             (ms["three_quarters"] - ms["quarter"]) / 2,
             row["time_over_sum"]["median"],
+            row["work_over_sum"],
         )
         shown.add_row(row["problem"], row["method"], *[f"{each:.2f}" for each in figures])
     return [shown]
