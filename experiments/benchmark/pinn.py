@@ -2,8 +2,8 @@
 
 Each step is Adam's after: the gradient of the sum of the losses; their task gradients and a
 weighting; or `jax.jacrev` and the same weighting. A call takes a number of steps in `lax.scan`, as
-training does. All calls of a problem are timed in turn, round after round; operations are counted by
-the compiler, of one branch where a step takes one loss.
+training does. All calls of a problem are timed in turn, round after round. The compiler counts
+their work.
 """
 
 import dataclasses
