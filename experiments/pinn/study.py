@@ -231,9 +231,11 @@ def conflict_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
-    """All tables."""
+    """All tables; the one over problems where there are several."""
     rows = results["rows"]
-    return [overall_table(rows), errors_table(rows), conflict_table(rows)]
+    several = len({row["problem"] for row in rows}) > 1
+    overall = [overall_table(rows)] if several else []
+    return [*overall, errors_table(rows), conflict_table(rows)]
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from experiments.benchmark import command
 from experiments.benchmark import pinn as benchmark
 from experiments.pinn import study
 
@@ -94,3 +96,10 @@ def test_the_benchmark_times_every_way():
     assert results["rows"][0]["time_over_sum"]["median"] == 1
     (table,) = benchmark.tables(results)
     assert list(table.columns[0].cells) == ["advection"] * 3
+
+
+def test_the_stored_page_is_of_the_stored_figures():
+    results = Path(study.__file__).parents[1] / "results" / "pinn"
+    written = json.loads((results / "study.json").read_text())
+    page = command.page(study.TITLE, written, study.tables(written))
+    assert (results / "study.md").read_text() == page
