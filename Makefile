@@ -10,7 +10,7 @@ ALL_EXTRAS := experiments,data,docs,notebooks,test,lint
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-demo: .venv/demo-ready ## Compare SGD, clipped SGD and OSGD on a nested net (some minutes on 2 cores)
+demo: .venv/demo-ready ## Compare SGD, clipped SGD and OSGD on a nested net (about 4 minutes on 2 cores)
 	$(BIN)/python -m experiments.compare --output runs/demo
 
 benchmark: .venv/ready ## Time training steps of SGD and OSGD against their limits (about 5 minutes)
