@@ -19,8 +19,11 @@ benchmark: .venv/ready ## Time training steps of SGD and OSGD against their limi
 study-smoke: .venv/ready ## Train a corner of the study again and compare it with what is stored
 	$(BIN)/python -m tests.experiments.study.smoke
 
-test: .venv/ready ## Run the tests
+test: .venv/ready ## Run the tests; those of numbers also as on a processor without AVX-512
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"
+ifeq ($(shell uname -m),x86_64)
+	XLA_FLAGS=--xla_cpu_max_isa=AVX2 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m numerical
+endif
 
 test-slow: .venv/ready ## Run the tests that take longer than a minute each
 	$(BIN)/python -m pytest -m slow

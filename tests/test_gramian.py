@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 import osgd_jax
 from osgd_jax import TaskRows, _gramian
 
+pytestmark = pytest.mark.numerical
+
 
 def tree(num_tasks: int, seed: int = 0, dtype="float32"):
     """Dense and ragged task gradients, and the Jacobian `[K, P]` in the order of the leaves."""

@@ -11,7 +11,12 @@ _NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 _names = pytest.mark.parametrize("path", _NOTEBOOKS, ids=lambda path: path.stem)
 
 
-@_names
+# The first runs with the other tests; the others take about a minute each.
+@pytest.mark.parametrize(
+    "path",
+    [_NOTEBOOKS[0], *(pytest.param(path, marks=pytest.mark.slow) for path in _NOTEBOOKS[1:])],
+    ids=lambda path: path.stem,
+)
 def test_runs(path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     notebook = nbformat.read(path, as_version=4)

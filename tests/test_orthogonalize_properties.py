@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 import osgd_jax
 from tests.helpers import reference
 
+pytestmark = pytest.mark.numerical
+
 # ---------------------------------------------------------------------------------------------
 # Properties
 # ---------------------------------------------------------------------------------------------

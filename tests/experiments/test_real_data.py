@@ -67,6 +67,7 @@ train.main()
 """
 
 
+@pytest.mark.slow
 def test_fashion_mnist_is_prepared_and_read_without_tensorflow(fashion):
     assert (fashion / "run" / "summary.json").exists()
     options = ("--data", "tfds:fashion_mnist", "--data-dir", fashion, "--resident-megabytes", "0")
@@ -83,6 +84,7 @@ def test_fashion_mnist_is_prepared_and_read_without_tensorflow(fashion):
     assert summary(fashion / "streamed") == summary(fashion / "run")
 
 
+@pytest.mark.slow
 def test_what_is_not_prepared_needs_tensorflow_and_says_so(fashion):
     options = ("--data", "tfds:mnist", "--data-dir", str(fashion), "--workdir", str(fashion / "x"))
     ran = subprocess.run(
@@ -97,6 +99,7 @@ def test_what_is_not_prepared_needs_tensorflow_and_says_so(fashion):
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.slow
 def test_an_archive_that_must_be_downloaded_by_hand_is_asked_for(tmp_path):
     _skip_without_packages()
     printed = refuse(
@@ -107,6 +110,7 @@ def test_an_archive_that_must_be_downloaded_by_hand_is_asked_for(tmp_path):
     assert "give --manual-dir FOLDER" in printed
 
 
+@pytest.mark.slow
 def test_an_unknown_name_is_refused(fashion):
     printed = refuse(
         *("train", *_SMALL, "--data", "tfds:no_such_set", "--workdir", fashion / "x2"),

@@ -11,6 +11,8 @@ import pytest
 
 from osgd_jax import weightings
 
+pytestmark = pytest.mark.numerical
+
 K, STEPS = 3, 60
 # The last task joins after twenty steps, the first pauses for ten.
 ACTIVE = np.ones((STEPS, K), bool)

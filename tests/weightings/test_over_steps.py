@@ -9,6 +9,8 @@ import pytest
 import osgd_jax
 from osgd_jax import weightings
 
+pytestmark = pytest.mark.numerical
+
 STEPS = 10
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(STEPS, 3, 8)) * 10.0 ** RNG.uniform(-2, 2, (STEPS, 3, 1))

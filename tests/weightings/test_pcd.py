@@ -13,6 +13,8 @@ import osgd_jax
 from osgd_jax import weightings
 from tests.weightings import matrices
 
+pytestmark = pytest.mark.numerical
+
 
 def nearest(rows, primary, tau):
     """The d nearest to the primary row with <g_j, d> >= tau_j |g_j|^2 for the others, or None."""

@@ -10,6 +10,8 @@ from osgd_jax import weightings
 from osgd_jax.weightings import _solvers
 from tests.weightings import matrices
 
+pytestmark = pytest.mark.numerical
+
 
 def unit(vector):
     return vector / np.linalg.norm(vector)

@@ -129,6 +129,7 @@ def test_profile_adds_instructions_to_the_operations_that_they_were_made_of():
     assert float(cells["all"]) == pytest.approx(total, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_layers_writes_its_tables(tmp_path):
     output = tmp_path / "layers.json"
     arguments = [sys.executable, "-m", "experiments.benchmark.layers", "--channels", "8"]
