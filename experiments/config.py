@@ -19,9 +19,10 @@ _MAY_CHANGE = frozenset(
     | {"process_id", "shard_state"}
 )
 
-# Options that are no more, with the values under which older runs did without them.
+# Options that are no more or newer, with the values under which older runs did without them.
 _FORMER = types.MappingProxyType(
     {"test_split": None, "distillation": 0.0, "temperature": 3.0, "cutout": 0, "mixup": 0.0}
+    | {"update": "sgd"}
 )
 
 

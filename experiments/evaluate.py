@@ -53,6 +53,10 @@ def evaluate(config: Config) -> dict[str, Any]:
       ValueError: no run or no checkpoint in the workdir, or its data is missing or other data.
     """
     dataset = load_data(config)
+    if dataset.is_text:
+        raise ValueError(
+            "evaluate is for classes; train writes the bits per token of a text's test."
+        )
     run, _, net, state = programs.read_trained(config.workdir, config.checkpoint)
     count = jax.device_count()
     batch_size = -(-run.run.batch_size // count) * count

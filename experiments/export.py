@@ -62,6 +62,8 @@ def export(config: Config) -> Path:
     """
     trained = read_trained(config.workdir, config.checkpoint)
     dataset = trained.dataset
+    if dataset.is_text:
+        raise ValueError(f"{config.workdir} has a net for text, which is not exported.")
     output = config.output or config.workdir / "net.anytime"
     output.parent.mkdir(parents=True, exist_ok=True)
     net = Standardised(trained.net, dataset.mean, dataset.deviation)

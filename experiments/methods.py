@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
+import jax
 import optax
 
 import osgd_jax
@@ -29,15 +30,18 @@ class Settings:
         given.
       order: priority of the outputs for osgd: first_to_last, last_to_first, random, or a
         permutation such as 2,0,1 or, of losses with names, ic,bc,pde.
-      momentum: decay rate of Nesterov momentum.
-      weight_decay: times the parameters is added to the gradient.
+      update: what takes the step after balancing: sgd with Nesterov momentum, or adamw.
+      momentum: decay rate of Nesterov momentum, and of AdamW's mean gradient.
+      weight_decay: times the parameters is added to the gradient; in AdamW it is apart from the
+        gradient, and not on norms and embeddings.
       clip_norm: the norm to which a longer gradient is scaled down, after balancing and before
-        weight decay is added; not clipped if not given.
+        weight decay is added; if not given, 1 for text and else not clipped.
     """
 
     optimizer: str = "osgd"
     scope: Scope | None = None
     order: str = "first_to_last"
+    update: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 0.0
     clip_norm: float | None = None
@@ -93,7 +97,7 @@ def method(settings: Settings, *, num_tasks: int | None = None, seed: int = 0) -
       ValueError: an unknown name, or a weighting that needs more than its name.
     """
     name, scope, order = settings.optimizer, settings.chosen_scope, settings.order
-    optimizer = functools.partial(_sgd, settings)
+    optimizer = functools.partial(_take_step, settings)
     if name == "sgd":
         return Method(name, optimizer)
     if name == "osgd":
@@ -109,17 +113,28 @@ def method(settings: Settings, *, num_tasks: int | None = None, seed: int = 0) -
 
 def alone(output: int, *, momentum: float) -> Method:
     """Train the subnetwork of one output on its own loss, the ceiling for joint training."""
-    optimizer = functools.partial(_sgd, Settings("sgd", momentum=momentum))
+    optimizer = functools.partial(_take_step, Settings("sgd", momentum=momentum))
     return Method(f"output {output + 1} alone", optimizer, output=output)
 
 
-def _sgd(settings: Settings, schedule: Any) -> optax.GradientTransformation:
-    sgd = optax.sgd(schedule, momentum=settings.momentum, nesterov=True)
-    if settings.weight_decay:
-        sgd = optax.chain(optax.add_decayed_weights(settings.weight_decay), sgd)
+def _take_step(settings: Settings, schedule: Any) -> optax.GradientTransformation:
+    decay = settings.weight_decay
+    if settings.update == "adamw":
+        step = optax.adamw(schedule, settings.momentum, weight_decay=decay, mask=_decayed)
+    else:
+        step = optax.sgd(schedule, momentum=settings.momentum, nesterov=True)
+        if decay:
+            step = optax.chain(optax.add_decayed_weights(decay), step)
     if settings.clip_norm is None:
-        return sgd
-    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), sgd)
+        return step
+    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), step)
+
+
+def _decayed(params: Any) -> Any:
+    """True for matrices and kernels, but for embeddings."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.ndim > 1 and "embedding" not in jax.tree_util.keystr(path), params
+    )
 
 
 def _order(text: str) -> Any:

@@ -12,6 +12,13 @@ from experiments.settings import require
 
 Family = Literal["branched", "msdnet", "width-nested", "depth-nested", "nested"]
 
+TextFamily = Literal[
+    "branched-transformer",
+    "width-nested-transformer",
+    "depth-nested-transformer",
+    "nested-transformer",
+]
+
 # Those that are made of residual blocks, at several widths.
 ResNetFamily = Literal["branched", "width-nested", "depth-nested", "nested"]
 
@@ -23,32 +30,52 @@ NETS = {
     "nested": osgd_jax.nets.NestedResNet,
 }
 
+TRANSFORMERS = {
+    "branched-transformer": osgd_jax.nets.BranchedTransformer,
+    "width-nested-transformer": osgd_jax.nets.WidthNestedTransformer,
+    "depth-nested-transformer": osgd_jax.nets.DepthNestedTransformer,
+    "nested-transformer": osgd_jax.nets.NestedTransformer,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """The net.
 
     Attributes:
-      net: family of anytime nets.
+      net: family of anytime nets; a Transformer for text.
       outputs: number of outputs, K.
       widths: channels of each level of resolution, at the last output for a width-nested net; the
         family's own if not given.
       blocks: residual blocks of each level; one if not given.
+      width: channels of a Transformer; the family's own if not given.
+      depth: layers of a Transformer, at the first output where it is nested in depth; as above.
+      heads: attention heads of a Transformer; as above.
       norm: batch or group normalisation.
       stem: cifar, or imagenet for large images.
       precision: numbers that the net computes with; parameters are always float32.
     """
 
-    net: Family = "depth-nested"
+    net: Family | TextFamily = "depth-nested"
     outputs: int = 3
     widths: tuple[int, ...] | None = None
     blocks: tuple[int, ...] | None = None
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
     norm: Literal["batch", "group"] = "batch"
     stem: Literal["cifar", "imagenet"] = "cifar"
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        require(self, fields=("outputs", "widths", "blocks"), at_least=1)
+        sizes = ("width", "depth", "heads")
+        require(self, fields=("outputs", "widths", "blocks", *sizes), at_least=1)
+        own, others = ("widths", "blocks"), sizes
+        if self.net in TRANSFORMERS:
+            own, others = others, own
+        wrong = [name for name in others if getattr(self, name) is not None]
+        if wrong:
+            raise ValueError(f"net={self.net} has no {wrong[0]}; its sizes are {', '.join(own)}.")
         if self.net == "msdnet" and (self.widths, self.blocks) != (None, None):
             raise ValueError(
                 "net=msdnet has no widths and blocks; its sizes are those of the family."
@@ -68,6 +95,19 @@ def make_net(sizes: Sizes, dataset: Dataset, rngs: nnx.Rngs) -> osgd_jax.nets.An
     Raises:
       ValueError: sizes that the net refuses.
     """
+    dtype = None if sizes.precision == "float32" else jnp.dtype(sizes.precision)
+    if dataset.is_text != (sizes.net in TRANSFORMERS):
+        known = ", ".join(TRANSFORMERS if dataset.is_text else NETS)
+        raise ValueError(f"net={sizes.net} does not take {dataset.name}; use one of {known}.")
+    if sizes.net in TRANSFORMERS:
+        given = {"width": sizes.width, "depth": sizes.depth, "num_heads": sizes.heads}
+        return TRANSFORMERS[sizes.net](
+            vocab_size=dataset.num_classes,
+            num_outputs=sizes.outputs,
+            rngs=rngs,
+            dtype=dtype,
+            **{name: size for name, size in given.items() if size is not None},
+        )
     *spatial, channels = dataset.input_shape
     levels = {}
     if sizes.widths is not None:
@@ -80,6 +120,6 @@ def make_net(sizes: Sizes, dataset: Dataset, rngs: nnx.Rngs) -> osgd_jax.nets.An
         norm=sizes.norm,
         rngs=rngs,
         stem=sizes.stem,
-        dtype=None if sizes.precision == "float32" else jnp.dtype(sizes.precision),
+        dtype=dtype,
         **levels,
     )

@@ -83,7 +83,7 @@ def train(config: Config, console: Console) -> dict[str, Any]:
         checkpoints.close()
 
     # ---- test
-    test_accuracy, _ = programs.evaluate(built, placed, state, dataset.test)
+    test_accuracy, test_losses = programs.evaluate(built, placed, state, dataset.test)
     last = read_metrics(config.workdir)[-1]
     summary = {
         "test_accuracy": test_accuracy,
@@ -94,6 +94,8 @@ def train(config: Config, console: Console) -> dict[str, Any]:
         "multiply_adds": [cost.multiply_adds for cost in costs],
         "clock": clock,
     }
+    if dataset.is_text:
+        summary["test_bits_per_token"] = (np.array(test_losses) / np.log(2)).tolist()
     if jax.process_index() == 0:
         write_json(config.workdir / "summary.json", summary)
     return summary
@@ -255,6 +257,9 @@ def main() -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     accuracies = " ".join(f"{100 * each:.1f}" for each in summary["test_accuracy"])
+    if bits := summary.get("test_bits_per_token"):
+        words = " ".join(f"{each:.3f}" for each in bits)
+        console.print(f"test bits per token {words} at the outputs in order", highlight=False)
     waited = 100 * summary["clock"]["waiting_for_input"]
     console.print(f"test accuracy {accuracies} % at the outputs in order", highlight=False)
     console.print(f"waited for input {waited:.1f} % of the time", highlight=False)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from experiments.data import builtin
+from experiments.data import builtin, text
 from experiments.data.batches import Batches, epoch_batches
 from experiments.data.dataset import Dataset, Examples, Images, Split
 from experiments.data.source import Source
@@ -29,6 +29,8 @@ def load(source: Source) -> Dataset:
     if source.data in builtin.NAMES:
         return builtin.load(source.data, source.train_size)
     kind, _, rest = source.data.partition(":")
+    if source.data == "pydoc" or (kind == "text" and rest):
+        return text.load(source)
     if kind == "tfds" and rest:
         from experiments.data import from_tfds
 
@@ -39,5 +41,8 @@ def load(source: Source) -> Dataset:
         found = from_folder.open_splits(Path(rest))
     else:
         known = ", ".join(builtin.NAMES)
-        raise ValueError(f"data={source.data!r} is unknown; use {known}, tfds:NAME or folder:PATH.")
+        raise ValueError(
+            f"data={source.data!r} is unknown; use {known}, pydoc, text:PATH,"
+            " tfds:NAME or folder:PATH."
+        )
     return make_image_dataset(source, found)

@@ -100,7 +100,7 @@ class Raw(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A classification data set.
+    """A classification data set; for text the classes are the tokens.
 
     Attributes:
       name: as on the command line.
@@ -136,8 +136,15 @@ class Dataset:
         """The inputs as they are in files."""
         return self.standardised or Raw(self.dtype, self.mean, self.deviation)
 
+    @property
+    def is_text(self) -> bool:
+        """Whether examples are tokens `[length]`, and labels the tokens that follow each."""
+        return len(self.input_shape) == 1
+
     def standardise(self, inputs: Any) -> Any:
-        """Inputs in float32 with mean 0 and deviation 1; works on NumPy and JAX arrays."""
+        """Inputs in float32 with mean 0 and deviation 1, or tokens; NumPy or JAX arrays."""
+        if self.is_text:
+            return inputs
         mean, deviation = np.array([self.mean, self.deviation], np.float32)
         return (inputs.astype(np.float32) - mean) / deviation
 

@@ -11,10 +11,12 @@ class Source:
     """The data.
 
     Attributes:
-      data: digits, mnist1d, tfds:NAME (tensorflow_datasets) or folder:PATH (images by class).
+      data: digits, mnist1d, tfds:NAME (tensorflow_datasets), folder:PATH (images by class), pydoc
+        (Python's own help as text) or text:PATH (files of text; .bin or .npy of token ids).
       train_size: training examples to use; all if not given.
-      validation_fraction: share of the images of tfds and folder that is held out to validate on,
-        and another to test on, where there are no images for that.
+      validation_fraction: share of a text, or of the images of tfds and folder, that is held out to
+        validate on, and another to test on, where there are no images for that.
+      text_length: tokens of an example of text; 128 if not given.
       image_size: side to which images are cut; their usual one if not given.
       skip_corrupt: leave out images that cannot be read, instead of stopping.
       resident_megabytes: data sets up to this size are read once and live on the device; larger
@@ -27,6 +29,7 @@ class Source:
     data: str = "digits"
     train_size: int | None = None
     validation_fraction: float = 0.1
+    text_length: int | None = None
     image_size: int | None = None
     skip_corrupt: bool = False
     resident_megabytes: int = 2000
@@ -35,6 +38,6 @@ class Source:
     workers: int = 0
 
     def __post_init__(self):
-        require(self, fields=("train_size", "image_size"), at_least=1)
+        require(self, fields=("train_size", "text_length", "image_size"), at_least=1)
         require(self, fields=("workers", "resident_megabytes"), at_least=0)
         require(self, fields=("validation_fraction",), above=0, below=0.5)

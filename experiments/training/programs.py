@@ -46,7 +46,7 @@ class Programs:
       conflict: `(state, source, batches) -> task_cosines` of the first batch; None where `steps`
         measures them.
       totals: `(state, split, counted) -> (correct, losses)`, `[K]` each, sums over the examples
-        that are counted.
+        that are counted, of the mean over the tokens of a text.
     """
 
     batch_size: int
@@ -73,7 +73,7 @@ def build(config: Config, dataset: data.Dataset, placed: Placement, net: Anytime
         )
     config.augmentation.check(dataset)
     graphdef, params, rest = nnx.split(net, nnx.Param, ...)
-    method = methods.method(config.method, num_tasks=config.net.outputs, seed=run.seed)
+    method = _method(config, dataset)
     schedule = _schedule(run, steps_per_epoch)
     optimizer = method.optimizer(schedule)
     initial = placed.put_state(initial_state(method, optimizer, params, rest, run.seed))
@@ -112,6 +112,13 @@ def build(config: Config, dataset: data.Dataset, placed: Placement, net: Anytime
     )
 
 
+def _method(config: Config, dataset: data.Dataset) -> methods.Method:
+    settings = config.method
+    if dataset.is_text and settings.clip_norm is None:
+        settings = dataclasses.replace(settings, clip_norm=1.0)
+    return methods.method(settings, num_tasks=config.net.outputs, seed=config.run.seed)
+
+
 def _first(batches: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], batches)
 
@@ -129,12 +136,13 @@ def evaluation(graphdef: Any, dataset: data.Dataset) -> tuple[Callable, Callable
 
     def totals(state: State, split: data.Split, counted: jax.Array):
         outputs = logits(state, split.inputs)  # pyright: ignore[reportArgumentType] - traced
-        correct = (outputs.argmax(-1) == split.labels) & counted
+        correct = outputs.argmax(-1) == split.labels
         losses = optax.softmax_cross_entropy_with_integer_labels(
             outputs,
             jnp.broadcast_to(split.labels, outputs.shape[:-1]),
         )
-        return correct.sum(1), jnp.where(counted, losses, 0).sum(1)
+        of_examples = (each.reshape(*outputs.shape[:2], -1).mean(-1) for each in (correct, losses))
+        return tuple(jnp.where(counted, each, 0).sum(1) for each in of_examples)
 
     return logits, totals
 
@@ -171,7 +179,7 @@ def read_trained(workdir: Path, checkpoint: str = "last") -> Trained:
     dataset = read_data(workdir)
     net = make_net(config.net, dataset, nnx.Rngs(config.run.seed))
     graphdef, params, rest = nnx.split(net, nnx.Param, ...)
-    method = methods.method(config.method, num_tasks=config.net.outputs, seed=config.run.seed)
+    method = _method(config, dataset)
     optimizer = method.optimizer(_schedule(config.run, steps_per_epoch=1))
     example = initial_state(method, optimizer, params, rest, config.run.seed)
     checkpoints = Checkpoints(workdir / "checkpoints", config.run.keep_last, {})

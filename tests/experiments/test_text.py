@@ -1,0 +1,111 @@
+"""Training on text: what examples are, and a run."""
+
+import hashlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments import data, methods
+from experiments.nets import Sizes, make_net
+from tests.experiments.running import finish, metrics, refuse
+
+RUN = ("--net", "width-nested-transformer", "--outputs", "2", "--width", "16", "--heads", "2")
+RUN += ("--depth", "1", "--text-length", "16", "--batch-size", "8", "--log-every", "20")
+
+
+def load(name, **kwargs):
+    return data.load(data.Source(name, **kwargs))
+
+
+def test_labels_are_the_tokens_that_follow_and_parts_share_none(tmp_path):
+    text = bytes(range(200)) + b"end"
+    (tmp_path / "a.txt").write_bytes(text[:100])
+    (tmp_path / "b.txt").write_bytes(text[100:])
+    whole = text[:100] + b"\n\n" + text[100:]
+    found = load(f"text:{tmp_path}", text_length=5, validation_fraction=0.2)
+    held_out = len(whole) // 5
+    start = 0
+    for split, size in (
+        (found.train, len(whole) - 2 * held_out),
+        (found.validation, held_out),
+        (found.test, held_out),
+    ):
+        part = whole[start : start + size]
+        assert split.size == (size - 1) // 5
+        assert bytes(split.inputs.astype(np.uint8)) == part[: 5 * split.size]
+        assert bytes(split.labels.astype(np.uint8)) == part[1 : 5 * split.size + 1]
+        start += size
+    assert hashlib.sha256(whole).hexdigest()[:16] in found.about
+    assert found.num_classes == 256
+
+
+@pytest.mark.parametrize("suffix", ["npy", "bin"])
+def test_ids_of_a_tokenizer(tmp_path, suffix):
+    ids = np.random.default_rng(0).integers(0, 500, 300).astype(np.uint16)
+    ids[7] = 499
+    path = tmp_path / f"ids.{suffix}"
+    np.save(path, ids) if suffix == "npy" else ids.tofile(path)
+    found = load(f"text:{path}", text_length=10)
+    assert found.num_classes == 500
+    np.testing.assert_array_equal(found.train.inputs.ravel(), ids[: found.train.inputs.size])
+
+
+def test_pythons_help_is_large_enough():
+    found = load("pydoc")
+    assert found.train.inputs.size > 300_000
+    assert b"statement" in bytes(found.train.inputs.astype(np.uint8))
+
+
+def test_wrong_texts_are_named(tmp_path):
+    with pytest.raises(ValueError, match="must be a file or folder that is there"):
+        load(f"text:{tmp_path / 'none'}")
+    (tmp_path / "short.txt").write_text("too short")
+    with pytest.raises(ValueError, match="has 9 tokens, too few for three parts of 129 each"):
+        load(f"text:{tmp_path / 'short.txt'}")
+    np.save(tmp_path / "floats.npy", np.zeros(4))
+    with pytest.raises(ValueError, match="must hold token ids, integers"):
+        load(f"text:{tmp_path / 'floats.npy'}")
+
+
+def test_nets_and_sizes_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match="net=depth-nested does not take pydoc; use one of branch"):
+        make_net(Sizes(), load("pydoc"), nnx.Rngs(0))
+    with pytest.raises(ValueError, match="net=nested-transformer does not take digits"):
+        make_net(Sizes("nested-transformer"), load("digits"), nnx.Rngs(0))
+    with pytest.raises(ValueError, match="net=nested has no width; its sizes are widths, blocks"):
+        Sizes("nested", width=8)
+    with pytest.raises(ValueError, match="net=nested-transformer has no widths; its sizes are wid"):
+        Sizes("nested-transformer", widths=(8,))
+
+
+def test_adamw_decays_matrices_but_no_norms_and_embeddings():
+    settings = methods.Settings("sgd", update="adamw", weight_decay=0.5)
+    step = methods.method(settings).optimizer(0.1)
+    params = {
+        "embedding": {"table": jnp.ones((2, 2))},
+        "norm": jnp.ones(2),
+        "out": jnp.ones((2, 2)),
+    }
+    updates, _ = step.update(jax.tree.map(jnp.zeros_like, params), step.init(params), params)
+    for name, expected in (("norm", 0), ("embedding", 0), ("out", -0.05)):
+        for leaf in jax.tree.leaves(updates[name]):
+            np.testing.assert_allclose(leaf, expected, rtol=1e-6)
+
+
+def test_a_run_on_text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("the cat sat on the mat and " * 300)
+    options = ("--data", f"text:{path}", *RUN, "--optimizer", "sgd", "--update", "adamw")
+    options += ("--learning-rate", "0.01", "--workdir", tmp_path / "run", "--epochs", "4")
+    assert "SHA-256" in finish("train", *options)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    records = metrics(tmp_path / "run")
+    assert max(summary["test_bits_per_token"]) < 1.5  # of 8, and 3.3 for single letters
+    validated = records[-1]["validation_losses"]
+    np.testing.assert_allclose(summary["test_bits_per_token"], np.array(validated) / np.log(2), 0.1)
+    assert "is for classes" in refuse("evaluate", tmp_path / "run")
+    assert "a net for text" in refuse("export", tmp_path / "run")
