@@ -34,7 +34,7 @@ def test_train_size_cuts_the_training_examples_only():
 
 
 def test_wrong_names_and_sizes_are_refused():
-    with pytest.raises(ValueError, match="data='cifar' is unknown; use digits, mnist1d, tfds:NAME"):
+    with pytest.raises(ValueError, match="data='cifar' is unknown; use digits, mnist1d, pydoc"):
         data.load(data.Source("cifar"))
     with pytest.raises(ValueError, match="train_size=1001 must be between 1 and 1000"):
         data.load(data.Source(train_size=1001))

@@ -154,7 +154,10 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_output(tmp_path):
         (["--loss-weights", "1"], "loss_weights=(1.0,) must be 2 numbers"),
         (["--clip-norm", "0"], "clip_norm=0.0 must be above 0"),
         (["--optimizer", "adam"], "optimizer='adam' is unknown; use one of sgd, osgd"),
-        (["--data", "cifar11"], "data='cifar11' is unknown; use digits, mnist1d, tfds:NAME"),
+        (
+            ["--data", "cifar11"],
+            "data='cifar11' is unknown; use digits, mnist1d, pydoc, text:PATH, tfds:NAME",
+        ),
         (["--data", "folder:/nowhere"], "/nowhere does not exist"),
         (["--batch-size", "500"], "batch_size=500 exceeds the 200 training examples"),
         (["--data", "mnist1d", "--flip"], "are for images"),
