@@ -14,26 +14,37 @@ from jax.interpreters import partial_eval as pe
 # What `jax.make_jaxpr` returns: a `ClosedJaxpr` up to jax 0.11, then a `Jaxpr`.
 Program = Any
 
-_ELEMENTWISE = {
+ELEMENTWISE = {
     *("mul", "div", "neg", "add", "add_any", "sub"),
     *("select_n", "convert_element_type", "copy", "reduce_precision"),
 }
 _CALLS = {"jit", "pjit"}
+_JOINS = {"stack", "concatenate"}
 
 
-def trace_elements(linear: Callable, tangents: Sequence[jax.ShapeDtypeStruct]) -> Program:
-    """Trace a linear function of K results to a program with K scalar outputs.
+def trace(linear: Callable, tangents: Sequence[jax.ShapeDtypeStruct]) -> Program:
+    """Trace a linear function to a program without calls of other programs."""
+    return _inlined(jax.make_jaxpr(linear)(*tangents), tangents)
 
-    Where the results are one array `[K]`, the operations that put it together (`jnp.stack`,
+
+def elements(program: Program, tangents: Sequence[jax.ShapeDtypeStruct]) -> Program:
+    """Make a program with K scalar outputs of one whose results are K scalars or one array `[K]`.
+
+    Where the results are one array, the operations that put it together (`jnp.stack`,
     concatenation) and those that treat its elements alike (elementwise arithmetic, sums over other
     axes) are looked through, so that each output of the program depends only on what its element
     depends on. Where that cannot be done, each element is taken from the finished array, and seems
     to depend on all that the array depends on.
     """
-    program = jax.make_jaxpr(linear)(*tangents)
     if program.out_avals[0].ndim == 0:
         return program
-    return jax.make_jaxpr(lambda *args: _evaluate(program, args, split=[True])[0])(*tangents)
+    return jax.make_jaxpr(lambda *args: _evaluate(program, args))(*tangents)
+
+
+def is_put_together(program: Program) -> bool:
+    """Tell whether the array that a program returns is made of parts by stacking, or of one."""
+    tail, _ = cut(opened(program), split_operands)
+    return any(equation.primitive.name in _JOINS for equation in tail)
 
 
 def prune(program: Program, output: int) -> tuple[Callable, tuple[int, ...]]:
@@ -47,81 +58,104 @@ def prune(program: Program, output: int) -> tuple[Callable, tuple[int, ...]]:
       A function of the inputs that the output reads, which returns `[output]`, and their indices.
     """
     wanted = [index == output for index in range(len(program.out_avals))]
-    jaxpr, used = pe.dce_jaxpr(_open(program), wanted)
+    jaxpr, used = pe.dce_jaxpr(opened(program), wanted)
     inputs = tuple(index for index, is_used in enumerate(used) if is_used)
     return functools.partial(eval_jaxpr, jaxpr, program.consts), inputs
 
 
-def _open(program: Program) -> jex.core.Jaxpr:
+def opened(program: Program) -> jex.core.Jaxpr:
+    """Return the equations of a program."""
     return getattr(program, "jaxpr", program)
 
 
-def _evaluate(program: Program, args: Sequence, split: Sequence[bool]) -> list:
-    """Evaluate a program; return the outputs that `split` marks as lists of slices of axis 0.
+def _inlined(program: Program, tangents: Sequence[jax.ShapeDtypeStruct]) -> Program:
+    def evaluate(program: Program, consts: Sequence, args: Sequence) -> list:
+        jaxpr: Any = opened(program)
+        values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+        for equation in jaxpr.eqns:
+            if _is_plain_call(equation):
+                inner = equation.params["jaxpr"]
+                operands = [a.val if is_literal(a) else values[a] for a in equation.invars]
+                results = evaluate(inner, inner.consts, operands)
+            else:
+                read = list(dict.fromkeys(a for a in equation.invars if not is_literal(a)))
+                alone = jaxpr.replace(
+                    eqns=[equation], constvars=[], invars=read, outvars=equation.outvars
+                )
+                results = eval_jaxpr(alone, (), *[values[a] for a in read])
+            values.update(zip(equation.outvars, results, strict=True))
+        return [a.val if is_literal(a) else values[a] for a in jaxpr.outvars]
 
-    The equations that make these outputs slice by slice, the tail, are so evaluated; all others as
-    they are. Arguments may be lists of slices, too.
+    return jax.make_jaxpr(lambda *args: evaluate(program, program.consts, args))(*tangents)
+
+
+def _is_plain_call(equation: jex.core.JaxprEqn) -> bool:
+    """Whether an equation calls a program, and asks for no sharding with it."""
+    if equation.primitive.name not in _CALLS:
+        return False
+    shardings = (*equation.params["in_shardings"], *equation.params["out_shardings"])
+    return not any(isinstance(each, jax.sharding.Sharding) for each in shardings)
+
+
+def _evaluate(program: Program, args: Sequence) -> list:
+    """Evaluate a program of one result; return it as a list of scalars.
+
+    The equations that make it slice by slice, the tail, are so evaluated; all others as they are.
     """
-    jaxpr = _open(program)
-    tail, head, _ = _cut(jaxpr, split)
+    jaxpr = opened(program)
+    tail, head = cut(jaxpr, split_operands)
     values = dict(zip(jaxpr.invars, args, strict=True))
     made_by_tail = {variable for equation in tail for variable in equation.outvars}
     read_by_tail = [atom for equation in tail for atom in equation.invars] + list(jaxpr.outvars)
     known = made_by_tail | values.keys()
-    needed = [atom for atom in read_by_tail if not _is_literal(atom) and atom not in known]
+    needed = [atom for atom in read_by_tail if not is_literal(atom) and atom not in known]
     head_jaxpr = jaxpr.replace(eqns=head, outvars=needed)
-    results = eval_jaxpr(head_jaxpr, program.consts, *map(_array, args))
+    results = eval_jaxpr(head_jaxpr, program.consts, *args)
     values.update(zip(needed, results, strict=True))
 
     def read(atom, is_split):
-        value = atom.val if _is_literal(atom) else values[atom]
+        value = atom.val if is_literal(atom) else values[atom]
         return _slices(value) if is_split else _array(value)
 
     for equation in tail:
-        if equation.primitive.name in _CALLS:
-            operands = [atom.val if _is_literal(atom) else values[atom] for atom in equation.invars]
-            (slices,) = _evaluate(equation.params["jaxpr"], operands, split=[True])
-        else:
-            operands = list(map(read, equation.invars, _split_operands(equation) or ()))
-            slices = _evaluate_by_slice(equation, operands)
-        values[equation.outvars[0]] = slices
-    return list(map(read, jaxpr.outvars, split))
+        operands = list(map(read, equation.invars, split_operands(equation) or ()))
+        values[equation.outvars[0]] = _evaluate_by_slice(equation, operands)
+    return list(read(jaxpr.outvars[0], True))
 
 
-def _cut(jaxpr: jex.core.Jaxpr, split: Sequence[bool]) -> tuple[list, list, list[bool]]:
-    """Part the equations into the tail, which makes the outputs to be split, and the head.
+def cut(jaxpr: jex.core.Jaxpr, split: Callable) -> tuple[list, list]:
+    """Part the equations into the tail, which makes the result slice by slice, and the head.
 
-    The third result tells which inputs the tail reads slice by slice.
+    Args:
+      jaxpr: of one result.
+      split: tells which operands of an equation to split, or that it cannot be, by None.
     """
-    wanted = {atom for atom, is_split in zip(jaxpr.outvars, split, strict=True) if is_split}
-    read_whole = {atom for atom, is_split in zip(jaxpr.outvars, split, strict=True) if not is_split}
+    wanted, read_whole = set(jaxpr.outvars), set()
     tail, head = [], []
     for equation in reversed(jaxpr.eqns):
         results = set(equation.outvars)
-        split_operands = None
+        operands = None
         if results & wanted and not results & read_whole:
-            split_operands = _split_operands(equation)
-        if split_operands is None:
+            operands = split(equation)
+        if operands is None:
             head.append(equation)
-            split_operands = [False] * len(equation.invars)
+            operands = [False] * len(equation.invars)
         else:
             tail.append(equation)
-        for atom, is_split in zip(equation.invars, split_operands, strict=True):
-            if not _is_literal(atom):
+        for atom, is_split in zip(equation.invars, operands, strict=True):
+            if not is_literal(atom):
                 (wanted if is_split else read_whole).add(atom)
-    return tail[::-1], head[::-1], [variable in wanted for variable in jaxpr.invars]
+    return tail[::-1], head[::-1]
 
 
-def _split_operands(equation: jex.core.JaxprEqn) -> list[bool] | None:
-    """Which operands to split so that slices of the result can be computed one by one, if any."""
+def split_operands(equation: jex.core.JaxprEqn) -> list[bool] | None:
+    """Find which operands to split so that slices of the result can be computed one by one."""
     name, params = equation.primitive.name, equation.params
-    shapes = [_shape(atom) for atom in equation.invars]
-    if len(equation.outvars) > 1 or not _shape(equation.outvars[0]):
+    shapes = [shape_of(atom) for atom in equation.invars]
+    if len(equation.outvars) > 1 or not shape_of(equation.outvars[0]):
         return None
-    shape = _shape(equation.outvars[0])
-    if name in _CALLS:
-        return _cut(_open(params["jaxpr"]), split=[True])[2]
-    if name in _ELEMENTWISE:
+    shape = shape_of(equation.outvars[0])
+    if name in ELEMENTWISE:
         return [len(operand) == len(shape) and operand[0] == shape[0] for operand in shapes]
     if name == "stack" and params["axis"] == 0:
         return [False] * len(shapes)
@@ -140,7 +174,7 @@ def _split_operands(equation: jex.core.JaxprEqn) -> list[bool] | None:
 
 def _evaluate_by_slice(equation: jex.core.JaxprEqn, operands: list) -> list:
     name, params = equation.primitive.name, equation.params
-    size, *shape = _shape(equation.outvars[0])
+    size, *shape = shape_of(equation.outvars[0])
     if name == "stack":
         return operands
     if name == "concatenate":
@@ -172,9 +206,11 @@ def _array(value):
     return jnp.stack(value) if isinstance(value, list) else value
 
 
-def _shape(atom) -> tuple[int, ...]:
+def shape_of(atom) -> tuple[int, ...]:
+    """Return the shape of a variable or literal."""
     return getattr(atom.aval, "shape")  # noqa: B009 - not every aval has one
 
 
-def _is_literal(atom) -> bool:
+def is_literal(atom) -> bool:
+    """Tell a literal from a variable."""
     return isinstance(atom, jex.core.Literal)

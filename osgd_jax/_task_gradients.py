@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from osgd_jax import _linear_program
+from osgd_jax import _linear_program, _loss_batch
 from osgd_jax._arguments import (
     Argnum,
     ArrayCall,
@@ -22,6 +22,10 @@ from osgd_jax._arguments import (
 )
 from osgd_jax._losses import as_values
 from osgd_jax._task_rows import TaskRows, is_task_rows
+
+# From this many losses of one array on, all are pulled back together: compiled once for all of
+# them, at the price of K times the memory of one.
+_AT_ONCE = 8
 
 
 def value_and_task_grads(
@@ -38,7 +42,9 @@ def value_and_task_grads(
     after it. Where the array is indexed or multiplied by a matrix, or comes out of a
     `jax.checkpoint` around all of it, each loss counts as reaching whatever the array depends on,
     which costs as much as `jax.jacrev`. Losses are pulled back one after the other, the last one
-    first, so that what only later losses read need not be kept in memory until all are done.
+    first, so that what only later losses read need not be kept in memory until all are done. Eight
+    or more that one operation returns as an array, such as one for each example, are pulled back
+    together: compiled once, in the memory of all.
 
     Flax NNX modules among the arguments are treated as `nnx.value_and_grad` treats them: the
     gradients are with respect to their `nnx.Param`, and what the call changes in a module, such as
@@ -156,8 +162,15 @@ def _result_and_grads(
         return values, ((losses, aux), modules)
 
     values, linear, result = jax.linearize(losses_of, *leaves, has_aux=True)
-    program = _linear_program.trace_elements(linear, [jax.typeof(leaf) for leaf in leaves])
-    return result, treedef.unflatten(_pull_back(program, leaves, values))
+    types = [jax.typeof(leaf) for leaf in leaves]
+    program = _linear_program.trace(linear, types)
+    if len(values) >= _AT_ONCE and not (
+        isinstance(values, tuple) or _linear_program.is_put_together(program)
+    ):
+        rows = _pull_back_at_once(program, leaves, values)
+    else:
+        rows = _pull_back(_linear_program.elements(program, types), leaves, values)
+    return result, treedef.unflatten(rows)
 
 
 def _check_parameter(path: tuple, leaf: Any, num_args: int) -> jax.Array:
@@ -209,6 +222,19 @@ def _pull_back(
     return [
         TaskRows(_stack(leaf_rows, leaf), tuple(sorted(leaf_rows)), num_tasks)
         for leaf_rows, leaf in zip(rows, leaves, strict=True)
+    ]
+
+
+def _pull_back_at_once(
+    program: _linear_program.Program, leaves: list[jax.Array], losses: jax.Array
+) -> list[TaskRows]:
+    """Pull back the losses of one array together; each reaches all that any of them does."""
+    num_tasks = len(losses)
+    return [
+        TaskRows(_stack({}, leaf), (), num_tasks)
+        if rows is None
+        else TaskRows(rows, tuple(range(num_tasks)), num_tasks)
+        for rows, leaf in zip(_loss_batch.pull_back(program, leaves, losses), leaves, strict=True)
     ]
 
 
