@@ -98,8 +98,11 @@ def test_the_benchmark_times_every_way():
     assert list(table.columns[0].cells) == ["advection"] * 3
 
 
-def test_the_stored_page_is_of_the_stored_figures():
-    results = Path(study.__file__).parents[1] / "results" / "pinn"
-    written = json.loads((results / "study.json").read_text())
-    page = command.page(study.TITLE, written, study.tables(written))
-    assert (results / "study.md").read_text() == page
+@pytest.mark.parametrize(
+    ("module", "stored"), [(study, "pinn/study"), (benchmark, "benchmark/pinn")]
+)
+def test_stored_pages_are_of_the_stored_figures(module, stored):
+    results = Path(study.__file__).parents[1] / "results"
+    written = json.loads((results / f"{stored}.json").read_text())
+    page = command.page(module.TITLE, written, module.tables(written))
+    assert (results / f"{stored}.md").read_text() == page
