@@ -66,6 +66,7 @@ def test_momentum_of_each_task():
     np.testing.assert_allclose(traced, 1.9 * grads, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CANDIDATES)
 def test_candidate_takes_a_finite_step(name):
     method = CANDIDATES[name].make(SCREEN)
