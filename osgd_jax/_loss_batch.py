@@ -70,7 +70,7 @@ def _cotangents(
     slice_types = [v.aval.update(shape=(1, *v.aval.shape[1:])) for v in linear_split]
     sliced = [v for v in split if v in known]
 
-    def of_one(_: jax.Array, slices: list[jax.Array]) -> tuple[list, list]:
+    def of_one(slices: list[jax.Array]) -> tuple[list, list]:
         fixed = {v: known[v] for v in whole if v in known} | dict(zip(sliced, slices, strict=True))
 
         def loss(of_whole: list, of_slices: list) -> jax.Array:
@@ -79,8 +79,7 @@ def _cotangents(
 
         return jax.linear_transpose(loss, types, slice_types)(jnp.ones_like(losses[0]))
 
-    tasks = jnp.arange(len(losses))
-    return jax.vmap(of_one)(tasks, [known[v][:, None] for v in sliced])
+    return jax.vmap(of_one, axis_size=len(losses))([known[v][:, None] for v in sliced])
 
 
 def _evaluate_one(tail: list, values: dict, result: Any) -> jax.Array:

@@ -127,6 +127,7 @@ def aggregate(
             axis_name,
         )
         if axis_name is None:
+            # Cutting a combined buffer up takes longer to compile than combining its parts.
             weights = _row_blocks.spread(weights, blocks)
             combined = [_gramian.combine_leaf(*each) for each in zip(leaves, weights, strict=True)]
         else:

@@ -22,6 +22,8 @@ from experiments.benchmark import command
 from experiments.benchmark.timing import spread, time_in_turn
 from experiments.settings import require
 
+TITLE = "Many arrays"
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -154,11 +156,4 @@ def tables(results: dict[str, Any]) -> list[Table]:
 
 
 if __name__ == "__main__":
-    command.run(
-        "experiments.benchmark.arrays",
-        __doc__,
-        Config,
-        measure,
-        tables,
-        "Many arrays",
-    )
+    command.run("experiments.benchmark.arrays", __doc__, Config, measure, tables, TITLE)

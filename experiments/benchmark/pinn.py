@@ -63,9 +63,10 @@ class _ByJacrev(Trainer):
 
     def task_gradients(self, losses_of: Callable, params: Any):
         """Losses and their gradients with a leading axis of tasks."""
-        rows = jax.jacrev(losses_of)(params)
+        both = jax.jacrev(lambda params: 2 * (losses_of(params),), has_aux=True)
+        rows, losses = both(params)
         stacked = jax.tree.map(lambda *each: jnp.stack(each), *[rows[name] for name in self.names])
-        return losses_of(params), stacked
+        return losses, stacked
 
 
 def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:

@@ -80,13 +80,12 @@ def solve(config: Config, console: Console) -> dict[str, Any]:
     about = _open(config)
     initial = jax.jit(trainer.start)(config.seed, config.learning_rate)
     checkpoints = Checkpoints(config.folder / "checkpoints", 2, about)
-    clock = Clock(0)
     try:
         state = checkpoints.restore_last(initial) or initial
         if int(state.step):
             console.print(f"Continuing after step {state.step} of {config.settings.steps}.")
-            clock = Clock(int(state.step))
-        state = _train(config, console, trainer, checkpoints, state)
+        clock = Clock(int(state.step))
+        state = _train(config, console, trainer, checkpoints, state, clock)
         checkpoints.wait()
     finally:
         checkpoints.close()
@@ -130,12 +129,16 @@ def _open(config: Config) -> dict[str, Any]:
 
 
 def _train(
-    config: Config, console: Console, trainer: Trainer, checkpoints: Checkpoints, state: State
+    config: Config,
+    console: Console,
+    trainer: Trainer,
+    checkpoints: Checkpoints,
+    state: State,
+    clock: Clock,
 ) -> State:
     """Train from the state's step to the end."""
     advance, look = jax.jit(trainer.advance, static_argnames="count"), jax.jit(trainer.look)
     step, rate, last = int(state.step), config.learning_rate, config.settings.steps
-    clock = Clock(step)
     with (
         StopSignal() as stop,
         MetricsLog(config.folder, step) as log,

@@ -13,7 +13,16 @@ from flax import nnx
 
 import osgd_jax
 from experiments.benchmark import __main__ as benchmark
-from experiments.benchmark import aggregation, anytime, command, layers, profile, steps
+from experiments.benchmark import (
+    aggregation,
+    anytime,
+    arrays,
+    command,
+    layers,
+    pinn,
+    profile,
+    steps,
+)
 from experiments.benchmark.torchjd import compare as torchjd
 
 _RESULTS = Path(__file__).parents[3] / "experiments" / "results" / "benchmark"
@@ -67,6 +76,18 @@ def test_what_one_pullback_alone_reads_is_freed_before_the_next():
     assert made["osgd"].temporary_bytes < 1.05 * limit
 
 
+def test_many_arrays_are_measured_beside_clipped_sgd():
+    config = arrays.Config((2,), ("orthogonalize", "mean"), 3, (2,), (64,), rounds=1)
+    results = arrays.measure(config, lambda _: None)
+    assert [row["method"] for row in results["compile"]] == ["clipped SGD", *config.methods]
+    for row in results["compile"]:
+        over = row["seconds"] / results["compile"][0]["seconds"]
+        assert row["over_sgd"] == pytest.approx(over)
+    _, grads = arrays.arrays(4, 3)
+    assert [leaf.tasks for leaf in grads] == [(1, 2), *[(0, 1, 2)] * 3]
+    assert len(arrays.tables(results)) == 2
+
+
 def test_micro_batches_take_the_same_step():
     problem = dense_problem()
     made = steps.make_steps(problem, ("osgd", "micro-batches"), "shared")
@@ -118,9 +139,10 @@ def test_the_command_writes_every_figure(tmp_path):
 def test_profile_adds_instructions_to_the_operations_that_they_were_made_of():
     made = steps.make_steps(dense_problem(), ("sgd", "osgd"), "shared")
     found = {name: profile.profile(step, rounds=3) for name, step in made.items()}
-    # Forward once; backward towards the kernel once for the sum, and once for each of the losses.
-    for name, backward in (("sgd", 1), ("osgd", 2)):
-        assert found[name]["dot_general"]["runs"] == pytest.approx(1)
+    # Forward once, and the Gramian is a product, too; backward towards the kernel once for the sum,
+    # and once for each of the losses.
+    for name, products, backward in (("sgd", 1, 1), ("osgd", 2, 2)):
+        assert found[name]["dot_general"]["runs"] == pytest.approx(products)
         assert found[name]["transpose"]["runs"] == pytest.approx(backward)
     row = {"net": "dense", "batch_size": 128} | found
     (table,) = profile.tables({"rows": [row]})
@@ -153,7 +175,9 @@ def test_the_benchmark_of_layers_writes_its_tables(tmp_path):
         ("steps_memory", benchmark),
         ("anytime", anytime),
         ("anytime_one_core", anytime),
+        ("arrays", arrays),
         ("layers", layers),
+        ("pinn", pinn),
         ("profile", profile),
     ],
 )
