@@ -29,7 +29,7 @@ from experiments.config import Config
 from experiments.nets import make_net
 from experiments.training import devices, programs
 from experiments.training.checkpoints import Checkpoints
-from experiments.training.step import Measured, State
+from experiments.training.step import Conflict, Measured, State
 from experiments.training.workdir import (
     Clock,
     MetricsLog,
@@ -84,7 +84,8 @@ def train(config: Config, console: Console) -> dict[str, Any]:
 
     # ---- test
     test_accuracy, test_losses = programs.evaluate(built, placed, state, dataset.test)
-    last = read_metrics(config.workdir)[-1]
+    records = read_metrics(config.workdir)
+    last = records[-1]
     summary = {
         "test_accuracy": test_accuracy,
         "validation_accuracy": last["validation_accuracy"],
@@ -93,6 +94,7 @@ def train(config: Config, console: Console) -> dict[str, Any]:
         "parameters": [cost.parameters for cost in costs],
         "multiply_adds": [cost.multiply_adds for cost in costs],
         "clock": clock,
+        "diagnosis": _diagnosis(records),
     }
     if dataset.is_text:
         summary["test_bits_per_token"] = (np.array(test_losses) / np.log(2)).tolist()
@@ -132,9 +134,9 @@ def _loop(
             boundary = min((step // every + 1) * every for every in boundaries)
             count = together if step % together == 0 and step + together <= boundary else 1
             batch = placed.put_batch(_stacked([next(feed.batches) for _ in range(count)]), axis=1)
-            cosines = None
+            conflict = None
             if built.conflict is not None and step + count == boundary:
-                cosines = built.conflict(state, feed.source, batch)
+                conflict = built.conflict(state, feed.source, batch)
             state, measured = built.steps(state, feed.source, batch)
             unchecked.append((step, measured))
             step += count
@@ -146,7 +148,7 @@ def _loop(
                 unchecked.clear()
             accuracy = None
             if step == boundary:
-                record = _record(built, step, measured, cosines) | {"clock": clock.at(step)}
+                record = _record(built, step, measured, conflict) | {"clock": clock.at(step)}
                 if step % built.steps_per_epoch == 0:
                     found = programs.evaluate(built, placed, state, dataset.validation)
                     record["validation_accuracy"], record["validation_losses"] = found
@@ -194,18 +196,28 @@ def _stacked(batches: list[Any]) -> Any:
 
 
 def _record(
-    built: programs.Programs, step: int, measured: Measured, cosines: jax.Array | None
+    built: programs.Programs, step: int, measured: Measured, conflict: Conflict | None
 ) -> dict[str, Any]:
     """What was measured in the last of the steps, for a line of metrics.jsonl."""
     last = jax.device_get(jax.tree.map(lambda leaf: leaf[-1], measured))
-    if cosines is not None:
-        last = last._replace(task_cosines=jax.device_get(cosines))
+    if conflict is not None:
+        norms, cosines = jax.device_get(conflict)
+        last = last._replace(gradient_norms=norms, task_cosines=cosines)
     return {
         "step": step,
         "epoch": round(step / built.steps_per_epoch, 6),
         "learning_rate": float(np.asarray(built.schedule(step - 1))),
         **{name: each.tolist() for name, each in last._asdict().items() if each is not None},
     }
+
+
+def _diagnosis(records: list[dict[str, Any]]) -> str:
+    """What `osgd_jax.diagnose` says of the steps that were logged."""
+    norms = np.array([record["gradient_norms"] for record in records])
+    cosines = np.array([record["task_cosines"] for record in records])
+    count = norms.shape[1]
+    names = {f"output {k + 1:{len(str(count))}}": 0.0 for k in range(count)}
+    return str(osgd_jax.diagnose(cosines * norms[:, :, None] * norms[:, None, :], names))
 
 
 def _check_finite(unchecked: list[tuple[int, Measured]]) -> None:
@@ -263,6 +275,7 @@ def main() -> None:
     waited = 100 * summary["clock"]["waiting_for_input"]
     console.print(f"test accuracy {accuracies} % at the outputs in order", highlight=False)
     console.print(f"waited for input {waited:.1f} % of the time", highlight=False)
+    console.print(summary["diagnosis"], highlight=False, soft_wrap=True)
     console.print(f"Wrote {config.workdir / 'summary.json'}.", highlight=False)
 
 

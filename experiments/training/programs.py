@@ -19,6 +19,7 @@ from experiments.training.checkpoints import Checkpoints
 from experiments.training.devices import Placement
 from experiments.training.step import (
     Batch,
+    Conflict,
     Measured,
     Objective,
     State,
@@ -43,8 +44,8 @@ class Programs:
       schedule: from step to learning rate.
       steps: `(state, source, batches) -> (state, measured)` for one batch or several, `[n, …]`;
         measured `[n, …]`. It uses up the state.
-      conflict: `(state, source, batches) -> task_cosines` of the first batch; None where `steps`
-        measures them.
+      conflict: `(state, source, batches) -> (gradient_norms, task_cosines)` of the first batch;
+        None where `steps` measures them.
       totals: `(state, split, counted) -> (correct, losses)`, `[K]` each, sums over the examples
         that are counted, of the mean over the tokens of a text.
     """
@@ -95,7 +96,7 @@ def build(config: Config, dataset: data.Dataset, placed: Placement, net: Anytime
         state, measured = step(state, _first(batches))
         return state, jax.tree.map(lambda leaf: leaf[None], measured)
 
-    def conflict(state: State, source: Any, batches: Any) -> jax.Array:
+    def conflict(state: State, source: Any, batches: Any) -> Conflict:
         return conflict_of(graphdef, objective, state, batch_of(state, source, _first(batches)))
 
     same = placed.everywhere

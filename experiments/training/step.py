@@ -56,6 +56,10 @@ class Measured(NamedTuple):
     task_cosines: jax.Array | None = None
 
 
+# Norms of the losses' gradients, `[K]`, and cosines between them, `[K, K]`.
+Conflict = tuple[jax.Array, jax.Array]
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """The losses.
@@ -153,8 +157,7 @@ def update(
         gradient, balance = method.balance.update(
             grads, state.balance, state.params, losses=weighted
         )
-        gramian = osgd_jax.gramian(grads)
-        conflict = jnp.sqrt(jnp.diagonal(gramian)), osgd_jax.task_cosines(gramian)
+        conflict = _conflict(grads)
     updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     labels = batch.targets.argmax(-1)
@@ -162,11 +165,16 @@ def update(
     return State(state.step + 1, state.key, params, rest, balance, optimizer_state), measured
 
 
-def conflict_of(graphdef: Any, objective: Objective, state: State, batch: Batch) -> jax.Array:
-    """Cosines between the losses' gradients, `[K, K]`, for methods that do not compute these."""
+def conflict_of(graphdef: Any, objective: Objective, state: State, batch: Batch) -> Conflict:
+    """Norms of the losses' gradients and cosines between them, for methods without any."""
 
     def losses_of(params: Any):
         logits, _ = logits_of(graphdef, params, state.rest, batch.inputs, objective.output)
         return objective.losses(logits, batch.targets)
 
-    return osgd_jax.task_cosines(osgd_jax.gramian(osgd_jax.task_grads(losses_of)(state.params)))
+    return _conflict(osgd_jax.task_grads(losses_of)(state.params))
+
+
+def _conflict(grads: Any) -> Conflict:
+    gramian = osgd_jax.gramian(grads)
+    return jnp.sqrt(jnp.diagonal(gramian)), osgd_jax.task_cosines(gramian)

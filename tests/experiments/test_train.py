@@ -18,7 +18,7 @@ from tests.experiments.running import SMALL, finish, metrics, refuse, summary
 def test_writes_configuration_metrics_and_summary(tmp_path):
     options = ("--epochs", "16", "--widths", "8", "--train-size", "1000", "--batch-size", "200")
     options += ("--learning-rate", "0.5")
-    finish("train", *SMALL, *options, "--workdir", tmp_path)
+    printed = finish("train", *SMALL, *options, "--workdir", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["optimizer"] == "osgd"
     assert config["epochs"] == 16
@@ -39,6 +39,9 @@ def test_writes_configuration_metrics_and_summary(tmp_path):
     found = summary(tmp_path)
     assert found["steps"] == 80
     assert found["final_losses"] == records[-1]["losses"]
+    mean = np.mean([record["task_cosines"][0][1] for record in records])
+    assert f"Most opposed: output 1 and output 2, mean cosine {mean:.2f}" in printed
+    assert found["diagnosis"] in printed
     assert found["validation_accuracy"] == records[-1]["validation_accuracy"]
     assert min(found["test_accuracy"]) > 0.3  # chance is 0.1
     assert found["parameters"] == sorted(found["parameters"])
@@ -66,6 +69,7 @@ def test_sgd_logs_the_conflict_too(tmp_path):
     finish("train", *SMALL, *options, "--workdir", tmp_path)
     records = metrics(tmp_path)
     assert all(np.shape(record["task_cosines"]) == (2, 2) for record in records)
+    assert all(min(record["gradient_norms"]) > 0 for record in records)
     assert [record["learning_rate"] for record in records] == pytest.approx(
         [0.1, 0.1, 0.1, 0.01, 0.001, 0.001]
     )
