@@ -3,6 +3,8 @@ PYTHON ?= python3
 NEWEST_PYTHON ?= python3.13
 BIN := .venv/bin
 ALL_EXTRAS := experiments,data,docs,notebooks,test,lint
+# A file's tests share what they compile, so they stay together.
+PYTEST := pytest -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo benchmark study-smoke docs notebooks test test-slow test-peer test-onnx test-newest check format lock clean
@@ -19,10 +21,11 @@ benchmark: .venv/ready ## Time training steps of SGD and OSGD against their limi
 study-smoke: .venv/ready ## Train a corner of the study again and compare it with what is stored
 	$(BIN)/python -m tests.experiments.study.smoke
 
-test: .venv/ready ## Run the tests; those of numbers also as on a processor without AVX-512
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"
+# Most programs of the tests run once: compiling them is most of the time, so it is done in haste.
+test: .venv/ready ## Run the tests; those of numbers also fully optimized, as on an older processor
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m $(PYTEST) -m "not slow"
 ifeq ($(shell uname -m),x86_64)
-	XLA_FLAGS=--xla_cpu_max_isa=AVX2 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m numerical
+	XLA_FLAGS=--xla_cpu_max_isa=AVX2 $(BIN)/python -m $(PYTEST) -m numerical
 endif
 
 test-slow: .venv/ready ## Run the tests that take longer than a minute each
@@ -39,7 +42,7 @@ test-newest: ## Run the tests with the newest versions of everything (NEWEST_PYT
 	  { echo "NEWEST_PYTHON=$(NEWEST_PYTHON) must be a Python 3.12 or newer; give its path" >&2; exit 1; }
 	$(NEWEST_PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager pip -e '.[$(ALL_EXTRAS)]'
-	.venv-newest/bin/python -m pytest -n auto --maxprocesses 4 -m "not slow"
+	.venv-newest/bin/python -m $(PYTEST) -m "not slow"
 
 check: .venv/ready ## Check format, lint and types
 	$(BIN)/ruff format --check .

@@ -110,5 +110,6 @@ class Batches:
             if close := getattr(batches, "close", None):  # grain 0.2.12 has none
                 close()
             del batch, batches
-            gc.collect()
-            gc.collect()
+            if self.workers:
+                gc.collect()
+                gc.collect()

@@ -1,14 +1,22 @@
 """Runs of the training application as a user starts them."""
 
+import contextlib
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental.compilation_cache import compilation_cache
 
 SMALL = (
     *("--data", "digits", "--net", "width-nested", "--outputs", "2", "--widths", "4"),
@@ -17,14 +25,15 @@ SMALL = (
 
 # Results of compilation are kept between the runs of a test session, which start anew each time.
 _CACHE = {
-    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[2] / ".cache" / "jax"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    "jax_compilation_cache_dir": str(Path(__file__).parents[2] / ".cache" / "jax"),
+    "jax_persistent_cache_min_compile_time_secs": 0.1,
 }
 
 
 def environment(**variables: str) -> dict[str, str]:
     """The environment of a run."""
-    return {**os.environ, "JAX_PLATFORMS": "cpu", **_CACHE, **variables}
+    cache = {name.upper(): str(value) for name, value in _CACHE.items()}
+    return {**os.environ, "JAX_PLATFORMS": "cpu", **cache, **variables}
 
 
 def start(module: str, *arguments, **variables: str) -> subprocess.Popen:
@@ -38,21 +47,58 @@ def start(module: str, *arguments, **variables: str) -> subprocess.Popen:
     )
 
 
-def finish(module: str, *arguments, **variables: str) -> str:
-    """Run to the end and return what was printed; it must succeed."""
+def finish(module: str, *arguments) -> str:
+    """Run to the end in this process and return what was printed; it must succeed."""
+    status, printed = _called(module, arguments)
+    assert status == 0, printed
+    return printed
+
+
+def finish_apart(module: str, *arguments, **variables: str) -> str:
+    """As `finish`, in a process of its own, with environment variables of its own."""
     process = start(module, *arguments, **variables)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     return printed
 
 
-def refuse(module: str, *arguments, **variables: str) -> str:
-    """Run to the end and return what was printed, on one line; it must fail without traceback."""
-    process = start(module, *arguments, **variables)
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode not in (0, None), printed
-    assert "Traceback" not in printed
+def refuse(module: str, *arguments) -> str:
+    """Run to its end in this process and return what was printed, on one line; it must exit."""
+    status, printed = _called(module, arguments)
+    assert status != 0, printed
     return " ".join(printed.replace("│", " ").split())
+
+
+def _called(module: str, arguments: tuple) -> tuple[int, str]:
+    """Status and output of `python -m experiments.MODULE` in this process: that saves imports."""
+    printed, status = io.StringIO(), 0
+    argv = [f"experiments/{module}", *map(str, arguments)]
+    both = contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed)
+    argv = mock.patch.object(sys, "argv", argv)
+    with argv, both[0], both[1], _compilation_kept(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'experiments.* found in sys.modules", RuntimeWarning)
+        try:
+            runpy.run_module(f"experiments.{module}", run_name="__main__")
+        except SystemExit as exit:
+            status = exit.code if isinstance(exit.code, int) else 1
+            printed.write(exit.code if isinstance(exit.code, str) else "")
+    return status, printed.getvalue()
+
+
+@contextlib.contextmanager
+def _compilation_kept() -> Iterator[None]:
+    before = {name: getattr(jax.config, name) for name in _CACHE}
+    _configure(_CACHE)
+    try:
+        yield
+    finally:
+        _configure(before)
+
+
+def _configure(options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 def metrics(workdir: Path) -> list[dict]:

@@ -5,7 +5,7 @@ import socket
 import numpy as np
 import pytest
 
-from tests.experiments.running import finish, metrics, parameters, start
+from tests.experiments.running import finish, finish_apart, metrics, parameters, start
 
 _RUN = (
     *("--data", "digits", "--net", "width-nested", "--outputs", "2", "--widths", "8"),
@@ -46,7 +46,7 @@ def _assert_equal_to_rounding(workdir, alone):
 @pytest.mark.parametrize("options", [(), ("--shard-state",)], ids=["replicated", "sharded"])
 def test_eight_devices_give_what_one_gives(tmp_path, alone, options):
     flags = "--xla_force_host_platform_device_count=8"
-    finish("train", *_RUN, *options, "--workdir", tmp_path, XLA_FLAGS=flags)
+    finish_apart("train", *_RUN, *options, "--workdir", tmp_path, XLA_FLAGS=flags)
     _assert_equal_to_rounding(tmp_path, alone)
 
 

@@ -105,19 +105,6 @@ def test_state_keeps_its_structure_and_the_weights_their_dtype(name):
         assert jnp.isfinite(weights).all()
 
 
-@every_weighting
-def test_float64(name):
-    with jax.enable_x64(True):
-        weighting, (losses, key) = CATALOGUE[name].make(3), inputs(name, 3)
-        rows = jnp.asarray(matrices.zoo(3)["conflicting"], jnp.float64)
-        state = weighting.init()
-        weigh = jax.jit(lambda gramian: weighting.weigh(gramian, state, losses=losses, key=key))
-        weights, next_state = weigh(rows @ rows.T)
-        assert weights.dtype == jnp.float64
-        assert jnp.isfinite(weights).all()
-        assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, next_state)
-
-
 # Weights of these depend on K by more than a factor, on a draw for each task, or on the first task.
 DEPENDING = ("constant", "pcd", "random", "stch")
 
@@ -299,27 +286,36 @@ def small_problem():
     return params, osgd_jax.task_grads(loss_fn)(params, batch), jnp.stack(loss_fn(params, batch))
 
 
-SCOPES = ("shared", "all", "leaf", "reach")
+@functools.cache
+def compiled_step(name):
+    """The transformation, with its update lowered and compiled."""
+    params, grads, losses = small_problem()
+    tx = osgd_jax.aggregate(made(name, 3), key=KEY)
+    lowered = jax.jit(tx.update).lower(grads, tx.init(params), params, losses=losses)
+    return tx, lowered, lowered.compile()
+
+
+# Weightings that keep a state per task, which is for one group.
+WITH_STATE = [name for name in NAMES if jax.tree.leaves(made(name, 3).init())]
 
 
 @every_weighting
-def test_every_scope_with_dense_and_ragged_gradients(name):
+def test_dense_and_ragged_gradients_of_several_groups(name):
     params, ragged, losses = small_problem()
-    dense = osgd_jax.densify(ragged)
-    one_group = bool(jax.tree.leaves(made(name, 3).init()))
-    for scope in SCOPES[:2] if one_group else SCOPES:
-        # Only the weights are compiled, once for one group and once for the five of the others.
-        tx = osgd_jax.aggregate(compiled(name), scope=scope, key=KEY)
-        found, expected = (
-            tx.update(grads, tx.init(params), params, losses=losses)[0] for grads in (ragged, dense)
-        )
-        jax.tree.map(lambda p, u: np.testing.assert_equal(u.shape, p.shape), params, found)
-        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
-        assert_close(found, expected)
+    # Only the weights are compiled, once for all groups.
+    scope = "shared" if name in WITH_STATE else "reach"
+    tx = osgd_jax.aggregate(compiled(name), scope=scope, key=KEY)
+    found, expected = (
+        tx.update(grads, tx.init(params), params, losses=losses)[0]
+        for grads in (ragged, osgd_jax.densify(ragged))
+    )
+    jax.tree.map(lambda p, u: np.testing.assert_equal(u.shape, p.shape), params, found)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+    assert_close(found, expected)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if jax.tree.leaves(made(n, 3).init())])
-@pytest.mark.parametrize("scope", SCOPES[2:])
+@pytest.mark.parametrize("name", WITH_STATE)
+@pytest.mark.parametrize("scope", ["leaf", "reach"])
 def test_a_state_per_task_is_for_one_group(name, scope):
     params, grads, losses = small_problem()
     tx = osgd_jax.aggregate(made(name, 3), scope=scope, key=KEY)
@@ -327,7 +323,7 @@ def test_a_state_per_task_is_for_one_group(name, scope):
         tx.update(grads, tx.init(params), params, losses=losses)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if jax.tree.leaves(made(n, 3).init())])
+@pytest.mark.parametrize("name", WITH_STATE)
 @pytest.mark.parametrize("bad", ["gradient inf", "gradient nan", "loss nan", "loss inf"])
 def test_what_is_not_finite_is_not_remembered(name, bad):
     params, grads, losses = small_problem()
@@ -337,8 +333,7 @@ def test_what_is_not_finite_is_not_remembered(name, bad):
         bad_losses = losses.at[1].set(float(value))
     else:
         bad_grads = jax.tree.map(lambda leaf: leaf.at[:1].set(float(value)), grads)
-    tx = osgd_jax.aggregate(made(name, 3), key=KEY)
-    update = jax.jit(tx.update)
+    tx, _, update = compiled_step(name)
 
     def run(*steps):
         state = tx.init(params)
@@ -359,14 +354,12 @@ def test_what_is_not_finite_is_not_remembered(name, bad):
 @every_weighting
 def test_a_compiled_step_stays_on_the_device_and_is_the_same(name):
     params, grads, losses = small_problem()
-
-    tx, eager = (osgd_jax.aggregate(w, key=KEY) for w in (made(name, 3), compiled(name)))
-    arguments = (grads, tx.init(params), params)
-    lowered = jax.jit(tx.update).lower(*arguments, losses=losses)
-    program = lowered.compile()
+    tx, lowered, program = compiled_step(name)
     text = lowered.as_text() + (program.as_text() or "")
     for word in ("callback", "infeed", "outfeed", "send", "recv", "host_compute", "MoveToHost"):
         assert word not in text
+    eager = osgd_jax.aggregate(compiled(name), key=KEY)
+    arguments = (grads, tx.init(params), params)
     expected, _ = eager.update(*arguments, losses=losses)
     assert_close(program(*arguments, losses=losses)[0], expected)
 

@@ -1,7 +1,6 @@
 """The benchmark, as far as it is exact: counted work and memory, never the time."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from experiments.benchmark import (
     steps,
 )
 from experiments.benchmark.torchjd import compare as torchjd
+from tests.experiments.running import finish, refuse
 
 _RESULTS = Path(__file__).parents[3] / "experiments" / "results" / "benchmark"
 
@@ -117,19 +117,18 @@ def test_gradients_of_two_libraries_are_compared_loss_by_loss():
 
 def test_the_command_writes_every_figure(tmp_path):
     output = tmp_path / "benchmark.json"
-    arguments = [sys.executable, "-m", "experiments.benchmark", "--nets", "branched"]
-    arguments += ["--outputs", "1", "--batch-sizes", "4", "--image-size", "8", "--rounds", "1"]
-    arguments += ["--methods", "sgd", "osgd", "--scope", "shared", "--parameters", "1000"]
-    arguments += ["--output", str(output)]
-    ran = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
+    printed = finish(
+        *("benchmark", "--nets", "branched", "--outputs", "1", "--batch-sizes", "4"),
+        *("--image-size", "8", "--rounds", "1", "--methods", "sgd", "osgd", "--scope", "shared"),
+        *("--parameters", "1000", "--output", output),
+    )
     written = json.loads(output.read_text())
     assert [row["method"] for row in written["rows"]] == ["sgd", "osgd"]
     # One loss alone leaves nothing to balance.
     assert written["rows"][1]["work_over_sgd"] == pytest.approx(1, abs=0.02)
     assert len(written["aggregation"]) == 1
     assert {"date", "device", "versions"} <= written["machine"].keys()
-    assert "time/limit" in ran.stdout
+    assert "time/limit" in printed
     page = output.with_suffix(".md").read_text()
     assert "--image-size 8 --rounds 1" in page
     assert str(tmp_path) not in page
@@ -154,10 +153,10 @@ def test_profile_adds_instructions_to_the_operations_that_they_were_made_of():
 @pytest.mark.slow
 def test_the_benchmark_of_layers_writes_its_tables(tmp_path):
     output = tmp_path / "layers.json"
-    arguments = [sys.executable, "-m", "experiments.benchmark.layers", "--channels", "8"]
-    arguments += ["--batch-sizes", "2", "--rounds", "1", "--output", str(output)]
-    ran = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
+    finish(
+        *("benchmark.layers", "--channels", "8", "--batch-sizes", "2", "--rounds", "1"),
+        *("--output", output),
+    )
     written = json.loads(output.read_text())
     assert [row["spatial_dims"] for row in written["stripes"]] == [1, 2]
     # Of all pairs of channels (1/4, 1/2, 1) of them reach 11/16; the stem reads the whole image.
@@ -195,11 +194,7 @@ def test_stored_tables_are_those_of_the_stored_figures(name, module):
     ],
 )
 def test_wrong_settings_are_refused_in_a_sentence(wrong, sentence):
-    arguments = [sys.executable, "-m", "experiments.benchmark", *wrong]
-    ran = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert ran.returncode != 0
-    assert sentence in " ".join(ran.stderr.split())
-    assert "Traceback" not in ran.stderr
+    assert sentence in refuse("benchmark", *wrong)
 
 
 def test_a_peer_that_cannot_run_is_said(tmp_path):

@@ -50,6 +50,7 @@ def test_test_data_is_looked_at_with_the_chosen_rates_only(stored):
             assert tested <= {best_rate(runs, seeds) for seeds in complete}
 
 
+@pytest.mark.slow
 def test_corner_of_the_study_is_reproduced():
     before = smoke.stored(_RUNS, "osgd-all")
     assert smoke.differences(before, smoke.again(before, "osgd-all")) == []
