@@ -27,7 +27,7 @@ from experiments.benchmark import command
 from experiments.pinn.problems import PROBLEMS, Name
 from experiments.pinn.training import Look, Settings, Trainer
 from experiments.settings import require
-from experiments.tables import interval
+from experiments.tables import Interval, interval
 
 TITLE = "Physics-informed nets: which method solves which problem best"
 
@@ -196,7 +196,7 @@ def errors_table(rows: list[dict[str, Any]]) -> Table:
             each for each in rows if (each["problem"], each["method"]) == (row["problem"], "sum")
         )
         logs = np.log(row["errors"])
-        ratio = interval(logs - np.log(base["errors"]))
+        ratio = _over(row, base)
         low, high = ratio.mean - ratio.half_width, ratio.mean + ratio.half_width
         ratios = [f"{np.exp(each):.2f}" for each in (ratio.mean, low, high)]
         error = f"{np.exp(logs.mean()):.3g}"
@@ -221,7 +221,7 @@ def overall_table(rows: list[dict[str, Any]]) -> Table:
 def conflict_table(rows: list[dict[str, Any]]) -> Table:
     """What `osgd_jax.diagnose` says of training on the sum."""
     shown = Table(title="Conflict between the losses in training on the sum")
-    for column in ("problem", "losses", "mean cosine", "steps with a negative one"):
+    for column in ("problem", "losses", "mean cosine", "negative"):
         shown.add_column(column, justify="right" if "cosine" in column else "left")
     for row in rows:
         for i, j in zip(*np.triu_indices(len(row["tasks"]), 1), strict=True):
@@ -232,12 +232,35 @@ def conflict_table(rows: list[dict[str, Any]]) -> Table:
     return shown
 
 
+def predicted_table(rows: list[dict[str, Any]]) -> Table:
+    """The diagnosis of each problem, and which methods then are beyond the sum's interval."""
+    shown = Table(title="What was seen in training on the sum, and who is then better or worse")
+    for column in ("problem", "alignment", "least mean cosine", "norms", "better", "worse"):
+        shown.add_column(column)
+    for problem in dict.fromkeys(row["problem"] for row in rows):
+        found = {row["method"]: row for row in rows if row["problem"] == problem}
+        seen = found["sum"]
+        pairs = np.triu_indices(len(seen["tasks"]), 1)
+        figures = f"{seen['alignment']:+.2f}", f"{np.array(seen['cosines'])[pairs].min():+.2f}"
+        ratios = {name: _over(row, seen) for name, row in found.items()}
+        better = [name for name, ratio in ratios.items() if ratio.mean + ratio.half_width < 0]
+        worse = [name for name, ratio in ratios.items() if ratio.mean - ratio.half_width > 0]
+        named = [", ".join(f"`{name}`" for name in each) or "none" for each in (better, worse)]
+        shown.add_row(problem, *figures, f"{seen['norm_ratio']:.0f} : 1", *named)
+    return shown
+
+
+def _over(row: dict[str, Any], base: dict[str, Any]) -> Interval:
+    """The logarithm of a method's errors over those of another, paired by seed."""
+    return interval(np.log(row["errors"]) - np.log(base["errors"]))
+
+
 def tables(results: dict[str, Any]) -> list[Table]:
     """All tables; the one over problems where there are several."""
     rows = results["rows"]
     several = len({row["problem"] for row in rows}) > 1
     overall = [overall_table(rows)] if several else []
-    return [*overall, errors_table(rows), conflict_table(rows)]
+    return [*overall, predicted_table(rows), errors_table(rows), conflict_table(rows)]
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ PLACES: dict[str, Callable[..., str]] = {
         why.controls,
         why.optimization,
         why.conflict,
+        why.predicted,
         why.cost,
         why.nested,
         figures.figure,

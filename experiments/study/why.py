@@ -3,7 +3,9 @@
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
+import osgd_jax
 from experiments.study import times
 from experiments.study.problems import ALL, FAMILIES, IMAGES, PROBLEMS, Problem
 from experiments.study.results import Result, best_tuned, paired
@@ -48,6 +50,29 @@ def conflict(store: Store) -> str:
             rows.append([problem.name, *shown, len(runs)])
     pairs = [f"stage {stage + 1}: losses {i + 1}, {j + 1}" for stage, i, j in _PAIRS]
     return table(["problem", *pairs, "seeds"], rows)
+
+
+def predicted(store: Store) -> str:
+    """What `osgd_jax.diagnose` says of training by SGD, and what methods then gain over it."""
+    methods = ("sgd-clipped", "osgd-all", "aligned_mtl")
+    rows, scores, gained = [], [], []
+    for problem in ALL:
+        against = [best_tuned(store, problem, name, "sgd") for name in methods]
+        if all(against):
+            # The cosines alone: the looks hold no norms of single gradients.
+            cosines = [run["looks"]["task_cosines"] for run in against[0][1].runs]
+            seen = osgd_jax.diagnose(np.concatenate(np.array(cosines, float)))
+            pairs = np.triu_indices(len(seen.tasks), 1)
+            gains = [paired(*found) for found in against]
+            scores.append(seen.alignment)
+            gained.append([gain.mean for gain in gains])
+            shown = f"{seen.alignment:+.2f}", f"{seen.cosines[pairs].min():+.2f}"
+            rows.append([problem.name, *shown, f"{seen.opposed[pairs].max():.0%}", *gains])
+    ranked = [stats.spearmanr(scores, gain) for gain in np.transpose(gained)]
+    cells = [f"{each.statistic:+.2f} (p = {each.pvalue:.2f})" for each in ranked]
+    rows.append([f"*rank correlation with the alignment, {len(rows)} nets*", "", "", "", *cells])
+    header = ["problem", "alignment", "least mean cosine", "most often negative"]
+    return table([*header, *(f"{name} − sgd" for name in methods)], rows)
 
 
 def cost(store: Store) -> str:

@@ -46,6 +46,7 @@ def _cells(table):
 def test_tables_hold_the_paired_ratio_of_errors():
     def row(problem, method, errors):
         found = {"tasks": ["bc", "pde"], "cosines": np.eye(2).tolist(), "opposed": [[0, 1], [1, 0]]}
+        found |= {"alignment": -0.5, "norm_ratio": 12.0}
         return {
             "problem": problem,
             "method": method,
@@ -59,7 +60,12 @@ def test_tables_hold_the_paired_ratio_of_errors():
         row("advection", "sum", [1.0, 1.0]),
         row("advection", "upgrad", [2.0, 2.0]),
     ]
-    overall, errors, conflict = map(_cells, study.tables({"rows": rows}))
+    overall, predicted, errors, conflict = map(_cells, study.tables({"rows": rows}))
+    seen = ["-0.50", "+0.00", "12 : 1"]
+    assert predicted == [
+        ["burgers", *seen, "`upgrad`", "none"],
+        ["advection", *seen, "none", "`upgrad`"],
+    ]
     assert [row[3] for row in errors] == ["0.2", "0.1", "1", "2"]
     assert errors[1][4:] == ["0.50", "0.50", "0.50"]
     assert overall[1] == ["upgrad", "1.00", "0.50", "2.00"]
