@@ -1,6 +1,6 @@
-"""Whether losses need balancing: what the Gramians of a training say."""
+"""How far losses disagree: what the Gramians of a training say."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -10,6 +10,9 @@ from osgd_jax._losses import task_names
 
 class Diagnosis(NamedTuple):
     """What the gradients of K tasks did over a training; its `str` says it in three lines.
+
+    It describes, and names no method: over the trainings stored with this project, neither
+    alignment nor cosines tell which method wins, or whether any does.
 
     Attributes:
       tasks: names of the tasks.
@@ -24,8 +27,6 @@ class Diagnosis(NamedTuple):
       alignment: mean over the steps of 2 |mean of the unit gradients|^2 - 1, gradients of zero left
         out: 1 where all point the same way, 2 / K - 1 where they are orthogonal, -1 where they
         cancel.
-      regime: `None`. The trainings stored with this project are of one kind, so there is no
-        evidence for thresholds between `"aligned"`, `"imbalanced"` and `"conflicting"`.
     """
 
     tasks: tuple[str, ...]
@@ -36,7 +37,6 @@ class Diagnosis(NamedTuple):
     norms: np.ndarray
     norm_ratio: float
     alignment: float
-    regime: Literal["aligned", "imbalanced", "conflicting"] | None = None
 
     def __str__(self) -> str:
         left_out = f" ({self.left_out} not finite, left out)" if self.left_out else ""
@@ -58,8 +58,8 @@ class Diagnosis(NamedTuple):
             f" {self.cosines[one, other]:.2f}, negative in {self.opposed[one, other]:.0%} of the"
             f" steps. Norms: {self.tasks[longest]} {self.norm_ratio:.3g} times"
             f" {self.tasks[shortest]}.\n"
-            "To try: clipping the sum's gradient first, as the baseline; weightings.upgrad, if"
-            " cosines stay negative; weightings.inverse_norms, if norms stay far apart."
+            "This does not tell which method wins: hold any against the sum, clipped, and with"
+            " fixed weights, each at a learning rate of its own."
         )
 
 
@@ -67,8 +67,7 @@ def diagnose(gramians: ArrayLike, losses: Any = None) -> Diagnosis:
     """Say how far the gradients of several losses disagree, in direction and in length.
 
     Log the Gramian of some hundred steps of plain training on the sum, on the parameters that the
-    losses share, and look before balancing anything: gradients that mostly agree need none. Runs on
-    the host, in float64.
+    losses share. Runs on the host, in float64.
 
     The alignment is the score of Wang, Bhartari, Li and Perdikaris, "Gradient Alignment in
     Physics-informed Neural Networks: A Second-Order Optimization Perspective", NeurIPS 2025, arXiv

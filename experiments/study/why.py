@@ -68,8 +68,8 @@ def predicted(store: Store) -> str:
             gained.append([gain.mean for gain in gains])
             shown = f"{seen.alignment:+.2f}", f"{seen.cosines[pairs].min():+.2f}"
             rows.append([problem.name, *shown, f"{seen.opposed[pairs].max():.0%}", *gains])
-    ranked = [stats.spearmanr(scores, gain) for gain in np.transpose(gained)]
-    cells = [f"{each.statistic:+.2f} (p = {each.pvalue:.2f})" for each in ranked]
+    ranked = [tuple(stats.spearmanr(scores, gain)) for gain in np.transpose(gained)]
+    cells = [f"{correlation:+.2f} (p = {p:.2f})" for correlation, p in ranked]
     rows.append([f"*rank correlation with the alignment, {len(rows)} nets*", "", "", "", *cells])
     header = ["problem", "alignment", "least mean cosine", "most often negative"]
     return table([*header, *(f"{name} − sgd" for name in methods)], rows)
