@@ -7,7 +7,7 @@ ALL_EXTRAS := experiments,data,docs,notebooks,test,lint
 PYTEST := pytest -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo benchmark study-smoke docs notebooks test test-slow test-peer test-onnx test-newest check format lock clean
+.PHONY: help demo benchmark accelerators study-smoke docs notebooks test test-slow test-peer test-onnx test-accelerators test-newest check format lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -17,6 +17,10 @@ demo: .venv/demo-ready ## Compare SGD, clipped SGD and OSGD on a nested net (abo
 
 benchmark: .venv/ready ## Time training steps of SGD and OSGD against their limits (about 5 minutes)
 	$(BIN)/python -m experiments.benchmark
+
+accelerators: .venv-tpu/ready .venv-gpu/ready ## Compile training steps for TPU v5e and H100, none needed (about an hour on 2 cores)
+	.venv-tpu/bin/python -m experiments.benchmark.accelerators
+	.venv-gpu/bin/python -m experiments.benchmark.accelerators
 
 study-smoke: .venv/ready ## Train a corner of the study again and compare it with what is stored
 	$(BIN)/python -m tests.experiments.study.smoke
@@ -36,6 +40,10 @@ test-peer: .venv-peer/ready ## Compare the weightings with those of TorchJD, in 
 
 test-onnx: .venv-onnx/ready ## Run ONNX files under onnxruntime, in an environment of their own
 	.venv-onnx/bin/python -m pytest tests/test_onnx.py
+
+test-accelerators: .venv-tpu/ready .venv-gpu/ready ## Check what steps compiled for TPU v5e and H100 send, round and scatter (several GB, no device)
+	.venv-tpu/bin/python -m pytest tests/experiments/benchmark/test_accelerators.py
+	.venv-gpu/bin/python -m pytest tests/experiments/benchmark/test_accelerators.py
 
 test-newest: ## Run the tests with the newest versions of everything (NEWEST_PYTHON: 3.12 or newer)
 	@$(NEWEST_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || \
@@ -67,7 +75,7 @@ lock: ## Pin the newest versions of everything in requirements.txt
 	rm -rf .venv-lock
 
 clean: ## Remove the environment, caches and runs
-	rm -rf .venv .venv-lock .venv-peer .venv-onnx .venv-newest .pytest_cache .ruff_cache .hypothesis runs build dist
+	rm -rf .venv .venv-lock .venv-peer .venv-onnx .venv-tpu .venv-gpu .venv-newest .pytest_cache .ruff_cache .hypothesis runs build dist
 
 .venv/demo-ready: pyproject.toml requirements.txt
 	$(PYTHON) -m venv .venv
@@ -90,4 +98,10 @@ clean: ## Remove the environment, caches and runs
 	$(PYTHON) -m venv .venv-peer
 	.venv-peer/bin/python -m pip install --quiet --upgrade pip
 	.venv-peer/bin/python -m pip install --quiet --constraint requirements.txt -e '.[test,peer]'
+	@touch $@
+
+.venv-tpu/ready .venv-gpu/ready: .venv-%/ready: pyproject.toml requirements.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --upgrade pip
+	.venv-$*/bin/python -m pip install --quiet --constraint requirements.txt -e '.[experiments,test,$*]'
 	@touch $@

@@ -11,6 +11,7 @@ Without an `axis_name` every function here leaves what it is given as it is.
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ from jax import lax
 from osgd_jax._task_rows import TaskRows
 
 AxisName = str | tuple[str, ...]
+
+_LANES = 128
 
 
 def check(leaves: Sequence[TaskRows], axis_name: AxisName | None) -> None:
@@ -52,13 +55,18 @@ def check_same(leaves: Sequence[TaskRows], remedy: str) -> None:
 
 
 def scatter(leaf: TaskRows, axis_name: AxisName | None) -> TaskRows:
-    """Average rows over the devices; each keeps an equal share of each, flat: `[tasks, share]`."""
+    """Average rows over the devices; each keeps an equal share of each: `[tasks, *share]`."""
     if axis_name is None or leaf.rows.size == 0:
         return leaf
     num_devices = lax.axis_size(axis_name)
-    padding = -math.prod(leaf.rows.shape[1:]) % num_devices
+    size, tile = math.prod(leaf.rows.shape[1:]), _tile(leaf.rows.dtype) * num_devices
+    # Compilers for TPU make a whole all-reduce of what does not come in tiles of 128 lanes.
+    unit, lanes = (tile, (_LANES,)) if size >= tile else (num_devices, ())
     # Row by row, so that none has to wait in full size for the pullbacks of the other losses.
-    rows = [jnp.pad(leaf.rows[i].ravel(), (0, padding)) for i in range(len(leaf.tasks))]
+    rows = [
+        jnp.pad(leaf.rows[i].ravel(), (0, -size % unit)).reshape(-1, *lanes)
+        for i in range(len(leaf.tasks))
+    ]
     shares = [lax.psum_scatter(row, axis_name, tiled=True) / num_devices for row in rows]
     return dataclasses.replace(leaf, rows=jnp.stack(shares))
 
@@ -71,7 +79,19 @@ def gather(combined: jax.Array, leaf: TaskRows, axis_name: AxisName | None) -> j
     if leaf.rows.size == 0:
         return jnp.zeros(shape, combined.dtype)
     whole = lax.all_gather(combined, axis_name, tiled=True, to="invarying")
-    return whole[: math.prod(shape)].reshape(shape)
+    return whole.ravel()[: math.prod(shape)].reshape(shape)
+
+
+def is_padded_much(size: int, dtype: Any, axis_name: AxisName | None) -> bool:
+    """Tell whether shares of an array of this size are best made of several arrays together."""
+    if axis_name is None:
+        return False
+    return -size % (_tile(dtype) * lax.axis_size(axis_name)) > size / 16
+
+
+def _tile(dtype: Any) -> int:
+    """Count the elements in which the memory of a TPU is laid out."""
+    return 4096 // jnp.dtype(dtype).itemsize
 
 
 def total(values: jax.Array, axis_name: AxisName | None) -> jax.Array:

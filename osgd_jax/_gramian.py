@@ -5,12 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from osgd_jax import _row_blocks, _scopes
-from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows
+from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows, of_tasks
 from osgd_jax.weightings._tools import safe_sqrt
 
 # Up to this many rows, accelerators multiply them pair by pair: a product of matrices fills a
@@ -176,7 +175,7 @@ def row_scales(largest: jax.Array) -> jax.Array:
 
 def leaf_gramian(leaf: TaskRows, scales: jax.Array) -> jax.Array:
     """Compute the Gramian `[tasks, tasks]` of one leaf's rows over their scales, of `[K]`."""
-    return _row_products(leaf.rows, 1 / scales[np.array(leaf.tasks, int)])
+    return _row_products(leaf.rows, 1 / of_tasks(scales, leaf.tasks))
 
 
 # Compiled by itself, so that leaves of one shape are traced once.

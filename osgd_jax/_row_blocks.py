@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from osgd_jax import _data_parallel
+from osgd_jax._data_parallel import AxisName
 from osgd_jax._task_rows import TaskRows
 
 # Arrays of up to this many elements are copied into a buffer; larger ones stay where they are.
@@ -29,16 +31,19 @@ class Blocks(NamedTuple):
     members: list[list[int]]
 
 
-def merge(leaves: Sequence[TaskRows], labels: Sequence[Hashable]) -> Blocks:
+def merge(
+    leaves: Sequence[TaskRows], labels: Sequence[Hashable], axis_name: AxisName | None = None
+) -> Blocks:
     """Put small arrays of one label into one buffer, where the same tasks reach them.
 
     Args:
       leaves: task gradients of each parameter.
       labels: one for each; None for a parameter that must stay by itself.
+      axis_name: mesh axis over whose devices the rows will be scattered.
     """
     buffers: dict[Hashable, list[int]] = {}
     for index, (leaf, label) in enumerate(zip(leaves, labels, strict=True)):
-        key = index if label is None else _buffer_of(leaf, label)
+        key = index if label is None else _buffer_of(leaf, label, axis_name)
         buffers.setdefault(index if key is None else key, []).append(index)
     members = list(buffers.values())
     return Blocks([_together([leaves[i] for i in each]) for each in members], members)
@@ -69,11 +74,14 @@ def spread(values: Sequence[jax.Array], blocks: Blocks) -> list[jax.Array]:
     return [of_parameter[index] for index in range(len(of_parameter))]
 
 
-def _buffer_of(leaf: TaskRows, label: Hashable) -> Hashable:
+def _buffer_of(leaf: TaskRows, label: Hashable, axis_name: AxisName | None) -> Hashable:
     """Name the buffer that an array goes into; None for one that stays by itself."""
     kind = jax.typeof(leaf.rows)
+    is_large = _size(leaf) > _SMALL
+    if is_large and not _data_parallel.is_padded_much(_size(leaf), kind.dtype, axis_name):
+        return None
     # A buffer would gather an array that is sharded over devices.
-    if _size(leaf) > _SMALL or any(kind.sharding.spec):
+    if any(kind.sharding.spec):
         return None
     return label, leaf.tasks, kind.dtype, kind.manual_axis_type
 

@@ -5,11 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from osgd_jax import _data_parallel, _gramian, _row_blocks, _scopes
-from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows
+from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows, of_tasks
 from osgd_jax.weightings._checks import check_range
 from osgd_jax.weightings._tools import safe_sqrt
 
@@ -74,7 +73,7 @@ def task_norms(grads: ArrayTree) -> jax.Array:
 
 def _squares(leaf: TaskRows, factors: jax.Array) -> jax.Array:
     """Compute the squared norm of each row times its factor, `[tasks]`."""
-    factors = factors[np.array(leaf.tasks, int)].reshape(-1, *[1] * (leaf.rows.ndim - 1))
+    factors = of_tasks(factors, leaf.tasks).reshape(-1, *[1] * (leaf.rows.ndim - 1))
     scaled = leaf.rows.astype(factors.dtype) * factors
     return jnp.sum(jnp.square(scaled), axis=tuple(range(1, leaf.rows.ndim)))
 
@@ -92,7 +91,7 @@ def _scale_tasks(factors: Callable[[jax.Array], jax.Array]) -> optax.GradientTra
 
         def scale(leaf: TaskRows | jax.Array):
             if isinstance(leaf, TaskRows):
-                rows = scale_rows(leaf.rows, scales[np.array(leaf.tasks, int)])
+                rows = scale_rows(leaf.rows, of_tasks(scales, leaf.tasks))
                 return TaskRows(rows, leaf.tasks, leaf.num_tasks)
             return scale_rows(leaf, scales)
 

@@ -116,6 +116,9 @@ def of_all_tasks(values: jax.Array, tasks: tuple[int, ...], num_tasks: int) -> j
     """Fill up an array over some tasks, on every axis, with zeros for the others."""
     if len(tasks) == num_tasks:
         return values
+    if _are_adjacent(tasks):
+        padding = tasks[0], num_tasks - 1 - tasks[-1]
+        return jnp.pad(values, [padding] * values.ndim)
     # Read from where they are, with a zero behind the last: a scatter is slow on accelerators.
     places = np.full(num_tasks, len(tasks))
     places[list(tasks)] = np.arange(len(tasks))
@@ -123,3 +126,15 @@ def of_all_tasks(values: jax.Array, tasks: tuple[int, ...], num_tasks: int) -> j
     for axis in range(values.ndim):
         padded = jnp.take(padded, places, axis=axis, mode="clip")
     return padded
+
+
+def of_tasks(values: jax.Array, tasks: tuple[int, ...]) -> jax.Array:
+    """Take those of some tasks out of an array `[K, ...]`."""
+    if _are_adjacent(tasks):
+        # Cut out by the compiler, where indices would be looked up on the device.
+        return values[tasks[0] : tasks[-1] + 1]
+    return values[np.array(tasks, int)]
+
+
+def _are_adjacent(tasks: tuple[int, ...]) -> bool:
+    return len(tasks) > 0 and tasks == tuple(range(tasks[0], tasks[-1] + 1))

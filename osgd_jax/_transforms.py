@@ -115,7 +115,7 @@ def aggregate(
         _data_parallel.check(leaves, axis_name)
         next_key, step_key = _balancing.split_key(state.key)
         groups = _scopes.group(scope, leaves, updates, params, axis_name)
-        blocks = _row_blocks.merge(leaves, groups.labels())
+        blocks = _row_blocks.merge(leaves, groups.labels(), axis_name)
         shares = [_data_parallel.scatter(block, axis_name) for block in blocks.rows]
         weights, weighting_state = _weigh(
             weighting,

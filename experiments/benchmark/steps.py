@@ -85,6 +85,19 @@ def problem(net: osgd_jax.nets.AnytimeNet, inputs_shape: tuple[int, ...]) -> Pro
 
 def make_steps(problem: Problem, methods: tuple[str, ...], scope: str) -> dict[str, Step]:
     """Compile a step for each method: "sgd", "osgd", "jacrev", "upgrad" or "micro-batches"."""
+    in_one_call = in_one_call_by(problem, scope)
+    return {
+        name: _accumulating_step(problem, *in_one_call["osgd"])
+        if name == "micro-batches"
+        else _step(problem, *in_one_call[name])
+        for name in methods
+    }
+
+
+def in_one_call_by(
+    problem: Problem, scope: str, axis_name: str | None = None
+) -> dict[str, tuple[Callable, Any]]:
+    """Make the function of gradients, and what takes the step, by method."""
 
     def summed(*args: Any):
         losses, rest = problem.losses(*args)
@@ -96,30 +109,30 @@ def make_steps(problem: Problem, methods: tuple[str, ...], scope: str) -> dict[s
 
     task_grads = osgd_jax.task_grads(problem.losses, has_aux=True)
     sgd = optax.sgd(0.1, momentum=0.9)
-    osgd = optax.chain(osgd_jax.orthogonalize(scope=scope), sgd)
+    osgd = optax.chain(osgd_jax.orthogonalize(scope=scope, axis_name=axis_name), sgd)
     upgrad = optax.chain(osgd_jax.aggregate(osgd_jax.weightings.upgrad(), scope), sgd)
-    in_one_call = {
+    return {
         "sgd": (jax.grad(summed, has_aux=True), sgd),
         "osgd": (task_grads, osgd),
         "jacrev": (jax.jacrev(stacked, has_aux=True), osgd),
         "upgrad": (task_grads, upgrad),
     }
-    return {
-        name: _accumulating_step(problem, task_grads, osgd)
-        if name == "micro-batches"
-        else _step(problem, *in_one_call[name])
-        for name in methods
-    }
 
 
-def _step(problem: Problem, grad_fn: Callable, tx: Any) -> Step:
+def step_by(grad_fn: Callable, tx: Any) -> Callable[..., tuple[Any, Any, Any]]:
+    """Make the function `(params, rest, state, batch) -> (params, rest, state)`."""
+
     def step(params: Any, rest: Any, state: Any, batch: Any):
         grads, rest = grad_fn(params, rest, *batch)
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), rest, state
 
+    return step
+
+
+def _step(problem: Problem, grad_fn: Callable, tx: Any) -> Step:
     args = (problem.params, problem.rest, tx.init(problem.params), problem.batch)
-    compiled, seconds = _compile(step, *args)
+    compiled, seconds = _compile(step_by(grad_fn, tx), *args)
     return Step(lambda: compiled(*args), [(compiled, 1)], 0, seconds)
 
 

@@ -4,11 +4,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from osgd_jax import _balancing, _data_parallel, _gramian
-from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows
+from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows, of_tasks
 from osgd_jax.weightings._checks import check_range
 from osgd_jax.weightings._tools import Numbers
 
@@ -93,7 +92,7 @@ def _pick_signs(leaf: TaskRows, leaks: jax.Array, key: jax.Array) -> jax.Array:
     purity = (1 + jnp.sum(rows, axis=0) / jnp.where(total == 0, 1, total)) / 2
     positive = jax.random.uniform(key, purity.shape, dtype) < purity
     kept = jnp.where(positive, rows > 0, rows < 0)
-    leak = leaks[np.array(leaf.tasks, int)].astype(dtype).reshape(-1, *[1] * (rows.ndim - 1))
+    leak = of_tasks(leaks, leaf.tasks).astype(dtype).reshape(-1, *[1] * (rows.ndim - 1))
     # A product with zero, not a selection: it lets a NaN through.
     picked = jnp.sum(jnp.where(kept, 1, leak) * rows, axis=0)
     return (largest * picked).astype(leaf.rows.dtype)

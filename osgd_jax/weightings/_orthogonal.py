@@ -58,14 +58,14 @@ def orthogonal(order: Order = "first_to_last") -> Weighting:
         del losses
         permutation = _permutation(order, gramian.shape[0], key)
         scales = jnp.ones_like(gramian, shape=gramian.shape[:1]) if scales is None else scales
-        ordered_scales = scales[permutation]
-        coefficients = _gram_schmidt(gramian[permutation][:, permutation])
+        ordered_scales = _in_order(scales, permutation)
+        coefficients = _gram_schmidt(_in_order(gramian, permutation))
         # Relative scales, so that the sum below stays in range wherever the gradients are.
         ordered_scales = ordered_scales / ordered_scales.max()
         ordered_scales = jnp.maximum(ordered_scales, jnp.finfo(ordered_scales.dtype).tiny)
         weights = jnp.sum(ordered_scales[:, None] * coefficients, axis=0) / ordered_scales
         sort = np.argsort if isinstance(permutation, np.ndarray) else jnp.argsort
-        return weights[sort(permutation)]
+        return _in_order(weights, sort(permutation))
 
     return stateless(weigh, scaling="row")
 
@@ -134,6 +134,14 @@ def _permutation(order: Order, num_tasks: int, key: jax.Array | None) -> Any:
             f" 0 .. {num_tasks - 1} must appear once."
         )
     return order if is_traced(order) else np.array(order)
+
+
+def _in_order(values: jax.Array, permutation: Any) -> jax.Array:
+    """Take the tasks in an order, on all axes."""
+    if isinstance(permutation, np.ndarray) and (np.diff(permutation) == 1).all():
+        return values
+    values = values[permutation]
+    return values if values.ndim == 1 else values[:, permutation]
 
 
 @jax.jit

@@ -49,7 +49,7 @@ def unit_rows(gramian: jax.Array, scales: jax.Array | None = None) -> UnitRows:
     norms = jnp.sqrt(jnp.where(active, squares, 1))
     both = active[:, None] & active
     cosines = jnp.where(both, gramian / norms[:, None] / norms, 0)
-    cosines = jnp.fill_diagonal(cosines, 1, inplace=False)
+    cosines = jnp.where(jnp.eye(len(norms), dtype=bool), 1, cosines)
     if scales is None:
         scales = jnp.ones_like(norms)
     # The largest scale first, so that no product leaves the range.

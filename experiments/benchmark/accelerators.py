@@ -1,0 +1,308 @@
+"""Training steps as the compilers for TPU v5e and H100 make them, on a machine that has neither.
+
+Nothing is run: programs are compiled ahead of time, and work, memory, traffic between devices and
+precision are read from them (`compiled.py`). Each environment has one of the compilers
+(`make accelerators`); a file that is there already keeps its rows, and only others are added.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from rich.table import Table
+
+import osgd_jax
+from experiments import methods
+from experiments.benchmark import command, compiled, steps
+from experiments.nets import NETS
+from experiments.settings import require
+
+TITLE = "Training steps compiled for TPU and GPU"
+Chips = Literal["v5e-1", "v5e-4", "v5e-8", "h100-1", "h100-4"]
+Net = Literal["kernels", "branched", "width-nested", "depth-nested", "nested"]
+Way = Literal["sgd", "osgd", "jacrev", "osgd, axis_name"]
+# On one device nothing is sent; on several, jacrev would send what "osgd" does.
+_WAYS: dict[bool, tuple[Way, ...]] = {
+    False: ("sgd", "osgd", "jacrev"),
+    True: ("sgd", "osgd", "osgd, axis_name"),
+}
+_GRIDS = {1: "1x1", 4: "2x2", 8: "2x4"}
+_OPTIONS: dict[str, Any] = {
+    # Six times faster to compile, with the same work and traffic and somewhat other memory.
+    "v5e": {"exec_time_optimization_effort": -1.0},
+    # To choose among kernels takes a device to run them on.
+    "h100": {"xla_gpu_autotune_level": 0},
+}
+# Enough for products of matrices in the Gramian (`osgd_jax._gramian`).
+_TASKS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to compile.
+
+    Attributes:
+      chips: kinds and numbers of devices, of which this environment compiles for some.
+      nets: with 3 outputs; "kernels" are three of 1024 × 1024, one after the other.
+      precisions: dtypes of the computation; parameters are float32.
+      batch_sizes: of 32 × 32 images, or of vectors; on several devices 128 in all, in float32.
+      updates: methods whose update is compiled by itself, for 6 tasks; all if not given.
+      output: file for the results.
+    """
+
+    chips: tuple[Chips, ...] = get_args(Chips)
+    nets: tuple[Net, ...] = get_args(Net)
+    precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    batch_sizes: tuple[int, ...] = (128, 1024)
+    updates: tuple[str, ...] | None = None
+    output: Path = Path("runs/accelerators.json")
+
+    def __post_init__(self):
+        require(self, fields=("batch_sizes",), at_least=1)
+
+
+def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
+    """Add what is missing to the rows in the file, which is written after each.
+
+    Raises:
+      ValueError: an environment that compiles for none of the chips.
+    """
+    chips = [each for each in config.chips if can_compile_for(each)]
+    if not chips:
+        raise ValueError(
+            f"chips={config.chips}: this environment has no compiler for them; make accelerators"
+            " sets up those that have."
+        )
+    rows = json.loads(config.output.read_text())["rows"] if config.output.exists() else []
+    known = [described(row) for row in rows]
+    for case in cases(config, chips):
+        if case in known:
+            continue
+        report(", ".join(map(str, case.values())))
+        program = step_program(**case) if "net" in case else update_program(**case)
+        started = time.process_time()
+        made = compiled_for(case["chips"], program)
+        rows.append(case | {"compile_seconds": time.process_time() - started} | figures(made))
+        config.output.write_text(json.dumps({"rows": rows}))
+    return {"rows": rows}
+
+
+def can_compile_for(chips: Chips) -> bool:
+    """Tell whether the compiler is installed."""
+    package = "libtpu" if chips.startswith("v5e") else "jax_cuda12_plugin"
+    return importlib.util.find_spec(package) is not None
+
+
+def cases(config: Config, chips: list[Chips]) -> Iterator[dict[str, Any]]:
+    """List what is to be compiled."""
+    for each in chips:
+        if each.endswith("-1"):
+            names = methods.names() if config.updates is None else config.updates
+            yield from ({"chips": each, "update": name} for name in names if name != "sgd")
+    first = [("float32", 128)]
+    others = [(p, b) for p in config.precisions for b in config.batch_sizes]
+    for each in chips:
+        for net in config.nets:
+            for precision, batch in first if not each.endswith("-1") else others:
+                for way in _WAYS[not each.endswith("-1")]:
+                    if way == "jacrev" and batch > 128:
+                        continue
+                    case = {"chips": each, "net": net, "precision": precision, "batch": batch}
+                    yield case | {"way": way}
+
+
+def described(row: dict[str, Any]) -> dict[str, Any]:
+    """The part of a row that says what was compiled."""
+    names = ("chips", "update", "net", "precision", "batch", "way")
+    return {name: row[name] for name in names if name in row}
+
+
+def compiled_for(chips: Chips, program: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compile as far as that goes without a device."""
+    return program.compile(_OPTIONS[chips.split("-")[0]])
+
+
+def figures(made: jax.stages.Compiled) -> dict[str, Any]:
+    """What a program costs."""
+    # There is none from the compiler for GPUs.
+    costs: Any = made.cost_analysis() or {}
+    memory: Any = made.memory_analysis()
+    return {
+        "flops": costs.get("flops"),
+        "bytes": costs.get("bytes accessed"),
+        "seconds": costs.get("optimal_seconds"),
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "peak_bytes": memory.peak_memory_in_bytes,
+        **compiled.facts(made.as_text()),
+    }
+
+
+def step_program(
+    chips: Chips, net: Net, precision: str, batch: int, way: Way
+) -> jax.stages.Lowered:
+    """Lower a training step on some devices, with the batch split over them."""
+    mesh = mesh_of(chips)
+    problem = problem_of(net, batch, precision, norm="batch" if mesh.size == 1 else "group")
+    everywhere, split = PartitionSpec(), PartitionSpec("data")
+    if way == "osgd, axis_name":
+        grad_fn, tx = steps.in_one_call_by(problem, "all", axis_name="data")["osgd"]
+
+        def own_grads(params: Any, rest: Any, *batch: Any):
+            return grad_fn(jax.lax.pcast(params, "data", to="varying"), rest, *batch)
+
+        step = jax.shard_map(
+            steps.step_by(own_grads, tx),
+            mesh=mesh,
+            in_specs=(everywhere, everywhere, everywhere, split),
+            out_specs=everywhere,
+        )
+    else:
+        grad_fn, tx = steps.in_one_call_by(problem, "all")[way]
+        step = steps.step_by(grad_fn, tx)
+    state = jax.eval_shape(tx.init, problem.params)
+    whole = placed((problem.params, problem.rest, state), mesh, everywhere)
+    return jax.jit(step).lower(*whole, placed(problem.batch, mesh, split))
+
+
+def update_program(chips: Chips, update: str) -> jax.stages.Lowered:
+    """Lower a method's update of a few small arrays, two of which not all losses reach."""
+    tx = methods.method(methods.Settings(update), num_tasks=_TASKS).balance
+    assert tx is not None
+    params = {"stem": (64, 128), "bias": (128,), "late": (128, 128), "head": (128, 10)}
+    reach = {"stem": 0, "bias": 0, "late": 2, "head": _TASKS - 1}
+    arrays, grads = {}, {}
+    for name, shape in params.items():
+        tasks = tuple(range(reach[name], _TASKS))
+        arrays[name] = jax.ShapeDtypeStruct(shape, jnp.float32)
+        rows: Any = jax.ShapeDtypeStruct((len(tasks), *shape), jnp.float32)
+        grads[name] = osgd_jax.TaskRows(rows, tasks, _TASKS)
+    state = jax.eval_shape(tx.init, arrays)
+    losses = jax.ShapeDtypeStruct((_TASKS,), jnp.float32)
+    mesh = mesh_of(chips)
+    given = placed((grads, state, arrays, losses), mesh, PartitionSpec())
+
+    def step(grads: Any, state: Any, params: Any, losses: jax.Array):
+        return tx.update(grads, state, params, losses=losses)
+
+    return jax.jit(step).lower(*given)
+
+
+def placed(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+    """Shapes of arrays as they lie on the devices."""
+    sharding = NamedSharding(mesh, spec)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
+@functools.cache
+def mesh_of(chips: Chips) -> Mesh:
+    """Devices that are not there."""
+    # A plugin for GPUs would look for one.
+    jax.config.update("jax_platforms", "cpu")
+    kind, number = chips.split("-")
+    if kind == "v5e":
+        # Where there is no TPU, there is nobody to ask about it.
+        os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+        os.environ |= {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_ID": "0"}
+        os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost"}
+        one = {"chips_per_host_bounds": (1, 1, 1)} if number == "1" else {}
+        name = f"v5e:{_GRIDS[int(number)]}"
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **one)
+    else:
+        target = Path(__file__).with_name("h100.txtpb").read_text()
+        found = topologies.get_topology_desc(
+            "", "cuda", topology=f"1x1x{number}", target_config=target
+        )
+    return Mesh(np.array(found.devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+@functools.cache
+def problem_of(net: Net, batch: int, precision: str, norm: str) -> steps.Problem:
+    """A net with a batch of random images; group normalisation keeps the devices' batches apart."""
+    if net == "kernels":
+        return _kernels(batch, jnp.dtype(precision))
+    made = NETS[net](
+        num_classes=10, num_outputs=3, norm=norm, dtype=jnp.dtype(precision), rngs=nnx.Rngs(0)
+    )
+    return steps.problem(made, (batch, 32, 32, 3))
+
+
+def _kernels(batch: int, dtype: Any) -> steps.Problem:
+    def losses(params: Any, rest: Any, inputs: jax.Array):
+        outputs = [inputs.astype(dtype)]
+        for kernel in params:
+            outputs.append(jnp.tanh(outputs[-1] @ kernel.astype(dtype)))
+        return tuple(jnp.mean(jnp.square(each)) for each in outputs[1:]), rest
+
+    return steps.Problem(losses, [jnp.zeros((1024, 1024))] * 3, (), (jnp.zeros((batch, 1024)),))
+
+
+def tables(results: dict[str, Any]) -> list[Table]:
+    """Steps on one device and on several, and updates alone."""
+    rows = results["rows"]
+    of_steps = [row for row in rows if "net" in row]
+    base = {
+        tuple(described(row | {"way": "sgd"}).values()): row
+        for row in of_steps
+        if row["way"] == "sgd"
+    }
+    alone = Table(title="A step on one device, over SGD's")
+    together = Table(title="What a device sends in a step on several, and its memory, over SGD's")
+    columns = ("chips", "net", "precision", "batch", "way")
+    for table, figures in (
+        (alone, ("GFLOP", "work", "estimated µs", "time", "peak MB", "peak", "temporary")),
+        (together, ("MB sent", "sent", "collectives", "peak MB", "peak", "temporary")),
+    ):
+        for column in (*columns, *figures):
+            table.add_column(column, no_wrap=True)
+    for row in of_steps:
+        case = described(row)
+        sgd = base.get(tuple((case | {"way": "sgd"}).values()), {})
+        memory = [
+            _number(row["peak_bytes"], 1e6),
+            _ratio(row, sgd, "peak_bytes"),
+            _ratio(row, sgd, "temporary_bytes"),
+        ]
+        if row["chips"].endswith("-1"):
+            work = [_number(row["flops"], 1e9), _ratio(row, sgd, "flops")]
+            work += [_number(row["seconds"], 1e-6), _ratio(row, sgd, "seconds")]
+            alone.add_row(*map(str, case.values()), *work, *memory)
+        else:
+            sent, of_sgd = ({"sent": sum(r.get("sent_bytes", {}).values())} for r in (row, sgd))
+            kinds = ", ".join(f"{n} {kind}" for kind, n in row["collectives"].items())
+            traffic = [_number(sent["sent"], 1e6), _ratio(sent, of_sgd, "sent"), kinds]
+            together.add_row(*map(str, case.values()), *traffic, *memory)
+    updates = Table(title="The update alone, of 6 tasks")
+    for column in ("chips", "method", "products", "scatters", "loops", "callbacks"):
+        updates.add_column(column, no_wrap=True)
+    for row in rows:
+        if "update" in row:
+            products = ", ".join(f"{n} {name}" for name, n in row["products"].items())
+            counts = [str(row[name]) for name in ("scatters", "loops", "callbacks")]
+            updates.add_row(row["chips"], row["update"], products or "none", *counts)
+    return [table for table in (alone, together, updates) if table.row_count]
+
+
+def _number(value: float | None, unit: float) -> str:
+    return "–" if value is None else f"{value / unit:.2f}"
+
+
+def _ratio(row: dict[str, Any], sgd: dict[str, Any], name: str) -> str:
+    return "–" if not sgd.get(name) or row[name] is None else f"{row[name] / sgd[name]:.2f}"
+
+
+if __name__ == "__main__":
+    command.run("experiments.benchmark.accelerators", __doc__, Config, measure, tables, TITLE)
