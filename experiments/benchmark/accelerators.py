@@ -8,10 +8,11 @@ precision are read from them (`compiled.py`). Each environment has one of the co
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -38,6 +39,7 @@ _WAYS: dict[bool, tuple[Way, ...]] = {
     False: ("sgd", "osgd", "jacrev"),
     True: ("sgd", "osgd", "osgd, axis_name"),
 }
+_DESCRIBED = ("chips", "update", "net", "precision", "batch", "way")
 _GRIDS = {1: "1x1", 4: "2x2", 8: "2x4"}
 _OPTIONS: dict[str, Any] = {
     # Six times faster to compile, with the same work and traffic and somewhat other memory.
@@ -105,28 +107,25 @@ def can_compile_for(chips: Chips) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def cases(config: Config, chips: list[Chips]) -> Iterator[dict[str, Any]]:
+def cases(config: Config, chips: Sequence[str]) -> Iterator[dict[str, Any]]:
     """List what is to be compiled."""
     for each in chips:
         if each.endswith("-1"):
             names = methods.names() if config.updates is None else config.updates
             yield from ({"chips": each, "update": name} for name in names if name != "sgd")
-    first = [("float32", 128)]
-    others = [(p, b) for p in config.precisions for b in config.batch_sizes]
     for each in chips:
-        for net in config.nets:
-            for precision, batch in first if not each.endswith("-1") else others:
-                for way in _WAYS[not each.endswith("-1")]:
-                    if way == "jacrev" and batch > 128:
-                        continue
-                    case = {"chips": each, "net": net, "precision": precision, "batch": batch}
-                    yield case | {"way": way}
+        several = not each.endswith("-1")
+        sizes = itertools.product(config.nets, config.precisions, config.batch_sizes)
+        for net, precision, batch in sizes:
+            if several and (precision, batch) != ("float32", 128):
+                continue
+            case = {"chips": each, "net": net, "precision": precision, "batch": batch}
+            yield from (case | {"way": way} for way in _WAYS[several])
 
 
 def described(row: dict[str, Any]) -> dict[str, Any]:
     """The part of a row that says what was compiled."""
-    names = ("chips", "update", "net", "precision", "batch", "way")
-    return {name: row[name] for name in names if name in row}
+    return {name: row[name] for name in _DESCRIBED if name in row}
 
 
 def compiled_for(chips: Chips, program: jax.stages.Lowered) -> jax.stages.Compiled:
@@ -139,13 +138,16 @@ def figures(made: jax.stages.Compiled) -> dict[str, Any]:
     # There is none from the compiler for GPUs.
     costs: Any = made.cost_analysis() or {}
     memory: Any = made.memory_analysis()
+    text: Any = made.as_text()
+    seconds = costs.get("optimal_seconds", -1)
     return {
         "flops": costs.get("flops"),
         "bytes": costs.get("bytes accessed"),
-        "seconds": costs.get("optimal_seconds"),
+        # Each call that the compiler has no estimate for counts as a negative second.
+        "seconds": seconds if seconds > 0 else None,
         "temporary_bytes": memory.temp_size_in_bytes,
         "peak_bytes": memory.peak_memory_in_bytes,
-        **compiled.facts(made.as_text()),
+        **compiled.facts(text),
     }
 
 

@@ -23,7 +23,6 @@ _OF_STARTED = {
     "all-gather": lambda n: n / (n + 1),
     "collective-permute": lambda n: 1 / 2,
 }
-_COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.+?) ([a-z][a-z\d\-]*)\((.*)")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 
@@ -36,14 +35,12 @@ class Instruction(NamedTuple):
       result: its type and shape.
       operation: what it does.
       rest: operands and attributes.
-      computation: name of the computation that it is part of.
     """
 
     name: str
     result: str
     operation: str
     rest: str
-    computation: str
 
     @property
     def call_target(self) -> str:
@@ -72,12 +69,11 @@ def facts(text: str) -> dict[str, Any]:
 
 def instructions(text: str) -> list[Instruction]:
     """Read the lines of a program."""
-    found, computation = [], ""
+    found = []
     for line in text.splitlines():
-        if started := _COMPUTATION.match(line):
-            computation = started[1]
-        elif parts := _INSTRUCTION.match(line):
-            found.append(Instruction(*parts.groups(), computation))
+        if parts := _INSTRUCTION.match(line):
+            name, result, operation, rest = parts.groups()
+            found.append(Instruction(name, result, operation, rest))
     return found
 
 

@@ -29,13 +29,13 @@ class Problem(NamedTuple):
       losses: `(params, rest, inputs, labels) -> (losses, rest)`.
       params: trained arrays.
       rest: the net's other arrays.
-      batch: inputs and labels.
+      batch: inputs and labels, or what else the losses take.
     """
 
     losses: Callable[..., tuple[tuple[jax.Array, ...], Any]]
     params: Any
     rest: Any
-    batch: tuple[jax.Array, jax.Array]
+    batch: tuple[jax.Array, ...]
 
 
 class Step(NamedTuple):
