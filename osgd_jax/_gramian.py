@@ -232,9 +232,11 @@ def _products_in_place(rows: jax.Array, factors: jax.Array) -> jax.Array:
 
 def combine_leaf(leaf: TaskRows, weights: jax.Array) -> jax.Array:
     """Add up one leaf's rows, with weights `[K]`, in the dtype of the rows."""
+    if not leaf.tasks:
+        return leaf.rows.sum(axis=0)  # zeros, sharded as the parameter
     dtype = jnp.result_type(weights.dtype, leaf.rows.dtype)
-    total = jnp.zeros(leaf.rows.shape[1:], dtype)
-    for i, task in enumerate(leaf.tasks):
-        row = weights[task].astype(dtype) * leaf.rows[i].astype(dtype)
-        total = row if i == 0 else total + row
-    return total.astype(leaf.rows.dtype)
+    first, *others = [
+        weights[task].astype(dtype) * leaf.rows[i].astype(dtype)
+        for i, task in enumerate(leaf.tasks)
+    ]
+    return sum(others, first).astype(leaf.rows.dtype)

@@ -266,5 +266,5 @@ def _is_everywhere(array: jax.Array, value: jax.Array) -> bool:
 
 def _stack(rows: dict[int, jax.Array], leaf: jax.Array) -> jax.Array:
     if not rows:
-        return jnp.zeros((0, *leaf.shape), leaf.dtype)
+        return leaf[None][:0]  # so that a sharding of the parameter is kept
     return jnp.stack([rows[task] for task in sorted(rows)])
