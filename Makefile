@@ -2,12 +2,14 @@
 PYTHON ?= python3
 NEWEST_PYTHON ?= python3.13
 BIN := .venv/bin
+RECIPE ?= cifar_msdnet
+METHOD ?= osgd
 ALL_EXTRAS := experiments,data,docs,notebooks,test,lint
 # A file's tests share what they compile, so they stay together.
 PYTEST := pytest -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo benchmark accelerators study-smoke docs notebooks test test-slow test-peer test-onnx test-accelerators test-newest check format lock clean
+.PHONY: help demo benchmark accelerators paper-scale study-smoke docs notebooks test test-slow test-peer test-onnx test-accelerators test-newest check format lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -21,6 +23,9 @@ benchmark: .venv/ready ## Time training steps of SGD and OSGD against their limi
 accelerators: .venv-tpu/ready .venv-gpu/ready ## Compile training steps for TPU v5e and H100, none needed (about an hour on 2 cores)
 	.venv-tpu/bin/python -m experiments.benchmark.accelerators
 	.venv-gpu/bin/python -m experiments.benchmark.accelerators
+
+paper-scale: .venv/ready ## Train a recipe of the paper's scale, on a GPU: RECIPE=cifar_msdnet METHOD=osgd (OPTIONS=…)
+	$(BIN)/python -m experiments.paper_scale $(RECIPE) --method $(METHOD) $(OPTIONS)
 
 study-smoke: .venv/ready ## Train a corner of the study again and compare it with what is stored
 	$(BIN)/python -m tests.experiments.study.smoke
