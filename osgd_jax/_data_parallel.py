@@ -4,6 +4,7 @@ To sum one gradient over the devices, as a step of plain SGD does, moves as many
 reduce-scatter it and to all-gather the sum. Here every row is reduce-scattered, the Gramian is the
 sum of those of the shares, so that all devices have the same weights, and the weighted sum alone is
 all-gathered: (K + 1) / 2 times the bytes of SGD, less where not all losses reach all parameters.
+Rows that are too short for it are summed whole, as `jax.jit` by itself would do.
 
 Without an `axis_name` every function here leaves what it is given as it is.
 """
@@ -11,7 +12,6 @@ Without an `axis_name` every function here leaves what it is given as it is.
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,9 @@ from osgd_jax._task_rows import TaskRows
 
 AxisName = str | tuple[str, ...]
 
+# Shares are `[n, 128]`, with as many rows as fill tiles of this size.
 _LANES = 128
+_TILE_BYTES = 32 * _LANES * 4
 
 
 def check(leaves: Sequence[TaskRows], axis_name: AxisName | None) -> None:
@@ -55,43 +57,59 @@ def check_same(leaves: Sequence[TaskRows], remedy: str) -> None:
 
 
 def scatter(leaf: TaskRows, axis_name: AxisName | None) -> TaskRows:
-    """Average rows over the devices; each keeps an equal share of each: `[tasks, *share]`."""
+    """Average rows over the devices; each keeps an equal share of each, `[tasks, *share]`.
+
+    Where `copies` tells so, each keeps all of them.
+    """
     if axis_name is None or leaf.rows.size == 0:
         return leaf
-    num_devices = lax.axis_size(axis_name)
-    size, tile = math.prod(leaf.rows.shape[1:]), _tile(leaf.rows.dtype) * num_devices
-    # Compilers for TPU make a whole all-reduce of what does not come in tiles of 128 lanes.
-    unit, lanes = (tile, (_LANES,)) if size >= tile else (num_devices, ())
     # Row by row, so that none has to wait in full size for the pullbacks of the other losses.
-    rows = [
-        jnp.pad(leaf.rows[i].ravel(), (0, -size % unit)).reshape(-1, *lanes)
-        for i in range(len(leaf.tasks))
-    ]
-    shares = [lax.psum_scatter(row, axis_name, tiled=True) / num_devices for row in rows]
-    return dataclasses.replace(leaf, rows=jnp.stack(shares))
+    rows = [leaf.rows[i] for i in range(len(leaf.tasks))]
+    if copies(leaf, axis_name) > 1:
+        return dataclasses.replace(
+            leaf, rows=jnp.stack([lax.pmean(row, axis_name) for row in rows])
+        )
+    padding = (0, _padding(leaf, axis_name))
+    tiles = [jnp.pad(row.ravel(), padding).reshape(-1, _LANES) for row in rows]
+    shares = [lax.psum_scatter(each, axis_name, tiled=True) for each in tiles]
+    return dataclasses.replace(leaf, rows=jnp.stack(shares) / lax.axis_size(axis_name))
 
 
 def gather(combined: jax.Array, leaf: TaskRows, axis_name: AxisName | None) -> jax.Array:
     """Put the shares of one update together, in the shape of the parameter that `leaf` is for."""
-    if axis_name is None:
-        return combined
     shape = leaf.rows.shape[1:]
+    if axis_name is None or copies(leaf, axis_name) > 1:
+        return combined
     if leaf.rows.size == 0:
         return jnp.zeros(shape, combined.dtype)
     whole = lax.all_gather(combined, axis_name, tiled=True, to="invarying")
     return whole.ravel()[: math.prod(shape)].reshape(shape)
 
 
-def is_padded_much(size: int, dtype: Any, axis_name: AxisName | None) -> bool:
-    """Tell whether shares of an array of this size are best made of several arrays together."""
-    if axis_name is None:
+def copies(leaf: TaskRows, axis_name: AxisName | None) -> int:
+    """Count the devices that hold the same of these rows after `scatter`: one, or all.
+
+    All, where what is added to fill the tiles would be more than what is saved, as it always is for
+    a single row: an all-reduce is a reduce-scatter and an all-gather.
+    """
+    if axis_name is None or leaf.rows.size == 0:
+        return 1
+    count, size = len(leaf.tasks), math.prod(leaf.rows.shape[1:])
+    saves = (count + 1) * (size + _padding(leaf, axis_name)) < 2 * count * size
+    return 1 if saves else lax.axis_size(axis_name)
+
+
+def is_padded_much(leaf: TaskRows, axis_name: AxisName | None) -> bool:
+    """Tell whether rows are best scattered together with those of other arrays."""
+    if axis_name is None or len(leaf.tasks) < 2:
         return False
-    return -size % (_tile(dtype) * lax.axis_size(axis_name)) > size / 16
+    return _padding(leaf, axis_name) > math.prod(leaf.rows.shape[1:]) / 16
 
 
-def _tile(dtype: Any) -> int:
-    """Count the elements in which the memory of a TPU is laid out."""
-    return 4096 // jnp.dtype(dtype).itemsize
+def _padding(leaf: TaskRows, axis_name: AxisName) -> int:
+    # Compilers for TPU make a whole all-reduce of what does not come in such tiles.
+    tile = _TILE_BYTES // leaf.rows.dtype.itemsize
+    return -math.prod(leaf.rows.shape[1:]) % (tile * lax.axis_size(axis_name))
 
 
 def total(values: jax.Array, axis_name: AxisName | None) -> jax.Array:

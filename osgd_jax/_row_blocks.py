@@ -78,7 +78,7 @@ def _buffer_of(leaf: TaskRows, label: Hashable, axis_name: AxisName | None) -> H
     """Name the buffer that an array goes into; None for one that stays by itself."""
     kind = jax.typeof(leaf.rows)
     is_large = _size(leaf) > _SMALL
-    if is_large and not _data_parallel.is_padded_much(_size(leaf), kind.dtype, axis_name):
+    if is_large and not _data_parallel.is_padded_much(leaf, axis_name):
         return None
     # A buffer would gather an array that is sharded over devices.
     if any(kind.sharding.spec):

@@ -74,9 +74,10 @@ def aggregate(
       axis_name: inside `jax.shard_map`, the mesh axis (or axes) that the batch is split over. Each
         device then gives the gradients of the losses on its own examples, with respect to
         `jax.lax.pcast(params, axis_name, to="varying")`, and all get the update for the mean of the
-        losses over the devices. The rows are reduce-scattered and one update is all-gathered, so
-        that (K + 1) / 2 times the bytes of SGD are moved at most, and each device holds its share
-        of the rows. `losses` are given as means over the devices.
+        losses over the devices. Rows that are long enough are reduce-scattered and
+        one update is all-gathered, (K + 1) / 2 times the bytes of SGD where all losses reach all
+        parameters, and each device holds its share of the rows. `losses` are given as means over
+        the devices.
 
     Returns:
       A transformation. Its `update(grads, state, params=None, *, losses=None)` takes the K losses
@@ -117,9 +118,11 @@ def aggregate(
         groups = _scopes.group(scope, leaves, updates, params, axis_name)
         blocks = _row_blocks.merge(leaves, groups.labels(), axis_name)
         shares = [_data_parallel.scatter(block, axis_name) for block in blocks.rows]
+        copies = [_data_parallel.copies(block, axis_name) for block in blocks.rows]
         weights, weighting_state = _weigh(
             weighting,
             shares,
+            copies,
             groups.at([members[0] for members in blocks.members]),
             state.weighting,
             losses,
@@ -241,7 +244,9 @@ def osgd(
     )
 
 
-def _weigh(weighting, leaves, groups, state, losses, key, axis_name) -> tuple[list[jax.Array], Any]:
+def _weigh(
+    weighting, leaves, copies, groups, state, losses, key, axis_name
+) -> tuple[list[jax.Array], Any]:
     """Find the weights `[K]` for each leaf, and the weighting's next state."""
     dtype = _gramian.accumulation_dtype(leaves)
     losses = _balancing.stack_losses(losses, leaves[0].num_tasks, dtype)
@@ -256,14 +261,15 @@ def _weigh(weighting, leaves, groups, state, losses, key, axis_name) -> tuple[li
     # No result depends on the scales.
     largest = lax.stop_gradient(largest)
     scales = _scales(weighting.scaling, largest)
-    partial = groups.sum(
-        [
-            _gramian.leaf_gramian(leaf, scales[group])
-            for leaf, group in zip(leaves, groups.ids, strict=True)
-        ],
-        leaves,
-    )
-    gramians = _data_parallel.total(partial, axis_name)
+    products = [
+        _gramian.leaf_gramian(leaf, scales[group])
+        for leaf, group in zip(leaves, groups.ids, strict=True)
+    ]
+    # What each device has in full counts once in the sum over them.
+    products = [
+        each if count == 1 else each / count for each, count in zip(products, copies, strict=True)
+    ]
+    gramians = _data_parallel.total(groups.sum(products, leaves), axis_name)
     finite = jnp.all(jnp.isfinite(largest), axis=1, keepdims=True)
 
     def weigh(gramian, scales, state):

@@ -20,14 +20,16 @@ from osgd_jax import weightings
 D, K = 8, 3
 MESH = jax.make_mesh((D,), ("d",), axis_types=(AxisType.Auto,))
 rng = np.random.default_rng(0)
-# Sizes that eight devices can and cannot share evenly, an unused array, and a ragged reach: the
-# stem serves all losses, `late` the last two, each head one.
+# Rows that are scattered (`wide`, in tiles that it does not fill) and rows that are summed whole;
+# an unused array; and a ragged reach: stem and bias serve all losses, `late` and `wide` the last
+# two, each head one.
 PARAMS = jax.tree.map(
     lambda shape: rng.normal(size=shape).astype(np.float32) / 4,
     {
         "stem": (16, 64),
         "bias": (64,),
         "late": (64, 64),
+        "wide": (64, 1000),
         "heads": [(64, 3), (64, 3), (64, 5)],
         "unused": (7,),
         "empty": (0, 3),
@@ -40,13 +42,13 @@ SCOPES = [
     "all",
     "leaf",
     "reach",
-    {"stem": 0, "bias": 1, "late": 1, "heads": [0, 1, 1], "unused": 0, "empty": 1},
+    {"stem": 0, "bias": 1, "late": 1, "wide": 1, "heads": [0, 1, 1], "unused": 0, "empty": 1},
 ]
 
 
 def losses(params, inputs):
     early = jnp.tanh(inputs @ params["stem"] + params["bias"])
-    late = early + jnp.tanh(early @ params["late"])
+    late = early + jnp.tanh(early @ params["late"]) + jnp.tanh(early @ params["wide"])[:, :64]
     hidden = (early, late, late * early)
     heads = zip(hidden, params["heads"], strict=True)
     nothing = jnp.sum(params["empty"])
@@ -198,12 +200,16 @@ def check_bytes():
     reach = osgd_jax.reach(losses)(PARAMS, INPUTS)
     del reach["unused"], reach["empty"]
     rows = [len(tasks) for tasks in jax.tree.leaves(reach, is_leaf=lambda n: isinstance(n, tuple))]
-    padded = [size + -size % D for size in sizes]
-    assert sent["reduce-scatter"] == 4 * int(np.dot(rows, padded))
-    assert sent["all-gather"] == 4 * sum(padded)
-    # The largest entries [K] and the Gramian [K, K]; the losses are not used.
-    assert sent["all-reduce"] == 2 * 4 * (K + K * K)
-    assert sum(sent.values()) <= 1.05 * (K + 1) / 2 * sum(base.values())
+    in_full = int(np.dot(rows, sizes))
+    # Two rows of `wide` in tiles, which all devices fill together; all other rows whole.
+    tiled = -(-PARAMS["wide"].size // (4096 * D)) * 4096 * D
+    assert sent["reduce-scatter"] == 2 * 4 * tiled
+    assert sent["all-gather"] == 4 * tiled
+    # With the largest entries [K] and the Gramian [K, K]; the losses are not used.
+    whole = in_full - 2 * PARAMS["wide"].size
+    assert sent["all-reduce"] == 2 * 4 * (whole + K + K * K)
+    assert sum(sent.values()) <= 2 * 4 * in_full
+    assert sum(sent.values()) <= (K + 1) / 2 * sum(base.values())
 
 
 def check_row_memory():
