@@ -9,7 +9,7 @@ import pytest
 
 from experiments.benchmark import command
 from experiments.benchmark import pinn as benchmark
-from experiments.pinn import study
+from experiments.pinn import published, study
 
 _TINY = {"steps": 4, "width": 4, "layers": 1, "points": 10, "edge_points": 4}
 
@@ -17,7 +17,7 @@ _TINY = {"steps": 4, "width": 4, "layers": 1, "points": 10, "edge_points": 4}
 def test_rows_are_kept_and_read_again(tmp_path):
     config = study.Config(
         problems=("advection",),
-        methods=("sum", "osgd, pde last"),
+        methods=("sum",),
         rates=(1e-3, 1e-2),
         tuning_seeds=2,
         looks=2,
@@ -25,18 +25,38 @@ def test_rows_are_kept_and_read_again(tmp_path):
         **_TINY,
     )
     reported = []
-    first = study.measure(config, reported.append)["rows"]
+    (first,) = study.measure(config, reported.append)["rows"]
+    # A row of another configuration is not taken for one of this.
+    store = tmp_path / "study.jsonl"
+    other = json.loads(store.read_text())
+    other |= {"errors": [0.0], "config": other["config"] | {"steps": 2}}
+    store.write_text(json.dumps(other) + "\n" + store.read_text())
+    both = dataclasses.replace(config, methods=("sum", "osgd, pde last"))
+    rows = study.measure(both, reported.append)["rows"]
     assert reported == ["advection, sum", "advection, osgd, pde last"]
-    assert study.measure(config, reported.append)["rows"] == first
-    assert len(reported) == 2
-    other = dataclasses.replace(config, steps=2, methods=("sum",))
-    assert study.measure(other, reported.append)["rows"] != first[:1]
-    for row in first:
+    assert rows[0] == first
+    for row in rows:
         assert np.shape(row["tuning"]) == (2, 2)
         best = np.log(row["tuning"]).mean(axis=1).argmin()
         assert row["learning_rate"] == config.rates[best]
         assert len(row["errors"]) == 4
-    json.dumps(first)
+
+
+def test_the_published_example_is_trained_once_and_shown_beside_its_figures(tmp_path):
+    config = published.Config(
+        seeds=2, steps=6, looks=2, width=4, points=10, output=tmp_path / "published.json"
+    )
+    reported = []
+    results = published.measure(config, reported.append)
+    assert len(reported) == 6
+    assert published.measure(config, reported.append) == results
+    assert len(reported) == 6
+    (table,) = published.tables(results)
+    rows = _cells(table)
+    assert [row[:2] for row in rows] == [["sum", "31"], ["config", "6.4"], ["m_config", "1.9"]]
+    assert rows[0][-1] == "1.00 (1.00 to 1.00)"
+    errors = [row["errors"] for row in results["rows"] if row["method"] == "config"]
+    assert float(rows[1][3]) == pytest.approx(np.sqrt(errors[0][-1] * errors[1][-1]), rel=1e-2)
 
 
 def _cells(table):
@@ -78,6 +98,7 @@ def test_weights_and_orders_fit_the_losses_of_a_problem():
     assert weighted.weights == (10.0, 1.0)
     assert study.settings(config, "helmholtz", "osgd, pde first").order == "pde,bc"
     assert study.settings(config, "burgers", "osgd, pde last").order == "ic,bc,pde"
+    assert study.settings(config, "burgers", "m_config, steps × 2.5").steps == 5000
 
 
 @pytest.mark.parametrize(
