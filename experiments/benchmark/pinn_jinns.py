@@ -8,6 +8,7 @@ calls are timed in turn, each of some steps in `lax.scan`, with Adam.
 import dataclasses
 import functools
 import importlib
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,15 +72,23 @@ def _of_jinns(steps: int) -> dict[str, Callable[[], Any]]:
     equinox: Any = importlib.import_module("equinox")
     key, sizes = jax.random.key(0), (2, 50, 50, 50, 50, 1)
     layers = []
-    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+    for inputs, outputs in itertools.pairwise(sizes):
         layers += [(equinox.nn.Linear, inputs, outputs), (jnp.tanh,)]
     net, initial = jinns.nn.PINN_MLP.create(
         key=key, eq_type="PDENonStatio", eqx_list=tuple(layers[:-1])
     )
     start = jinns.parameters.Params(initial, {"nu": jnp.array(0.01 / np.pi)})
     data = jinns.data.CubicMeshPDENonStatio(
-        **{"key": key, "n": 1000, "nb": 50, "ni": 50, "dim": 1, "tmin": 0.0, "tmax": 1.0},
-        **{"min_pts": (-1.0,), "max_pts": (1.0,), "method": "uniform"},
+        key=key,
+        n=1000,
+        nb=50,
+        ni=50,
+        dim=1,
+        tmin=0.0,
+        tmax=1.0,
+        min_pts=(-1.0,),
+        max_pts=(1.0,),
+        method="uniform",
     )
     loss = jinns.loss.LossPDENonStatio(
         u=net,

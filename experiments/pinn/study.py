@@ -250,6 +250,25 @@ def predicted_table(rows: list[dict[str, Any]]) -> Table:
     return shown
 
 
+def losses_table(rows: list[dict[str, Any]]) -> Table:
+    """What each method makes of each loss, over what the sum makes of it."""
+    shown = Table(title="Losses at the end over the sum's, with 95 % intervals")
+    for column in ("problem", "method", "bc", "ic", "pde"):
+        shown.add_column(column, justify="left" if column in ("problem", "method") else "right")
+    bases = {row["problem"]: row["losses"] for row in rows if row["method"] == "sum"}
+    for row in rows:
+        base, cells = bases[row["problem"]], []
+        for name in ("bc", "ic", "pde"):
+            cell = ""
+            if name in base:
+                ratio = interval(np.log(row["losses"][name]) - np.log(base[name]))
+                mean, low, high = np.exp(ratio.mean + ratio.half_width * np.array([0, -1, 1]))
+                cell = f"{mean:.2g} ({low:.2g} to {high:.2g})"
+            cells.append(cell)
+        shown.add_row(row["problem"], row["method"], *cells)
+    return shown
+
+
 def _over(row: dict[str, Any], base: dict[str, Any]) -> Interval:
     """The logarithm of a method's errors over those of another, paired by seed."""
     return interval(np.log(row["errors"]) - np.log(base["errors"]))
@@ -260,7 +279,8 @@ def tables(results: dict[str, Any]) -> list[Table]:
     rows = results["rows"]
     several = len({row["problem"] for row in rows}) > 1
     overall = [overall_table(rows)] if several else []
-    return [*overall, predicted_table(rows), errors_table(rows), conflict_table(rows)]
+    shown = (predicted_table, errors_table, losses_table, conflict_table)
+    return [*overall, *(table(rows) for table in shown)]
 
 
 if __name__ == "__main__":

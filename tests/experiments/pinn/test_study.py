@@ -64,23 +64,24 @@ def _cells(table):
 
 
 def test_tables_hold_the_paired_ratio_of_errors():
-    def row(problem, method, errors):
+    def row(problem, method, errors, pde=(1.0, 1.0)):
         found = {"tasks": ["bc", "pde"], "cosines": np.eye(2).tolist(), "opposed": [[0, 1], [1, 0]]}
         found |= {"alignment": -0.5, "norm_ratio": 12.0}
         return {
             "problem": problem,
             "method": method,
             "errors": errors,
+            "losses": {"bc": [1.0, 2.0], "pde": pde},
             "learning_rate": 1e-3,
         } | found
 
     rows = [
         row("burgers", "sum", [0.1, 0.4]),
-        row("burgers", "upgrad", [0.05, 0.2]),
+        row("burgers", "upgrad", [0.05, 0.2], (3.0, 3.0)),
         row("advection", "sum", [1.0, 1.0]),
         row("advection", "upgrad", [2.0, 2.0]),
     ]
-    overall, predicted, errors, conflict = map(_cells, study.tables({"rows": rows}))
+    overall, predicted, errors, losses, conflict = map(_cells, study.tables({"rows": rows}))
     seen = ["-0.50", "+0.00", "12 : 1"]
     assert predicted == [
         ["burgers", *seen, "`upgrad`", "none"],
@@ -88,6 +89,7 @@ def test_tables_hold_the_paired_ratio_of_errors():
     ]
     assert [row[3] for row in errors] == ["0.2", "0.1", "1", "2"]
     assert errors[1][4:] == ["0.50", "0.50", "0.50"]
+    assert losses[1][2:] == ["1 (1 to 1)", "", "3 (3 to 3)"]
     assert overall[1] == ["upgrad", "1.00", "0.50", "2.00"]
     assert conflict[0] == ["burgers", "bc and pde", "+0.00", "100%"]
 
