@@ -13,11 +13,13 @@ from flax import nnx
 import osgd_jax
 from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import (
+    accelerators,
     aggregation,
     anytime,
     arrays,
     command,
     layers,
+    losses,
     pinn,
     profile,
     steps,
@@ -35,13 +37,13 @@ def page(module, written):
 def dense_problem():
     """Two losses on one shared layer, whose work and rows are known."""
 
-    def losses(params, rest, inputs, labels):
+    def losses_of(params, rest, inputs, labels):
         hidden = jnp.tanh(inputs @ params["shared"])
         return tuple(jnp.mean((hidden @ head) ** 2) for head in params["heads"]), rest
 
     params = {"shared": jnp.eye(64), "heads": [jnp.ones((64, 1))] * 2}
     batch = jnp.ones((128, 64)), jnp.zeros(128, int)
-    return steps.Problem(losses, params, (), batch)
+    return steps.Problem(losses_of, params, (), batch)
 
 
 def test_limits_of_two_losses_on_one_layer():
@@ -86,6 +88,16 @@ def test_many_arrays_are_measured_beside_clipped_sgd():
     _, grads = arrays.arrays(4, 3)
     assert [leaf.tasks for leaf in grads] == [(1, 2), *[(0, 1, 2)] * 3]
     assert len(arrays.tables(results)) == 2
+
+
+def test_ways_to_many_losses_give_the_same():
+    ways, args = losses.of_examples(3)
+    ours, *others = (way(*args) for way in ways.values())
+    ways, args = losses.of_heads(2)
+    rows, summed = (way(*args) for way in ways.values())
+    weights = jnp.ones(2)
+    for a, b in [*((ours, each) for each in others), (osgd_jax.combine(rows, weights), summed)]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), a, b)
 
 
 def test_micro_batches_take_the_same_step():
@@ -175,7 +187,9 @@ def test_the_benchmark_of_layers_writes_its_tables(tmp_path):
         ("anytime", anytime),
         ("anytime_one_core", anytime),
         ("arrays", arrays),
+        ("accelerators", accelerators),
         ("layers", layers),
+        ("losses", losses),
         ("pinn", pinn),
         ("profile", profile),
     ],
