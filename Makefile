@@ -40,8 +40,8 @@ endif
 test-slow: .venv/ready ## Run the tests that take longer than a minute each
 	$(BIN)/python -m pytest -m slow
 
-test-peer: .venv-peer/ready ## Compare the weightings with those of TorchJD, in an environment of their own (several GB)
-	.venv-peer/bin/python -m pytest tests/weightings/test_against_torchjd.py
+test-peer: .venv-peer/ready ## Compare with TorchJD and with Llama in transformers, in an environment of their own (several GB)
+	.venv-peer/bin/python -m pytest tests/weightings/test_against_torchjd.py tests/nets/test_against_transformers.py
 
 test-onnx: .venv-onnx/ready ## Run ONNX files under onnxruntime, in an environment of their own
 	.venv-onnx/bin/python -m pytest tests/test_onnx.py

@@ -2,7 +2,8 @@
 
 Writes evaluation.json and evaluation.png into the workdir of a finished or stopped run: accuracy,
 calibration error and multiply-adds of each output (the anytime curve and the area under it),
-budgeted batch classification, agreement of the outputs and what each gains and loses.
+budgeted batch classification, agreement of the outputs and what each gains and loses. Of a run on
+text: bits per token and multiply-adds of each output, and texts continued at random deadlines.
 """
 
 import dataclasses
@@ -20,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 import osgd_jax
-from experiments import data, metrics
+from experiments import data, generation, metrics
+from experiments.settings import require
 from experiments.training import devices, programs
 from experiments.training.workdir import keep_data, read_config, read_data, write_json
 from osgd_jax.plots import anytime_curve
@@ -37,6 +39,7 @@ class Config:
       data_dir: where tensorflow_datasets keeps what it has prepared; as in the run if not given.
       rule: by what examples leave early in budgeted classification: the probability of the
         likeliest class, its distance to that of the next, or one less the entropy.
+      texts: how many texts are continued at random deadlines.
     """
 
     workdir: tyro.conf.Positional[Path]
@@ -44,6 +47,10 @@ class Config:
     data: str | None = None
     data_dir: Path | None = None
     rule: Literal["confidence", "margin", "entropy"] = "confidence"
+    texts: int = 60
+
+    def __post_init__(self):
+        require(self, fields=("texts",), at_least=1)
 
 
 def evaluate(config: Config) -> dict[str, Any]:
@@ -53,16 +60,20 @@ def evaluate(config: Config) -> dict[str, Any]:
       ValueError: no run or no checkpoint in the workdir, or its data is missing or other data.
     """
     dataset = load_data(config)
-    if dataset.is_text:
-        raise ValueError(
-            "evaluate is for classes; train writes the bits per token of a text's test."
-        )
     run, _, net, state = programs.read_trained(config.workdir, config.checkpoint)
     count = jax.device_count()
     batch_size = -(-run.run.batch_size // count) * count
     placed = devices.placement(batch_size, shard_state=False)
     state = placed.put_state(state)
-    logits_of, _ = programs.evaluation(nnx.graphdef(net), dataset)
+    logits_of, totals = programs.evaluation(nnx.graphdef(net), dataset)
+    common = {
+        "data": dataset.about or dataset.name,
+        "checkpoint": config.checkpoint,
+        "step": int(state.step),
+    }
+    if dataset.is_text:
+        tested = programs.evaluate(jax.jit(totals), batch_size, placed, state, dataset.test)
+        return common | _of_text(config, dataset, net, *tested)
     logits = functools.partial(jax.jit(logits_of), state)
     validation, _ = _predict(logits, placed, batch_size, dataset.validation)
     test, labels = _predict(logits, placed, batch_size, dataset.test)
@@ -70,10 +81,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     costs = np.array([cost.multiply_adds for cost in counted])
     accuracy = metrics.accuracies(test, labels)
     change = metrics.monotonicity(test, labels)
-    return {
-        "data": dataset.about or dataset.name,
-        "checkpoint": config.checkpoint,
-        "step": int(state.step),
+    return common | {
         "examples": len(labels),
         "outputs": [
             {
@@ -92,6 +100,28 @@ def evaluate(config: Config) -> dict[str, Any]:
         "budgeted": metrics.budgeted_classification(
             validation, test, labels, costs, rule=config.rule
         ),
+    }
+
+
+def _of_text(
+    config: Config, dataset: data.Dataset, net: Any, accuracy: list[float], losses: list[float]
+) -> dict[str, Any]:
+    """Bits and multiply-adds of each output for a token, and texts at deadlines."""
+    (length,) = dataset.input_shape
+    bits = (np.array(losses) / np.log(2)).tolist()
+    costs = osgd_jax.cost(net, dataset.input_shape)
+    return {
+        "examples": dataset.test.size,
+        "outputs": [
+            {
+                "bits_per_token": bits[k],
+                "accuracy": accuracy[k],
+                "multiply_adds": cost.multiply_adds / length,
+                "parameters": cost.parameters,
+            }
+            for k, cost in enumerate(costs)
+        ],
+        "deadlines": generation.at_deadlines(net, dataset, bits, config.texts),
     }
 
 
@@ -144,19 +174,52 @@ def _predict(
 def table(found: dict[str, Any]) -> Table:
     """One row an output."""
     shown = Table(title=f"Test data, {found['examples']} examples, step {found['step']}")
-    for column in ("output", "accuracy, %", "calibration error, %", "multiply-adds", "parameters"):
-        shown.add_column(column, justify="right")
+    columns = {
+        "bits_per_token": ("bits per token", lambda value: f"{value:.3f}"),
+        "accuracy": ("accuracy, %", lambda value: f"{100 * value:.1f}"),
+        "calibration_error": ("calibration error, %", lambda value: f"{100 * value:.1f}"),
+        "multiply_adds": ("multiply-adds", lambda value: f"{value:,.0f}"),
+        "parameters": ("parameters", lambda value: f"{value:,}"),
+    }
+    measured = [columns[name] for name in columns if name in found["outputs"][0]]
+    for header in ("output", *[header for header, _ in measured]):
+        shown.add_column(header, justify="right")
     for k, output in enumerate(found["outputs"]):
-        percent = [f"{100 * output[name]:.1f}" for name in ("accuracy", "calibration_error")]
-        counts = [f"{output[name]:,}" for name in ("multiply_adds", "parameters")]
-        shown.add_row(str(k + 1), *percent, *counts)
+        figures = [show(output[name]) for name, (_, show) in columns.items() if name in output]
+        shown.add_row(str(k + 1), *figures)
+    return shown
+
+
+def deadlines_table(found: dict[str, Any]) -> Table:
+    """Texts at deadlines, a row for each range of these."""
+    shown = Table(title="Texts continued at random deadlines")
+    for column in ("deadline, ms", "tokens by each output, %", "bits per token", "late, %"):
+        shown.add_column(column, justify="right")
+    for row in found["deadlines"]:
+        shares = " ".join(f"{100 * share:.0f}" for share in row["exit_shares"])
+        figures = f"{row['bits_per_token']:.3f}", f"{100 * row['late']:.1f}"
+        shown.add_row(f"{1e3 * row['deadline']:.2f}", shares, *figures)
     return shown
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """Draw the anytime curve and budgeted classification, and save them as a picture."""
+    """Draw the anytime curve, and budgeted classification or deadlines, and save the picture."""
     from matplotlib.figure import Figure
 
+    if "deadlines" in found:
+        figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+        curve, timed = figure.subplots(1, 2, sharey=True)
+        bits = [output["bits_per_token"] for output in found["outputs"]]
+        anytime_curve([each["multiply_adds"] for each in found["outputs"]], bits, axes=curve)
+        curve.set_xlabel("multiply-adds per token, up to each output")
+        curve.set_ylabel("test bits per token")
+        rows = found["deadlines"]
+        deadlines = [1e3 * row["deadline"] for row in rows]
+        timed.plot(deadlines, [row["bits_per_token"] for row in rows], "o-")
+        timed.set_xlabel("deadline for each token, ms")
+        timed.grid(alpha=0.3)
+        figure.savefig(path, dpi=150)
+        return
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     costs = [output["multiply_adds"] for output in found["outputs"]]
@@ -182,8 +245,11 @@ def main() -> None:
         sys.exit(f"error: {error}")
     console.print(found["data"], highlight=False, markup=False, soft_wrap=True)
     console.print(table(found))
-    area = 100 * found["area_under_anytime_curve"]
-    console.print(f"area under the anytime curve {area:.1f} %", highlight=False)
+    if "deadlines" in found:
+        console.print(deadlines_table(found))
+    else:
+        area = 100 * found["area_under_anytime_curve"]
+        console.print(f"area under the anytime curve {area:.1f} %", highlight=False)
     console.print(f"Wrote evaluation.json and evaluation.png in {config.workdir}.", highlight=False)
 
 

@@ -24,7 +24,7 @@ from rich.progress import (
 )
 
 import osgd_jax
-from experiments import data
+from experiments import data, generation
 from experiments.config import Config
 from experiments.nets import make_net
 from experiments.training import devices, programs
@@ -83,7 +83,7 @@ def train(config: Config, console: Console) -> dict[str, Any]:
         checkpoints.close()
 
     # ---- test
-    test_accuracy, test_losses = programs.evaluate(built, placed, state, dataset.test)
+    test_accuracy, test_losses = _evaluate(built, placed, state, dataset.test)
     records = read_metrics(config.workdir)
     last = records[-1]
     summary = {
@@ -98,9 +98,18 @@ def train(config: Config, console: Console) -> dict[str, Any]:
     }
     if dataset.is_text:
         summary["test_bits_per_token"] = (np.array(test_losses) / np.log(2)).tolist()
+        if jax.process_count() == 1:
+            nnx.update(net, jax.device_get(state.params))
+            summary["samples"] = generation.sample(net, dataset)
     if jax.process_index() == 0:
         write_json(config.workdir / "summary.json", summary)
     return summary
+
+
+def _evaluate(
+    built: programs.Programs, placed: devices.Placement, state: State, examples: data.Examples
+) -> tuple[list[float], list[float]]:
+    return programs.evaluate(built.totals, built.batch_size, placed, state, examples)
 
 
 def _loop(
@@ -150,7 +159,7 @@ def _loop(
             if step == boundary:
                 record = _record(built, step, measured, conflict) | {"clock": clock.at(step)}
                 if step % built.steps_per_epoch == 0:
-                    found = programs.evaluate(built, placed, state, dataset.validation)
+                    found = _evaluate(built, placed, state, dataset.validation)
                     record["validation_accuracy"], record["validation_losses"] = found
                     accuracy = float(np.mean(found[0]))
                     console.print(_epoch_line(record), highlight=False)
@@ -272,6 +281,8 @@ def main() -> None:
     if bits := summary.get("test_bits_per_token"):
         words = " ".join(f"{each:.3f}" for each in bits)
         console.print(f"test bits per token {words} at the outputs in order", highlight=False)
+        for k, text in enumerate(summary.get("samples", ())):
+            console.print(f"output {k + 1} writes: {text!r}", highlight=False, markup=False)
     waited = 100 * summary["clock"]["waiting_for_input"]
     console.print(f"test accuracy {accuracies} % at the outputs in order", highlight=False)
     console.print(f"waited for input {waited:.1f} % of the time", highlight=False)

@@ -86,7 +86,7 @@ class Trainer:
         self.objective = Objective(output=method.output)
         self.graphdef, *_ = self.split_net(0)
         self._start = self.over_nets(self._start_one)
-        self._steps = self.over_nets(self._steps_one, donate=True)
+        self.steps = self.over_nets(self._steps_one, donate=True)
         self._scores = self.over_nets(self._scores_one)
 
     def groups(self, runs: Sequence[Run]) -> Iterator[list[Run]]:
@@ -118,7 +118,7 @@ class Trainer:
             )
             watch(epoch, state, batches[:, :1])
             for part in self._parts(batches):
-                state, losses = self._steps(state, self.gather(part), rates)
+                state, losses = self.steps(state, self.gather(part), rates)
             advance()
         return Trained(state, losses)
 
@@ -138,7 +138,7 @@ class Trainer:
 
         def step() -> State:
             nonlocal state
-            state, _ = self._steps(state, part, rates)
+            state, _ = self.steps(state, part, rates)
             return state
 
         return step
@@ -148,8 +148,10 @@ class Trainer:
         params, rest = self.split_net(0)[1:]
         rate = jnp.float32(0.1)
         state = jax.eval_shape(self._start_one, (params, rest), jnp.int32(0), rate)
-        shape = (1, self.batch_size, *self.dataset.input_shape)
-        batch = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:2], jnp.int32)
+        batch = tuple(
+            jax.ShapeDtypeStruct((1, self.batch_size, *each.shape[1:]), each.dtype)
+            for each in self.dataset.train
+        )
         lowered = jax.jit(self._steps_one).lower(state, batch, rate)
         return lowered.cost_analysis()["flops"]  # pyright: ignore[reportOptionalSubscript] - XLA always counts
 

@@ -3,18 +3,19 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from osgd_jax import AnytimeGenerator, nets
+from osgd_jax import AnytimeGenerator, AnytimePredictor, nets
 from osgd_jax._anytime.runner import KeyedCache
-from osgd_jax._generate.decoder import Text
+from osgd_jax._generate.decoder import Answer, Text
 from osgd_jax._generate.generator import _choose
 from osgd_jax._generate.inputs import Sampling
 from tests.nets.small_nets import TRANSFORMERS, build, randomise
 
-VOCAB, ROOM = 3, 16
+VOCAB, ROOM = 3, 8
 BATCHES = dict(zip(TRANSFORMERS, (1, 3, 5, 2), strict=True))
 _MADE = {}
 
@@ -29,7 +30,7 @@ def generator(family):
 
 def random_prompts(count, seed=0):
     rng = np.random.default_rng(seed)
-    return [rng.integers(0, VOCAB, rng.integers(1, 8)) for _ in range(count)]
+    return [rng.integers(0, VOCAB, rng.integers(1, 4)) for _ in range(count)]
 
 
 def all_logits(net, texts):
@@ -60,7 +61,7 @@ def test_logits_are_those_of_the_net_whatever_was_skipped(family):
     prompts = random_prompts(BATCHES[family])
     rng = np.random.default_rng(5)
     rule = lambda logits: rng.random(len(logits))  # noqa: E731
-    steps = list(text.stream(prompts, 9, confidence=0.5, rule=rule))
+    steps = list(text.stream(prompts, 5, confidence=0.5, rule=rule))
     assert len({*np.concatenate([step.exits for step in steps])}) > 1
     check_logits(net, prompts, steps)
 
@@ -68,9 +69,9 @@ def test_logits_are_those_of_the_net_whatever_was_skipped(family):
 def test_a_batch_gives_what_each_prompt_gives_alone():
     _, text = generator("width-nested-transformer")
     prompts = random_prompts(3)
-    together = text.generate(prompts, 6)
+    together = text.generate(prompts, 5)
     for prompt, tokens in zip(prompts, together.tokens, strict=True):
-        np.testing.assert_array_equal(text.generate(prompt, 6).tokens[0], tokens)
+        np.testing.assert_array_equal(text.generate(prompt, 5).tokens[0], tokens)
 
 
 def test_each_output_can_be_asked_for():
@@ -89,7 +90,7 @@ def test_each_output_can_be_asked_for():
 def test_the_output_is_the_first_that_is_sure():
     net, text = generator("width-nested-transformer")
     prompts = random_prompts(3)
-    steps = list(text.stream(prompts, 6, confidence=0.45))
+    steps = list(text.stream(prompts, 5, confidence=0.45))
     check_logits(net, prompts, steps)
     new = np.stack([step.tokens for step in steps], axis=1)
     logits = all_logits(net, [[*p, *row] for p, row in zip(prompts, new, strict=True)])
@@ -107,9 +108,9 @@ class Clock:
         self.now = 0.0
         advance = Text.advance
 
-        def timed(text, first, last, logits=None):
+        def timed(text, first, last, before=None):
             self.now += sum(seconds[first : last + 1])
-            return advance(text, first, last, logits)
+            return advance(text, first, last, before)
 
         monkeypatch.setattr(Text, "advance", timed)
 
@@ -123,7 +124,7 @@ def test_no_stage_starts_that_would_end_late(monkeypatch, deadline, output):
     monkeypatch.setattr(text, "_clock", Clock((1.0, 2.0, 4.0), monkeypatch))
     monkeypatch.setattr(text, "_latencies", KeyedCache())
     text.calibrate(3, repeats=1)
-    assert text.latencies[3] == dict.fromkeys((1, 2, 4, 8, 16), (1.0, 2.0, 4.0))
+    assert text.latencies[3] == dict.fromkeys((1, 2, 4, 8), (1.0, 2.0, 4.0))
     prompts = random_prompts(3)
     steps = list(text.stream(prompts, 3, deadline=deadline))
     assert [set(step.exits) for step in steps] == [{output}] * 3
@@ -136,10 +137,10 @@ def test_nothing_is_compiled_after_calibrate():
     _, text = generator("width-nested-transformer")
     text.calibrate(3, repeats=1)
     before = text._decoder.programs.as_dict()
-    assert {call.size for call in before} == {1, 2, 4, 8, 16}
+    assert {call.size for call in before} == {1, 2, 4, 8}
     rng = np.random.default_rng(7)
     for seed in range(5):
-        text.generate(random_prompts(3, seed), 9, confidence=0.5, rule=lambda logits: rng.random(3))
+        text.generate(random_prompts(3, seed), 5, confidence=0.5, rule=lambda logits: rng.random(3))
         text.generate(random_prompts(3, seed), 3, deadline=rng.random() / 100)
     assert text._decoder.programs.as_dict() == before
 
@@ -147,12 +148,12 @@ def test_nothing_is_compiled_after_calibrate():
 def test_texts_stop_one_by_one():
     _, text = generator("width-nested-transformer")
     prompts = random_prompts(3)
-    whole = text.generate(prompts, 8).tokens
+    whole = text.generate(prompts, 5).tokens
     stop = whole[0][2]
-    stopped = text.generate(prompts, 8, stop=[stop])
+    stopped = text.generate(prompts, 5, stop=[stop])
     for tokens, all_tokens, exits in zip(stopped.tokens, whole, stopped.exits, strict=True):
         ends = np.flatnonzero(all_tokens == stop)
-        length = ends[0] + 1 if len(ends) else 8
+        length = ends[0] + 1 if len(ends) else 5
         np.testing.assert_array_equal(tokens, all_tokens[:length])
         assert len(exits) == length
 
@@ -160,7 +161,8 @@ def test_texts_stop_one_by_one():
 def test_draws_follow_the_softmax():
     logits = np.tile(np.log([0.5, 0.3, 0.2]), (4000, 1))
     key = jax.random.key(0)
-    shares = lambda *sampling: np.bincount(_choose(logits, Sampling(*sampling), 3)) / 4000  # noqa: E731
+    answer = Answer(logits, logits.argmax(-1))
+    shares = lambda *sampling: np.bincount(_choose(answer, Sampling(*sampling), 3)) / 4000  # noqa: E731
     np.testing.assert_allclose(shares(1.0, None, key), [0.5, 0.3, 0.2], atol=0.03)
     warm = np.sqrt([0.5, 0.3, 0.2])
     np.testing.assert_allclose(shares(2.0, None, key), warm / warm.sum(), atol=0.03)
@@ -172,17 +174,48 @@ def test_a_key_determines_the_text():
     _, text = generator("width-nested-transformer")
     prompts = random_prompts(3)
     keys = [jax.random.key(seed) for seed in (0, 0, 1)]
-    first, again, other = (text.generate(prompts, 9, temperature=2.0, key=key) for key in keys)
+    first, again, other = (text.generate(prompts, 5, temperature=2.0, key=key) for key in keys)
     np.testing.assert_array_equal(first.tokens, again.tokens)
     assert np.any(np.array(first.tokens) != other.tokens)
 
 
 def test_bytes_are_tokens_and_weights_are_copied():
-    net = nets.WidthNestedTransformer(vocab_size=256, width=16, depth=1, rngs=nnx.Rngs(0))
+    sizes = {"width": 16, "depth": 1, "num_outputs": 2}
+    net = nets.WidthNestedTransformer(vocab_size=256, **sizes, rngs=nnx.Rngs(0))
     text = AnytimeGenerator(net, max_length=8)
     before = text.generate(b"abc", 2)
     randomise(net)
     np.testing.assert_array_equal(text.generate(list(b"abc"), 2).tokens, before.tokens)
+
+
+def test_a_loaded_generator_does_what_the_exported_one_does(tmp_path):
+    net, text = generator("nested-transformer")
+    prompts = random_prompts(BATCHES["nested-transformer"])
+    text.export(tmp_path / "net")
+    loaded = AnytimeGenerator.load(tmp_path / "net")
+    assert (loaded.num_outputs, loaded.max_length) == (3, ROOM)
+
+    def steps(text):
+        rng = np.random.default_rng(5)
+        rule = lambda logits: rng.random(len(logits))  # noqa: E731
+        return list(text.stream(prompts, 5, confidence=0.5, rule=rule))
+
+    again = steps(loaded)
+    check_logits(net, prompts, again)
+    for step, expected in zip(again, steps(text), strict=True):
+        np.testing.assert_array_equal(step.tokens, expected.tokens)
+        np.testing.assert_array_equal(step.exits, expected.exits)
+    with pytest.raises(ValueError, match=r"is no file that AnytimePredictor.export wrote"):
+        AnytimePredictor.load(tmp_path / "net")
+
+
+def test_keys_and_values_are_of_the_dtype_of_the_computation():
+    net = build("width-nested-transformer", 1, dtype=jnp.bfloat16)
+    text = AnytimeGenerator(net, max_length=4)
+    assert {each.dtype.name for each in jax.tree.leaves(text._decoder.buffers(1)[0])} == {
+        "bfloat16"
+    }
+    assert len(text.generate([0], 2).tokens[0]) == 2
 
 
 WRONG = [
@@ -194,9 +227,9 @@ WRONG = [
     (("text", 1), {}, "prompt='text' must be tokens: encode the text first."),
     ((3, 1), {}, "prompt=3 must be a sequence of tokens, or several."),
     (
-        ([[0] * 10, [1]], 7),
+        ([[0] * 7, [1]], 2),
         {},
-        "a prompt of 10 tokens and max_new_tokens=7 are more than max_length",
+        "a prompt of 7 tokens and max_new_tokens=2 are more than max_length",
     ),
     (([0], 0), {}, "max_new_tokens=0 must be an integer of at least 1."),
     (([0], 1), {"output": 3}, "output=3 must be one from 0 to 2."),

@@ -67,10 +67,15 @@ class Step(NamedTuple):
 
 def problem(net: osgd_jax.nets.AnytimeNet, inputs_shape: tuple[int, ...]) -> Problem:
     """Cross-entropies of a net on random inputs and labels."""
-    graphdef, params, rest = nnx.split(net, nnx.Param, ...)
     rng = np.random.default_rng(0)
     inputs = jnp.asarray(rng.normal(size=inputs_shape), jnp.float32)
     labels = jnp.asarray(rng.integers(0, net.num_classes, inputs_shape[0]))
+    return problem_of(net, inputs, labels)
+
+
+def problem_of(net: osgd_jax.nets.AnytimeNet, inputs: jax.Array, labels: jax.Array) -> Problem:
+    """Cross-entropies of a net on a batch."""
+    graphdef, params, rest = nnx.split(net, nnx.Param, ...)
 
     def losses(params: Any, rest: Any, inputs: jax.Array, labels: jax.Array):
         net = nnx.merge(graphdef, params, rest, copy=True)

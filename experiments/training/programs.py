@@ -213,14 +213,14 @@ def start_from(net: AnytimeNet, workdir: Path) -> None:
 
 
 def evaluate(
-    programs: Programs, placed: Placement, state: State, examples: Any
+    totals: Any, batch_size: int, placed: Placement, state: State, examples: Any
 ) -> tuple[list[float], list[float]]:
-    """Accuracy (a fraction) and loss of each output on all of `examples`."""
-    totals = [
-        programs.totals(state, placed.put_batch(split), placed.put_batch(counted))
-        for split, counted in evaluation_batches(programs.batch_size, examples)
+    """Accuracy (a fraction) and loss of each output on all of `examples`, by `Programs.totals`."""
+    found = [
+        totals(state, placed.put_batch(split), placed.put_batch(counted))
+        for split, counted in evaluation_batches(batch_size, examples)
     ]
-    correct, losses = (np.sum(jax.device_get(each), axis=0) for each in zip(*totals, strict=True))
+    correct, losses = (np.sum(jax.device_get(each), axis=0) for each in zip(*found, strict=True))
     return (correct / examples.size).tolist(), (losses / examples.size).tolist()
 
 

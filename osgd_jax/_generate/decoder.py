@@ -7,18 +7,15 @@ compiled. What padding writes is beyond the end of the text: nothing reads it be
 values replace it.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from osgd_jax._anytime.runner import KeyedCache
-from osgd_jax.nets._attention import Past, put
-from osgd_jax.nets._transformer import Transformer
-from osgd_jax.nets._transformer_layers import Attention, TransformerLayer
+from osgd_jax._generate.stages import Arrays, Stages, take
+from osgd_jax.nets._attention import put
 
 
 class Call(NamedTuple):
@@ -30,28 +27,33 @@ class Call(NamedTuple):
     batch: int
 
 
+class Answer(NamedTuple):
+    """What an output says of the next token of each text.
+
+    Attributes:
+      logits: `[batch, vocab_size]`.
+      likeliest: `[batch]`, the tokens with the largest.
+    """
+
+    logits: Any
+    likeliest: Any
+
+
 class Decoder:
     """The stages of a net, compiled when needed; safe to use from several threads.
 
     Args:
-      net: its weights are copied.
+      stages: of the net.
       max_length: positions of a text.
+
+    Attributes:
+      programs: those compiled so far, by `Call`.
     """
 
-    def __init__(self, net: Transformer, max_length: int):
-        self.num_outputs = net.num_outputs
-        self.vocab_size = net.vocab_size
+    def __init__(self, stages: Stages, max_length: int):
+        self.stages = stages
         self.max_length = max_length
-        copied = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), nnx.split(net))
-        self._net = nnx.merge(*copied)
-        for _, module in nnx.iter_modules(self._net):
-            if isinstance(module, TransformerLayer):
-                module.remat = False
-        parts = [nnx.split(stage) for stage in self._net.stages]
-        self._graphdefs = [graphdef for graphdef, _ in parts]
-        self._weights = [state for _, state in parts]
         self.programs = KeyedCache()
-        self._buffers = KeyedCache()
 
     def size(self, count: int) -> int:
         """The positions of the smallest call that holds `count`."""
@@ -61,34 +63,19 @@ class Decoder:
         """Those of all calls that there are."""
         return sorted({self.size(count) for count in range(1, self.max_length + 1)})
 
-    def buffers(self, batch: int) -> tuple[list[Any], list[Any]]:
-        """The empty caches of each stage's attentions, and the states that each will find.
+    def buffers(self, batch: int) -> tuple[list[Arrays], list[Arrays]]:
+        """For each stage its empty cache of keys and values, and the states that it will find."""
 
-        The first stage finds tokens, which are kept elsewhere.
-        """
-        tokens = jax.ShapeDtypeStruct((batch, self.max_length), jnp.int32)
-        trace = functools.partial(jax.eval_shape, self._shapes, self._weights, tokens)
-        states, caches = self._buffers.get(batch, trace)
-        empty = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)  # noqa: E731
-        return jax.tree.map(empty, caches), [None, *jax.tree.map(empty, states)]
+        def empty(shapes: list[Any]) -> Arrays:
+            return [jnp.zeros(each.shape, each.dtype) for each in shapes]
 
-    def _shapes(self, weights: list[Any], tokens: jax.Array) -> tuple[list[Any], list[Any]]:
-        """What each stage but the last leaves, and keys and values of all."""
-        state, states, caches = self._net.first_state(tokens), [], []
-        for graphdef, each in zip(self._graphdefs, weights, strict=True):
-            stage = nnx.merge(graphdef, each, copy=True)
-            nothing = jnp.zeros(len(tokens), jnp.int32)
-            for attention in _attentions(stage):
-                keys = jnp.zeros((*tokens.shape, attention.num_heads, attention.head_dim))
-                attention.past = nnx.data(Past(keys, keys, nothing))
-            _, state = stage.body(state)
-            states.append(state)
-            caches.append(_pasts(_attentions(stage)))
-        return states[:-1], caches
+        size, kept = (batch, self.max_length), self.stages.kept
+        pasts = [empty(each.past_of(*size)) for each in kept]
+        return pasts, [empty(each.state_of(*size)) for each in kept]
 
-    def run(self, call: Call, *arguments: Any) -> tuple[jax.Array, Any, Any]:
+    def run(self, call: Call, *arguments: Any) -> tuple[Answer, list[Arrays], Arrays]:
         """Run stages; see `_run` for what it takes and gives."""
-        weights = self._weights[call.first : call.last + 1]
+        weights = self.stages.weights[call.first : call.last + 1]
         program = self.programs.get(call, lambda: self._compile(call, weights, *arguments))
         return program(weights, *arguments)
 
@@ -102,50 +89,40 @@ class Decoder:
     def _run(
         self,
         call: Call,
-        weights: list[Any],
-        caches: list[Any],
-        states: Any,
-        following: Any,
+        weights: list[Arrays],
+        pasts: list[Arrays],
+        states: Arrays,
+        following: Arrays,
         starts: jax.Array,
         counts: jax.Array,
         logits: jax.Array | None,
-    ) -> tuple[jax.Array, Any, Any]:
+    ) -> tuple[Answer, list[Arrays], Arrays]:
         """Run stages over the next positions.
 
         Args:
           call: which stages, and how many positions.
           weights: of these stages.
-          caches: of these stages.
+          pasts: keys and values of these stages.
           states: all states that the first of them finds; for stage 0 the next tokens alone.
-          following: all states that the stage after the last will find, None where there is none.
+          following: all states that the stage after the last will find.
           starts: `[batch]`, the positions that these stages have seen.
           counts: `[batch]`, how many of the next positions are no padding.
           logits: `[batch, vocab_size]`, of the output before at each last position.
 
         Returns:
-          The logits of the last stage at each last position, and the caches and the states that
+          The answer of the last stage at each last position, and the pasts and the states that
           follow, with these positions.
         """
-        if call.first == 0:
-            state = self._net.first_state(states)
-        else:
-            state = jax.tree.map(lambda buffer: _take(buffer, starts, call.size), states)
+        state = states
+        if call.first > 0:
+            state = [take(buffer, starts, call.size) for buffer in states]
         kept = []
-        answers = None if logits is None else logits[:, None]
-        for graphdef, each, cache in zip(
-            self._graphdefs[call.first : call.last + 1], weights, caches, strict=True
-        ):
-            stage = nnx.merge(graphdef, each, copy=True)
-            attentions = _attentions(stage)
-            for attention, (keys, values) in zip(attentions, cache, strict=True):
-                attention.past = nnx.data(Past(keys, values, starts))
-            x, state = stage.body(state)
-            answers = stage.logits(_take(x, counts - 1, 1), answers)
-            kept.append(_pasts(attentions))
-        if following is not None:
-            following = jax.tree.map(lambda old, new: put(old, starts, new), following, state)
-        assert answers is not None
-        return answers[:, 0], kept, following
+        for k, each, past in zip(range(call.first, call.last + 1), weights, pasts, strict=True):
+            logits, past, state = self.stages.call(k, each, past, state, starts, counts, logits)
+            kept.append(past)
+        left = [put(old, starts, new) for old, new in zip(following, state, strict=True)]
+        assert logits is not None
+        return Answer(logits, logits.argmax(-1)), kept, left
 
 
 class Text:
@@ -158,9 +135,9 @@ class Text:
 
     def __init__(self, decoder: Decoder, prompts: list[np.ndarray]):
         self._decoder = decoder
-        self._caches, self._states = decoder.buffers(len(prompts))
+        self._pasts, self._states = decoder.buffers(len(prompts))
         self.lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-        self._seen = [np.zeros_like(self.lengths) for _ in range(decoder.num_outputs)]
+        self._seen = [np.zeros_like(self.lengths) for _ in range(decoder.stages.num_outputs)]
         self._tokens = np.zeros((len(prompts), decoder.max_length), np.int32)
         for row, prompt in zip(self._tokens, prompts, strict=True):
             row[: len(prompt)] = prompt
@@ -174,47 +151,37 @@ class Text:
         """The positions of the call that brings stage k to the end of the texts."""
         return self._decoder.size(max(1, int((self.lengths - self._seen[k]).max())))
 
-    def advance(self, first: int, last: int, logits: jax.Array | None = None) -> jax.Array:
+    def advance(self, first: int, last: int, before: Answer | None = None) -> Answer:
         """Bring stages that have come equally far to the end of the texts.
 
         Args:
           first: the first stage.
           last: the last stage.
-          logits: of the output before `first` at the end of each text, `[batch, vocab_size]`.
+          before: of the output before `first`, where there is one.
 
         Returns:
-          Those of output `last`.
+          That of output `last`.
         """
         stages = slice(first, last + 1)
         starts, size = self._seen[first], self.size(first)
         call = Call(first, last, size, len(starts))
-        states = self._states[first] if first else self._next_tokens(starts, size)
-        following = self._states[last + 1] if last + 1 < len(self._states) else None
-        logits, self._caches[stages], following = self._decoder.run(
-            call, self._caches[stages], states, following, starts, self.lengths - starts, logits
+        states = self._states[first] if first else [self._next_tokens(starts, size)]
+        following = self._states[last + 1 : last + 2]
+        answer, self._pasts[stages], left = self._decoder.run(
+            call,
+            self._pasts[stages],
+            states,
+            following[0] if following else [],
+            starts,
+            self.lengths - starts,
+            before and before.logits,
         )
-        if following is not None:
-            self._states[last + 1] = following
+        if following:
+            self._states[last + 1] = left
         for k in range(first, last + 1):
             self._seen[k] = self.lengths.copy()
-        return logits
+        return answer
 
     def _next_tokens(self, starts: np.ndarray, count: int) -> np.ndarray:
         positions = np.minimum(starts[:, None] + np.arange(count), self._tokens.shape[1] - 1)
         return np.take_along_axis(self._tokens, positions, axis=1)
-
-
-def _attentions(stage: nnx.Module) -> list[Attention]:
-    return [module for _, module in nnx.iter_modules(stage) if isinstance(module, Attention)]
-
-
-def _pasts(attentions: list[Attention]) -> list[tuple[jax.Array, jax.Array]]:
-    pasts = [attention.past for attention in attentions]
-    return [(past.keys, past.values) for past in pasts if past is not None]
-
-
-def _take(buffer: jax.Array, starts: jax.Array, count: int) -> jax.Array:
-    """`count` positions of each text from `starts`; beyond the end, and before it, any."""
-    rows = jnp.arange(len(starts))[:, None]
-    positions = starts[:, None] + jnp.arange(count)
-    return buffer.at[rows, positions].get(mode="clip")

@@ -1,19 +1,22 @@
 """Text, token by token, each by as much of a net as time or need allow."""
 
 import functools
+import os
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from osgd_jax._anytime.latency import QUANTILE
+from osgd_jax._anytime.paths import check_target
 from osgd_jax._anytime.predictor import Threshold
 from osgd_jax._anytime.runner import KeyedCache
+from osgd_jax._generate import file
 from osgd_jax._generate.answers import GeneratedToken, Generation
-from osgd_jax._generate.decoder import Decoder, Text
+from osgd_jax._generate.decoder import Answer, Decoder, Text
 from osgd_jax._generate.inputs import (
     Limits,
     Sampling,
@@ -23,6 +26,7 @@ from osgd_jax._generate.inputs import (
     check_sampling,
     check_stop,
 )
+from osgd_jax._generate.stages import NetStages, Stages
 from osgd_jax.nets._checks import check_positive
 from osgd_jax.nets._transformer import Transformer
 
@@ -57,14 +61,17 @@ class AnytimeGenerator:
                 f"net is a {type(net).__name__} and must be a Transformer of osgd_jax.nets, such as"
                 " nets.WidthNestedTransformer."
             )
-        self._decoder = Decoder(net, check_positive("max_length", max_length))
+        self._set_up(NetStages(net), check_positive("max_length", max_length))
+
+    def _set_up(self, stages: Stages, max_length: int) -> None:
+        self._decoder = Decoder(stages, max_length)
         self._clock = time.perf_counter
         self._latencies = KeyedCache()
 
     @property
     def num_outputs(self) -> int:
         """Number of outputs."""
-        return self._decoder.num_outputs
+        return self._decoder.stages.num_outputs
 
     @property
     def max_length(self) -> int:
@@ -157,7 +164,7 @@ class AnytimeGenerator:
 
         Arguments, errors and tokens are those of `generate`.
         """
-        start, vocab_size = self._clock(), self._decoder.vocab_size
+        start, vocab_size = self._clock(), self._decoder.stages.vocab_size
         limits = check_limits(self.num_outputs, output, confidence, rule, deadline)
         sampling = check_sampling(temperature, top_k, key, vocab_size)
         stops = check_stop(stop, vocab_size)
@@ -182,6 +189,32 @@ class AnytimeGenerator:
         repeats = check_positive("repeats", repeats)
         self._latencies.put(batch_size, self._measure(batch_size, repeats))
 
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write all stages with their weights to one file, which `load` runs without the net.
+
+        As `AnytimePredictor.export`: for CPU, CUDA and TPU, any number of texts, and positions up
+        to `max_length`. An existing file is replaced whole or not at all.
+
+        Args:
+          path: of the file; its folder must exist.
+
+        Raises:
+          ValueError: there is no folder for `path`.
+        """
+        file.write(check_target(path), self._decoder.stages, self.max_length)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Make a generator from a file that `export` wrote; the net's Python class is not needed.
+
+        Raises:
+          ValueError: the file is not one of `export`, is damaged, of another version, or needs
+            64-bit floats where JAX has them switched off.
+        """
+        generator = cls.__new__(cls)
+        generator._set_up(*file.read(path))
+        return generator
+
     def _measure(self, batch: int, repeats: int) -> dict[int, tuple[float, ...]]:
         """Seconds of each stage that 95 % of its runs keep to, by number of positions."""
         found = {}
@@ -189,10 +222,10 @@ class AnytimeGenerator:
             runs = []
             for _ in range(repeats + 1):
                 text = Text(self._decoder, [np.zeros(size, np.int32)] * batch)
-                logits, times = None, [self._clock()]
+                answer, times = None, [self._clock()]
                 for k in range(self.num_outputs):
-                    logits = text.advance(k, k, logits)
-                    _choose(logits, Sampling(0.0, None, None), 0)
+                    answer = text.advance(k, k, answer)
+                    _choose(answer, Sampling(0.0, None, None), 0)
                     times.append(self._clock())
                 runs.append(np.diff(times))
             found[size] = tuple(np.quantile(runs[1:], QUANTILE, axis=0).tolist())
@@ -211,10 +244,10 @@ class AnytimeGenerator:
         going = np.ones(len(prompts), bool)
         for index in range(count):
             began = start if index == 0 else self._clock()
-            logits, exits = self._answer(text, going, limits, began)
-            tokens = _choose(logits, sampling, index)
+            answer, exits = self._answer(text, going, limits, began)
+            tokens = _choose(answer, sampling, index)
             tokens, exits = np.where(going, tokens, -1), np.where(going, exits, -1)
-            yield GeneratedToken(index, tokens, logits, exits, self._clock() - start)
+            yield GeneratedToken(index, tokens, answer.logits, exits, self._clock() - start)
             going = going & ~np.isin(tokens, list(stops))
             if not going.any():
                 return
@@ -223,8 +256,8 @@ class AnytimeGenerator:
 
     def _answer(
         self, text: Text, going: np.ndarray, limits: Limits, began: float
-    ) -> tuple[jax.Array | np.ndarray, np.ndarray]:
-        """The logits of the next token of each text, and the output that they are of."""
+    ) -> tuple[Answer, np.ndarray]:
+        """What is said of the next token of each text, and by which output."""
         if limits.leave is not None:
             return self._until_sure(text, going, limits.leave.sure)
         if limits.deadline is not None:
@@ -234,51 +267,46 @@ class AnytimeGenerator:
 
     def _until_sure(
         self, text: Text, going: np.ndarray, sure: Callable[..., np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[Answer, np.ndarray]:
         last = self.num_outputs - 1
         exits = np.full(len(going), last)
-        unsure, before, logits = going, None, None
-        answers = None
+        unsure, before, answer = going, None, None
+        logits = None
         for k in range(last + 1):
-            logits = text.advance(k, k, logits)
-            host = np.asarray(logits)
-            answers = host.copy() if answers is None else answers
-            answers[unsure] = host[unsure]
+            answer = text.advance(k, k, answer)
+            host = np.asarray(answer.logits)
+            logits = host.copy() if logits is None else logits
+            logits[unsure] = host[unsure]
             if k < last:
                 leaving = unsure & sure(k, host, before)
                 exits[leaving] = k
                 unsure, before = unsure & ~leaving, host
             if not unsure.any():
                 break
-        assert answers is not None
-        return answers, exits
+        assert logits is not None
+        return Answer(logits, logits.argmax(-1)), exits
 
-    def _until(self, text: Text, end: float) -> tuple[jax.Array, np.ndarray]:
+    def _until(self, text: Text, end: float) -> tuple[Answer, np.ndarray]:
         batch = len(text.lengths)
         latencies = self._latencies.get(batch, lambda: self._measure(batch, _REPEATS))
-        logits, k = text.advance(0, 0), 0
-        jax.block_until_ready(logits)
+        answer, k = text.advance(0, 0), 0
+        jax.block_until_ready(answer)
         while k + 1 < self.num_outputs:
             seconds = latencies[text.size(k + 1)][k + 1]
             if self._clock() + seconds > end:
                 break
             k += 1
-            logits = text.advance(k, k, logits)
-            jax.block_until_ready(logits)
-        return logits, np.full(batch, k)
+            answer = text.advance(k, k, answer)
+            jax.block_until_ready(answer)
+        return answer, np.full(batch, k)
 
 
-def _choose(logits: Any, sampling: Sampling, index: int) -> np.ndarray:
+def _choose(answer: Answer, sampling: Sampling, index: int) -> np.ndarray:
     """The next tokens, `[batch]`."""
     if sampling.key is None:
-        return np.asarray(_likeliest(logits))
+        return np.asarray(answer.likeliest)
     key = jax.random.fold_in(sampling.key, index)
-    return np.asarray(_draw(logits, sampling.temperature, sampling.top_k, key))
-
-
-@jax.jit
-def _likeliest(logits: jax.Array) -> jax.Array:
-    return logits.argmax(-1)
+    return np.asarray(_draw(answer.logits, sampling.temperature, sampling.top_k, key))
 
 
 @functools.partial(jax.jit, static_argnames="top_k")

@@ -10,6 +10,7 @@ from typing import Self
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 _THETA = 10_000.0
 
@@ -24,7 +25,8 @@ class Past:
     """The keys and values of earlier positions, for one attention.
 
     Attributes:
-      keys: `[batch, max_length, heads, head_dim]`, rotated.
+      keys: `[batch, heads, max_length, head_dim]`, rotated; the product with the queries wants
+        them in this order.
       values: the same shape.
       lengths: `[batch]`, the positions that are filled; what comes is put after them.
     """
@@ -41,16 +43,32 @@ class Past:
         """With the keys and values of the next tokens; those beyond `max_length` are dropped."""
         return dataclasses.replace(
             self,
-            keys=put(self.keys, self.lengths, keys),
-            values=put(self.values, self.lengths, values),
+            keys=_put_heads(self.keys, self.lengths, keys),
+            values=_put_heads(self.values, self.lengths, values),
         )
 
 
 def put(buffer: jax.Array, starts: jax.Array, new: jax.Array) -> jax.Array:
-    """Write `new`, `[batch, count, …]`, into `buffer`, `[batch, max_length, …]`, from `starts`."""
-    rows = jnp.arange(len(starts))[:, None]
+    """Write `new`, `[batch, count, …]`, into `buffer`, `[batch, max_length, …]`, from `starts`.
+
+    What does not fit is dropped.
+    """
+    # On CPU a scatter takes many times as long as an update of a slice.
+    if new.shape[:2] == (1, 1):
+        return lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), starts[0], axis=1)
+    rows = jnp.arange(starts.shape[0])[:, None]
     positions = starts[:, None] + jnp.arange(new.shape[1])
     return buffer.at[rows, positions].set(new.astype(buffer.dtype), mode="drop")
+
+
+def _put_heads(buffer: jax.Array, starts: jax.Array, new: jax.Array) -> jax.Array:
+    """As `put`, into `[batch, heads, max_length, head_dim]`."""
+    new = new.astype(buffer.dtype)
+    if new.shape[:2] == (1, 1):
+        return lax.dynamic_update_slice_in_dim(buffer, new.swapaxes(1, 2), starts[0], axis=2)
+    rows = jnp.arange(starts.shape[0])[:, None]
+    positions = starts[:, None] + jnp.arange(new.shape[1])
+    return buffer.at[rows, :, positions].set(new, mode="drop")
 
 
 def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
@@ -85,7 +103,7 @@ def attend(
     read_to = jnp.arange(length)
     if past is not None:
         past = past.extended(keys, values)
-        keys, values = past.keys, past.values
+        keys, values = past.keys.swapaxes(1, 2), past.values.swapaxes(1, 2)
         read_to = jnp.arange(keys.shape[1])
     mask = read_to <= seen[..., None]
     return _dot_product_attention(queries, keys, values, mask[:, None]), past

@@ -126,6 +126,12 @@ class Attention(nnx.Module):
         self.num_heads, self.head_dim = new.heads, head_dim
         self.past = nnx.data(None)
 
+    @property
+    def dtype(self) -> DTypeLike:
+        """Of keys and values."""
+        kernel = self.project.kernel[...]
+        return self.project.dtype or kernel.dtype
+
     def __call__(
         self, x: jax.Array, read: jax.Array | None = None, heads: jax.Array | None = None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:

@@ -11,7 +11,7 @@ from flax import nnx
 
 from experiments import data, methods
 from experiments.nets import Sizes, make_net
-from tests.experiments.running import finish, metrics, refuse
+from tests.experiments.running import finish, finish_apart, metrics, parameters, refuse
 
 RUN = ("--net", "width-nested-transformer", "--outputs", "2", "--width", "16", "--heads", "2")
 RUN += ("--depth", "1", "--text-length", "16", "--batch-size", "8", "--log-every", "20")
@@ -96,16 +96,59 @@ def test_adamw_decays_matrices_but_no_norms_and_embeddings():
             np.testing.assert_allclose(leaf, expected, rtol=1e-6)
 
 
-def test_a_run_on_text(tmp_path):
-    path = tmp_path / "text.txt"
+def options(folder, epochs):
+    path = folder / "text.txt"
     path.write_text("the cat sat on the mat and " * 300)
-    options = ("--data", f"text:{path}", *RUN, "--optimizer", "sgd", "--update", "adamw")
-    options += ("--learning-rate", "0.01", "--workdir", tmp_path / "run", "--epochs", "4")
-    assert "SHA-256" in finish("train", *options)
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    records = metrics(tmp_path / "run")
+    chosen = ("--data", f"text:{path}", *RUN, "--optimizer", "sgd", "--update", "adamw")
+    return (*chosen, "--learning-rate", "0.01", "--schedule", "constant", "--epochs", epochs)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folder with the workdir `run` of 150 steps on one device, without a stop."""
+    folder = tmp_path_factory.mktemp("text")
+    printed = finish("train", *options(folder, 3), "--workdir", folder / "run")
+    assert "SHA-256" in printed
+    assert "output 2 writes: 'the cat sat " in printed
+    return folder
+
+
+def test_a_run_on_text(trained):
+    summary = json.loads((trained / "run" / "summary.json").read_text())
+    records = metrics(trained / "run")
     assert max(summary["test_bits_per_token"]) < 1.5  # of 8, and 3.3 for single letters
     validated = records[-1]["validation_losses"]
     np.testing.assert_allclose(summary["test_bits_per_token"], np.array(validated) / np.log(2), 0.1)
-    assert "is for classes" in refuse("evaluate", tmp_path / "run")
-    assert "a net for text" in refuse("export", tmp_path / "run")
+    assert "a net for text" in refuse("export", trained / "run")
+
+
+def test_evaluation_of_a_text_is_by_deadlines(trained):
+    finish("evaluate", trained / "run", "--texts", "3")
+    found = json.loads((trained / "run" / "evaluation.json").read_text())
+    bits = [output["bits_per_token"] for output in found["outputs"]]
+    tested = json.loads((trained / "run" / "summary.json").read_text())["test_bits_per_token"]
+    np.testing.assert_allclose(bits, tested, 1e-5)
+    for row in found["deadlines"]:
+        np.testing.assert_allclose(sum(row["exit_shares"]), 1)
+        assert min(bits) <= row["bits_per_token"] <= max(bits)
+    assert (trained / "run" / "evaluation.png").stat().st_size > 10_000
+
+
+def test_a_run_on_text_goes_on_where_it_stopped(trained):
+    for epochs in (1, 3):
+        finish("train", *options(trained, epochs), "--workdir", trained / "again")
+    assert metrics(trained / "again") == metrics(trained / "run")
+    for found, wanted in zip(
+        parameters(trained / "again"), parameters(trained / "run"), strict=True
+    ):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_eight_devices_give_what_one_gives_on_text(trained):
+    flags = "--xla_force_host_platform_device_count=8"
+    workdir = trained / "eight"
+    finish_apart("train", *options(trained, 1), "--workdir", workdir, XLA_FLAGS=flags)
+    alone = metrics(trained / "run")
+    for found, wanted in zip(metrics(workdir), alone, strict=False):
+        np.testing.assert_allclose(found["losses"], wanted["losses"], rtol=2e-3)
+        np.testing.assert_allclose(found["task_cosines"], wanted["task_cosines"], atol=2e-3)

@@ -32,14 +32,18 @@ def attention(np: Any, layer: dict[str, Any], x: Any, stripes: tuple[int, ...]) 
     """What the attention of a layer adds to the state, `[batch, length, channels]`."""
     normed = rms_norm(np, x, layer["norm_1"], stripes)
     heads = [np.einsum("blc,chd->blhd", normed, layer[name]) for name in ("q", "k", "v")]
-    length = x.shape[1]
-    turn = rotation(np, length, heads[0].shape[-1])
-    q, k = (np.einsum("lde,blhe->blhd", turn, each) for each in heads[:2])
-    scores = np.einsum("bthd,bshd->bhts", q, k) / q.shape[-1] ** 0.5
+    return np.einsum("blhd,hdc->blc", read_earlier(np, *heads), layer["o"])
+
+
+def read_earlier(np: Any, queries: Any, keys: Any, values: Any) -> Any:
+    """What each position reads of itself and earlier ones, `[batch, length, heads, head_dim]`."""
+    length, head_dim = queries.shape[1], queries.shape[-1]
+    turn = rotation(np, length, head_dim)
+    q, k = (np.einsum("lde,blhe->blhd", turn, each) for each in (queries, keys))
+    scores = np.einsum("bthd,bshd->bhts", q, k) / head_dim**0.5
     allowed = np.tril(np.ones((length, length)))
     powers = np.exp(scores) * allowed
-    read = np.einsum("bhts,bshd->bthd", powers / powers.sum(-1, keepdims=True), heads[2])
-    return np.einsum("blhd,hdc->blc", read, layer["o"])
+    return np.einsum("bhts,bshd->bthd", powers / powers.sum(-1, keepdims=True), values)
 
 
 def mlp(np: Any, layer: dict[str, Any], x: Any, stripes: tuple[int, ...]) -> Any:

@@ -1,5 +1,7 @@
 """Transformers: values, gradients, causality."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,16 @@ def compiled(net, x):
     graphdef, state = nnx.split(net)
     run = lambda state, x: nnx.merge(graphdef, state, copy=True)(x)  # noqa: E731
     return quickly(run, state, x)(state, x)
+
+
+@functools.cache
+def small(family):
+    """A net with two outputs, and its compiled outputs of inputs like its example."""
+    net = randomise(build(family, 1))
+    graphdef, state = nnx.split(net)
+    run = lambda state, x: nnx.merge(graphdef, state, copy=True)(x)  # noqa: E731
+    program = quickly(run, state, example_for(family))
+    return net, functools.partial(program, state)
 
 
 def striped_logits(xp, net, x):
@@ -107,11 +119,50 @@ def test_deeper_streams_add_what_the_old_layers_added(x64):
     np.testing.assert_allclose(compiled(net, x), expected, rtol=1e-11, atol=1e-12)
 
 
-def test_float32_is_as_near_as_it_can_be():
-    net = make(nets.WidthNestedTransformer)
+def wider_layer(layer, state, before):
+    """One stripe of a layer of a net nested in both, on the state of its stream."""
+    heads, units, added, increment = before
+    join = lambda old, new: new if old is None else np.concatenate([old, new], -1)  # noqa: E731
+    array = lambda variable: np.asarray(variable[...])  # noqa: E731
+    attention, mlp, stripes = layer.attention, layer.mlp, (state.shape[-1],)
+    normed = plain.rms_norm(np, state, array(attention.norm.scale), stripes)
+    shape = (*state.shape[:2], -1, attention.head_dim)
+    parts = np.split(normed @ array(attention.project.kernel), 3, axis=-1)
+    read = plain.read_earlier(np, *[part.reshape(shape) for part in parts])
+    heads = join(heads, read.reshape(*state.shape[:2], -1))
+    first = heads @ array(attention.out.kernel)
+    added = join(added, first)
+    normed = plain.rms_norm(np, state + added, array(mlp.norm.scale), stripes)
+    gate, up = np.split(normed @ array(mlp.project.kernel), 2, axis=-1)
+    units = join(units, gate / (1 + np.exp(-gate)) * up)
+    increment = join(increment, first + units @ array(mlp.out.kernel))
+    return state + increment, (heads, units, added, increment)
+
+
+def test_wider_and_deeper_streams_compute_nothing_twice(x64):
+    net = make(nets.NestedTransformer, num_outputs=3, depth=1)
     x = tokens()
-    expected = striped_logits(np, net, x)
-    np.testing.assert_allclose(compiled(net, x)[-1], expected, rtol=1e-4, atol=1e-4)
+    origin, kept, expected = np.zeros((*x.shape, 0)), [], [0.0]
+    for stage in net.stages:
+        new = np.asarray(stage.embedding.table)[np.asarray(x)]
+        origin = state = np.concatenate([origin, new], -1)
+        following = []
+        for position, block in enumerate(stage.stream.blocks):
+            olds = [(stage.stream.stripes[position], kept[position])] if kept else []
+            for layer, before in (*olds, (block, (None,) * 4)):
+                state, values = wider_layer(layer, state, before)
+                following.append(values)
+        kept = following
+        head = plain.dense_head(np, [stage.head])
+        read = state[..., -new.shape[-1] :]
+        expected.append(expected[-1] + plain.head(np, head, read, (new.shape[-1],)))
+    np.testing.assert_allclose(compiled(net, x), expected[1:], rtol=1e-11, atol=1e-12)
+
+
+def test_float32_is_as_near_as_it_can_be():
+    net, outputs = small("width-nested-transformer")
+    x = example_for("width-nested-transformer")
+    np.testing.assert_allclose(outputs(x)[-1], striped_logits(np, net, x), rtol=1e-4, atol=1e-4)
 
 
 @families
@@ -138,10 +189,10 @@ def test_gradients_are_those_of_finite_differences(x64, family):
 
 @families
 def test_no_position_reads_a_later_one(family):
-    net = randomise(build(family, 2))
+    _, outputs = small(family)
     x = example_for(family)
     changed = x.at[:, 4].set((x[:, 4] + 1) % 3)
-    for before, after in zip(compiled(net, x), compiled(net, changed), strict=True):
+    for before, after in zip(outputs(x), outputs(changed), strict=True):
         np.testing.assert_array_equal(before[:, :4], after[:, :4])
         assert np.all(np.any(before[:, 4:] != after[:, 4:], axis=-1))
 
@@ -149,9 +200,8 @@ def test_no_position_reads_a_later_one(family):
 @families
 @pytest.mark.parametrize("wrong", [3, -1])
 def test_a_token_outside_of_the_vocabulary_is_not_a_number(family, wrong):
-    net = build(family, 1)
-    x = example_for(family).at[0, 3].set(wrong)
-    for logits in compiled(net, x):
+    _, outputs = small(family)
+    for logits in outputs(example_for(family).at[0, 3].set(wrong)):
         assert np.isnan(logits[0]).all()
         assert np.isfinite(logits[1]).all()
 
@@ -173,12 +223,11 @@ def test_cost_is_that_of_the_matrices():
     assert work == length * (3 * (layer + 2 * length * width) + width * vocab)
 
 
-@pytest.mark.parametrize("family", ["branched-transformer", "nested-transformer"])
-def test_predictor_runs_and_exports_them(family, tmp_path):
-    net = randomise(build(family, 1))
+def test_predictor_runs_and_exports_them(tmp_path):
+    net, outputs_of = small("nested-transformer")
     predictor = AnytimePredictor(net)
-    x = example_for(family)
-    outputs = compiled(net, x)
+    x = example_for("nested-transformer")
+    outputs = outputs_of(x)
     work = osgd_jax.cost(net, (7,))[0].multiply_adds
     for k, limit in ((0, {"budget": work}), (1, {})):
         answer = predictor.predict(x, **limit)
