@@ -127,8 +127,9 @@ def test_the_benchmark_times_every_way():
     assert list(table.columns[0].cells) == ["advection"] * 3
 
 
-def test_the_stored_page_is_of_the_stored_figures():
-    stored = Path(study.__file__).parents[1] / "results" / "pinn" / "study.json"
+@pytest.mark.parametrize("name", ["study", "klein_gordon"])
+def test_the_stored_pages_are_of_the_stored_figures(name):
+    stored = Path(study.__file__).parents[1] / "results" / "pinn" / f"{name}.json"
     written = json.loads(stored.read_text())
     page = command.page(study.TITLE, written, study.tables(written))
     assert stored.with_suffix(".md").read_text() == page

@@ -183,3 +183,23 @@ def test_text_and_tables_know_each_other(tmp_path):
         report.filled("{{diary today}}", stored)
     with pytest.raises(ValueError, match=r"Use .*confirmed, .* in the text, or delete"):
         report.filled("{{rates}}", stored)
+
+
+def test_the_diagnosis_is_shown_beside_the_gains_and_ranked_with_them(tmp_path):
+    runs = []
+    names = ("mnist1d-width", "mnist1d-depth", "fashion-width")
+    for name, cosine, gain in zip(names, (0.5, -0.2, 0.1), (0.01, 0.03, 0.02), strict=True):
+        cosines = np.full((2, 3, 3), cosine) + (1 - cosine) * np.eye(3)
+        sgd = [
+            run | {"looks": {"task_cosines": cosines.tolist()}}
+            for run in _tuned_and_tested(0.4, 0.6, TWO)
+        ]
+        runs.append((PROBLEMS[name], "sgd", sgd))
+        runs += [
+            (PROBLEMS[name], method, _tuned_and_tested(0.4, 0.6 + gain, TWO))
+            for method in ("sgd-clipped", "osgd-all", "aligned_mtl")
+        ]
+    text = why.predicted(store(tmp_path, *runs))
+    gains = " | ".join(["+3.00 ± 0.00"] * 3)
+    assert f"| mnist1d-depth | {2 * (3 - 1.2) / 9 - 1:+.2f} | -0.20 | 100% | {gains} |" in text
+    assert "3 nets* |  |  |  | -1.00 (p = 0.00)" in text
