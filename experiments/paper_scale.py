@@ -138,7 +138,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     text = page(config, run, summary)
     (config.workdir / "comparison.md").write_text(text)
-    console.print(text, highlight=False, markup=False)
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
