@@ -107,7 +107,8 @@ def is_padded_much(leaf: TaskRows, axis_name: AxisName | None) -> bool:
 
 
 def _padding(leaf: TaskRows, axis_name: AxisName) -> int:
-    # Compilers for TPU make a whole all-reduce of what does not come in such tiles.
+    # Compilers for TPU make a whole all-reduce of what does not come in such tiles, and on 16 chips
+    # of everything.
     tile = _TILE_BYTES // leaf.rows.dtype.itemsize
     return -math.prod(leaf.rows.shape[1:]) % (tile * lax.axis_size(axis_name))
 
