@@ -187,20 +187,23 @@ def _train(
 
 
 def errors_table(rows: list[dict[str, Any]]) -> Table:
-    """Errors of the methods, and their ratio to the sum's over pairs of the same seed."""
-    shown = Table(title="Relative L2 error, and its ratio to the sum's with 95 % intervals")
-    for column in ("problem", "method", "rate", "error", "over the sum's", "from", "to"):
+    """Errors of the methods, and their ratio to the baselines' over pairs of the same seed."""
+    shown = Table(title="Relative L2 error, and its ratio to a baseline's with 95 % intervals")
+    for column in (
+        "problem",
+        "method",
+        "rate",
+        "error",
+        "over the sum's",
+        "over the clipped sum's",
+    ):
         shown.add_column(column, justify="left" if column in ("problem", "method") else "right")
-    for row in rows:
-        base = next(
-            each for each in rows if (each["problem"], each["method"]) == (row["problem"], "sum")
-        )
-        logs = np.log(row["errors"])
-        ratio = _over(row, base)
-        low, high = ratio.mean - ratio.half_width, ratio.mean + ratio.half_width
-        ratios = [f"{np.exp(each):.2f}" for each in (ratio.mean, low, high)]
-        error = f"{np.exp(logs.mean()):.3g}"
-        shown.add_row(row["problem"], row["method"], f"{row['learning_rate']:g}", error, *ratios)
+    found = {(row["problem"], row["method"]): row for row in rows}
+    for (problem, method), row in found.items():
+        bases = [found.get((problem, base)) for base in ("sum", "sum, clipped")]
+        ratios = [_shown(_over(row, base)) if base else "" for base in bases]
+        error = f"{np.exp(np.log(row['errors']).mean()):.3g}"
+        shown.add_row(problem, method, f"{row['learning_rate']:g}", error, *ratios)
     return shown
 
 
@@ -261,9 +264,7 @@ def losses_table(rows: list[dict[str, Any]]) -> Table:
         for name in ("bc", "ic", "pde"):
             cell = ""
             if name in base:
-                ratio = interval(np.log(row["losses"][name]) - np.log(base[name]))
-                mean, low, high = np.exp(ratio.mean + ratio.half_width * np.array([0, -1, 1]))
-                cell = f"{mean:.2g} ({low:.2g} to {high:.2g})"
+                cell = _shown(interval(np.log(row["losses"][name]) - np.log(base[name])))
             cells.append(cell)
         shown.add_row(row["problem"], row["method"], *cells)
     return shown
@@ -272,6 +273,12 @@ def losses_table(rows: list[dict[str, Any]]) -> Table:
 def _over(row: dict[str, Any], base: dict[str, Any]) -> Interval:
     """The logarithm of a method's errors over those of another, paired by seed."""
     return interval(np.log(row["errors"]) - np.log(base["errors"]))
+
+
+def _shown(logarithm: Interval) -> str:
+    """A ratio and its interval."""
+    mean, low, high = np.exp(logarithm.mean + logarithm.half_width * np.array([0, -1, 1]))
+    return f"{mean:.2g} ({low:.2g} to {high:.2g})"
 
 
 def tables(results: dict[str, Any]) -> list[Table]:

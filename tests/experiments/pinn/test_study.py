@@ -88,7 +88,7 @@ def test_tables_hold_the_paired_ratio_of_errors():
         ["advection", *seen, "none", "`upgrad`"],
     ]
     assert [row[3] for row in errors] == ["0.2", "0.1", "1", "2"]
-    assert errors[1][4:] == ["0.50", "0.50", "0.50"]
+    assert errors[1][4:] == ["0.5 (0.5 to 0.5)", ""]
     assert losses[1][2:] == ["1 (1 to 1)", "", "3 (3 to 3)"]
     assert overall[1] == ["upgrad", "1.00", "0.50", "2.00"]
     assert conflict[0] == ["burgers", "bc and pde", "+0.00", "100%"]
