@@ -222,6 +222,8 @@ def _record(
 
 def _diagnosis(records: list[dict[str, Any]]) -> str:
     """What `osgd_jax.diagnose` says of the steps that were logged."""
+    if any("gradient_norms" not in record for record in records):
+        return "No diagnosis: an earlier version has logged no norms of the gradients."
     norms = np.array([record["gradient_norms"] for record in records])
     cosines = np.array([record["task_cosines"] for record in records])
     count = norms.shape[1]

@@ -66,8 +66,8 @@ def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
     return {"jinns": versions("jinns")["jinns"], "rows": rows}
 
 
-def _of_jinns(steps: int) -> dict[str, Callable[[], Any]]:
-    """Steps on a loss of jinns: its own, and with our task gradients; both have the same rows."""
+def _problem_of_jinns() -> tuple[Any, Any, Any]:
+    """The loss of jinns, parameters to start from, and points."""
     jinns: Any = importlib.import_module("jinns")
     equinox: Any = importlib.import_module("equinox")
     key, sizes = jax.random.key(0), (2, 50, 50, 50, 50, 1)
@@ -78,17 +78,9 @@ def _of_jinns(steps: int) -> dict[str, Callable[[], Any]]:
         key=key, eq_type="PDENonStatio", eqx_list=tuple(layers[:-1])
     )
     start = jinns.parameters.Params(initial, {"nu": jnp.array(0.01 / np.pi)})
+    bounds = {"tmin": 0.0, "tmax": 1.0, "min_pts": (-1.0,), "max_pts": (1.0,)}
     data = jinns.data.CubicMeshPDENonStatio(
-        key=key,
-        n=1000,
-        nb=50,
-        ni=50,
-        dim=1,
-        tmin=0.0,
-        tmax=1.0,
-        min_pts=(-1.0,),
-        max_pts=(1.0,),
-        method="uniform",
+        key=key, n=1000, nb=50, ni=50, dim=1, method="uniform", **bounds
     )
     loss = jinns.loss.LossPDENonStatio(
         u=net,
@@ -101,7 +93,13 @@ def _of_jinns(steps: int) -> dict[str, Callable[[], Any]]:
         ),
         update_weight_method="lr_annealing",
     )
-    _, batch = data.get_batch()
+    return loss, start, data.get_batch()[1]
+
+
+def _of_jinns(steps: int) -> dict[str, Callable[[], Any]]:
+    """Steps on a loss of jinns: its own, and with our task gradients; both have the same rows."""
+    equinox: Any = importlib.import_module("equinox")
+    loss, start, batch = _problem_of_jinns()
     adam = optax.adam(1e-3)
     balanced = optax.chain(
         osgd_jax.aggregate(osgd_jax.weightings.inverse_norms(num_tasks=3), scope="all"), adam
@@ -116,7 +114,7 @@ def _of_jinns(steps: int) -> dict[str, Callable[[], Any]]:
         values, grads = weighted.values_and_grads(params, batch)
         direction = weighted.ponderate_and_sum_gradient(grads)
         updates, moments = adam.update(direction, moments, params)
-        weighted = weighted.update_weights(1, values, None, grads, key)
+        weighted = weighted.update_weights(1, values, None, grads, jax.random.key(0))
         return (optax.apply_updates(params, updates), moments, weighted.loss_weights), None
 
     def ours(carry: Any, _: Any) -> Any:
