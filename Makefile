@@ -31,8 +31,9 @@ study-smoke: .venv/ready ## Train a corner of the study again and compare it wit
 	$(BIN)/python -m tests.experiments.study.smoke
 
 # Most programs of the tests run once: compiling them is most of the time, so it is done in haste.
+HASTE := --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 test: .venv/ready ## Run the tests; those of numbers also fully optimized, as on an older processor
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m $(PYTEST) -m "not slow"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS="$(HASTE)" $(BIN)/python -m $(PYTEST) -m "not slow"
 ifeq ($(shell uname -m),x86_64)
 	XLA_FLAGS=--xla_cpu_max_isa=AVX2 $(BIN)/python -m $(PYTEST) -m numerical
 endif
