@@ -12,7 +12,7 @@ PYTEST := pytest -n auto --maxprocesses 4 --dist loadfile
 .PHONY: help demo benchmark accelerators paper-scale study-smoke docs notebooks test test-slow test-peer test-onnx test-accelerators test-newest check format lock clean
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 demo: .venv/demo-ready ## Compare SGD, clipped SGD and OSGD on a nested net (about 4 minutes on 2 cores)
 	$(BIN)/python -m experiments.compare --output runs/demo

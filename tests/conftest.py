@@ -1,7 +1,5 @@
 """Settings shared by all tests."""
 
-import gc
-
 import hypothesis
 import jax
 import pytest
@@ -14,11 +12,6 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("osgd_jax")
-
-
-def pytest_collection_finish():
-    # What was imported stays: the collector need not look through it again and again.
-    gc.freeze()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,31 @@ def run(
     console.print(
         f"Wrote {config.output} and its tables beside it.", highlight=False, soft_wrap=True
     )
+
+
+class Kept:
+    """Rows in a file, one a line, by which a long command goes on where it was stopped.
+
+    Args:
+      path: of the file; may be missing.
+      config: settings that all rows depend on; rows with others are left alone.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any]):
+        self._path, self._config = path, json.loads(json.dumps(config))
+        lines = path.read_text().splitlines() if path.exists() else []
+        self._rows = [row for row in map(json.loads, lines) if row.pop("config") == self._config]
+
+    def get(self, key: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The row that begins with `key`, made and written the first time."""
+        for row in self._rows:
+            if key.items() <= row.items():
+                return row
+        row = json.loads(json.dumps({**key, **make()}))
+        with self._path.open("a") as file:
+            file.write(json.dumps(row | {"config": self._config}) + "\n")
+        self._rows.append(row)
+        return row
 
 
 def page(title: str, written: dict[str, Any], tables: Sequence[Table]) -> str:

@@ -11,7 +11,6 @@ Runs that are in the .jsonl file beside the output are read, not trained again.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,22 +65,20 @@ class _ConstantRate(Trainer):
 
 def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
     """A row for each method and seed."""
-    store = config.output.with_suffix(".jsonl")
     same = {name: getattr(config, name) for name in ("steps", "looks", "width", "points")}
-    lines = store.read_text().splitlines() if store.exists() else []
-    done = [row for row in map(json.loads, lines) if row["config"] == same]
-    rows = []
-    for seed in range(config.seeds):
-        for method in _PUBLISHED:
-            found = [row for row in done if (row["method"], row["seed"]) == (method, seed)]
-            if not found:
-                report(f"{method}, seed {seed}")
-                errors = _trained(config, method)(seed)
-                found = [{"method": method, "seed": seed, "errors": errors, "config": same}]
-                with store.open("a") as file:
-                    file.write(json.dumps(found[0]) + "\n")
-            rows.append({name: value for name, value in found[0].items() if name != "config"})
-    return {"rows": rows}
+    kept = command.Kept(config.output.with_suffix(".jsonl"), same)
+
+    def trained(method: str, seed: int) -> dict[str, Any]:
+        report(f"{method}, seed {seed}")
+        return {"errors": _trained(config, method)(seed)}
+
+    return {
+        "rows": [
+            kept.get({"method": method, "seed": seed}, functools.partial(trained, method, seed))
+            for seed in range(config.seeds)
+            for method in _PUBLISHED
+        ]
+    }
 
 
 @functools.cache

@@ -10,7 +10,6 @@ beside the output, so that the command goes on where it was stopped.
 
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -100,21 +99,23 @@ class Config:
 
 def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
     """A row of figures for each problem and method; those that are there already are read."""
-    store = config.output.with_suffix(".jsonl")
-    key = {name: value for name, value in command.described(config).items() if name in _SAME}
-    lines = store.read_text().splitlines() if store.exists() else []
-    done = [row for row in map(json.loads, lines) if row["config"] == key]
-    rows = []
-    for problem in config.problems:
-        for method in config.methods:
-            found = [r for r in done if (r["problem"], r["method"]) == (problem, method)]
-            if not found:
-                report(f"{problem}, {method}")
-                found = [{"problem": problem, "method": method} | compare(config, problem, method)]
-                with store.open("a") as file:
-                    file.write(json.dumps(found[0] | {"config": key}) + "\n")
-            rows.append({name: value for name, value in found[0].items() if name != "config"})
-    return {"rows": rows}
+    same = {name: getattr(config, name) for name in _SAME}
+    kept = command.Kept(config.output.with_suffix(".jsonl"), same)
+
+    def compared(problem: Name, method: str) -> dict[str, Any]:
+        report(f"{problem}, {method}")
+        return compare(config, problem, method)
+
+    return {
+        "rows": [
+            kept.get(
+                {"problem": problem, "method": method},
+                functools.partial(compared, problem, method),
+            )
+            for problem in config.problems
+            for method in config.methods
+        ]
+    }
 
 
 # Fields that every row depends on.
@@ -221,6 +222,25 @@ def overall_table(rows: list[dict[str, Any]]) -> Table:
     return shown
 
 
+# Methods to be held against each other: that without a weight to tune against the best fixed one,
+# and two orders.
+_PAIRS = (("upgrad", "sum, conditions × 100"), ("osgd, pde last", "osgd, pde first"))
+
+
+def pairs_table(rows: list[dict[str, Any]]) -> Table:
+    """Errors of one method over those of another."""
+    shown = Table(title="Ratio of the errors of two methods, with 95 % intervals")
+    for column in ("problem", "method", "over", "ratio"):
+        shown.add_column(column, justify="right" if column == "ratio" else "left")
+    found = {(row["problem"], row["method"]): row for row in rows}
+    for problem in dict.fromkeys(row["problem"] for row in rows):
+        for pair in _PAIRS:
+            if all((problem, method) in found for method in pair):
+                ratio = _over(*[found[problem, method] for method in pair])
+                shown.add_row(problem, *pair, _shown(ratio))
+    return shown
+
+
 def conflict_table(rows: list[dict[str, Any]]) -> Table:
     """What `osgd_jax.diagnose` says of training on the sum."""
     shown = Table(title="Conflict between the losses in training on the sum")
@@ -286,7 +306,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
     rows = results["rows"]
     several = len({row["problem"] for row in rows}) > 1
     overall = [overall_table(rows)] if several else []
-    shown = (predicted_table, errors_table, losses_table, conflict_table)
+    shown = (predicted_table, errors_table, pairs_table, losses_table, conflict_table)
     return [*overall, *(table(rows) for table in shown)]
 
 

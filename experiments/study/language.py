@@ -10,7 +10,6 @@ output, so that the command goes on where it was stopped.
 
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -172,41 +171,22 @@ def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
     """
     dataset = data.load(data.Source(config.data, config.train_size, text_length=config.length))
     key = {name: getattr(config, name) for name in ("data", "length", "batch_size", "train_size")}
-    store = _Store(config.output.with_suffix(".jsonl"), key)
+    kept = command.Kept(config.output.with_suffix(".jsonl"), key)
     rows = []
     for name in config.ways:
         report(name)
-        rows.append({"way": name} | _Compared(config, name, dataset, store).row())
+        rows.append({"way": name} | _Compared(config, name, dataset, kept).row())
     drawn = {"about": dataset.about, "rows": rows}
     draw(drawn, config.output.parent)
     return drawn
 
 
-class _Store:
-    """Runs, one a line."""
-
-    def __init__(self, path: Path, key: Mapping[str, Any]):
-        self._path, self._key = path, dict(key)
-        lines = path.read_text().splitlines() if path.exists() else []
-        self._runs = [run for run in map(json.loads, lines) if run["config"] == self._key]
-
-    def get(self, run: Mapping[str, Any], train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The results of a run, trained the first time."""
-        for found in self._runs:
-            if run.items() <= found.items():
-                return found
-        self._runs.append({**run, **train(), "config": self._key})
-        with self._path.open("a") as file:
-            file.write(json.dumps(self._runs[-1]) + "\n")
-        return self._runs[-1]
-
-
 class _Compared:
     """Tunes and tests one way; compiles when something has to be trained."""
 
-    def __init__(self, config: Config, name: str, dataset: data.Dataset, store: _Store):
+    def __init__(self, config: Config, name: str, dataset: data.Dataset, kept: command.Kept):
         self._config, self._name, self._way = config, name, WAYS[name]
-        self._dataset, self._store = dataset, store
+        self._dataset, self._kept = dataset, kept
 
     def row(self) -> dict[str, Any]:
         """Rate, bits per token of each output and seed, costs."""
@@ -241,7 +221,7 @@ class _Compared:
 
     def _run(self, rate: float, seed: int) -> dict[str, Any]:
         key = {"way": self._name, "learning_rate": rate, "seed": seed}
-        return self._store.get(key, lambda: self._train(Run(seed, rate)))
+        return self._kept.get(key, lambda: self._train(Run(seed, rate)))
 
     def _make(self, rngs: nnx.Rngs) -> Any:
         sizes = {} if self._way.net in ("branched", "matformer") else {"num_outputs": _OUTPUTS}

@@ -40,18 +40,9 @@ class FileStages:
             self.kept.append(Kept(heads, left))
             self._calls.append(cast(Any, stage.call))
 
-    def call(
-        self,
-        k: int,
-        weights: Arrays,
-        past: Arrays,
-        state: Arrays,
-        starts: jax.Array,
-        counts: jax.Array,
-        logits: jax.Array | None,
-    ) -> tuple[jax.Array, Arrays, Arrays]:
+    def call(self, k: int, *arguments: Any) -> tuple[jax.Array, Arrays, Arrays]:
         """As in `Stages`."""
-        return self._calls[k](weights, past, state, starts, counts, logits)
+        return self._calls[k](*arguments)
 
 
 def write(path: Path, stages: Stages, max_length: int) -> None:

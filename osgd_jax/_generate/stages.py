@@ -60,6 +60,7 @@ class Stages(Protocol):
         starts: jax.Array,
         counts: jax.Array,
         logits: jax.Array | None,
+        /,
     ) -> tuple[jax.Array, Arrays, Arrays]:
         """Run a stage over the next positions; pure.
 
@@ -121,18 +122,9 @@ class NetStages:
             self._states.append(treedef)
         return found
 
-    def call(
-        self,
-        k: int,
-        weights: Arrays,
-        past: Arrays,
-        state: Arrays,
-        starts: jax.Array,
-        counts: jax.Array,
-        logits: jax.Array | None,
-    ) -> tuple[jax.Array, Arrays, Arrays]:
+    def call(self, k: int, *arguments: Any) -> tuple[jax.Array, Arrays, Arrays]:
         """As in `Stages`."""
-        logits, past, following = self._advance(k, weights, past, state, starts, counts, logits)
+        logits, past, following = self._advance(k, *arguments)
         return logits, past, jax.tree.leaves(following)
 
     def _advance(

@@ -43,32 +43,25 @@ class Past:
         """With the keys and values of the next tokens; those beyond `max_length` are dropped."""
         return dataclasses.replace(
             self,
-            keys=_put_heads(self.keys, self.lengths, keys),
-            values=_put_heads(self.values, self.lengths, values),
+            keys=put(self.keys, self.lengths, keys, axis=2),
+            values=put(self.values, self.lengths, values, axis=2),
         )
 
 
-def put(buffer: jax.Array, starts: jax.Array, new: jax.Array) -> jax.Array:
-    """Write `new`, `[batch, count, …]`, into `buffer`, `[batch, max_length, …]`, from `starts`.
+def put(buffer: jax.Array, starts: jax.Array, new: jax.Array, axis: int = 1) -> jax.Array:
+    """Write `new`, `[batch, count, …]`, from `starts` into `buffer`, which has positions on `axis`.
 
-    What does not fit is dropped.
+    Of several positions or texts, what does not fit is dropped; one position alone must fit.
     """
+    new = new.astype(buffer.dtype)
     # On CPU a scatter takes many times as long as an update of a slice.
     if new.shape[:2] == (1, 1):
-        return lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), starts[0], axis=1)
+        new = jnp.moveaxis(new, 1, axis)
+        return lax.dynamic_update_slice_in_dim(buffer, new, starts[0], axis)
     rows = jnp.arange(starts.shape[0])[:, None]
     positions = starts[:, None] + jnp.arange(new.shape[1])
-    return buffer.at[rows, positions].set(new.astype(buffer.dtype), mode="drop")
-
-
-def _put_heads(buffer: jax.Array, starts: jax.Array, new: jax.Array) -> jax.Array:
-    """As `put`, into `[batch, heads, max_length, head_dim]`."""
-    new = new.astype(buffer.dtype)
-    if new.shape[:2] == (1, 1):
-        return lax.dynamic_update_slice_in_dim(buffer, new.swapaxes(1, 2), starts[0], axis=2)
-    rows = jnp.arange(starts.shape[0])[:, None]
-    positions = starts[:, None] + jnp.arange(new.shape[1])
-    return buffer.at[rows, :, positions].set(new, mode="drop")
+    where = (rows, *[slice(None)] * (axis - 1), positions)
+    return buffer.at[where].set(new, mode="drop")
 
 
 def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:

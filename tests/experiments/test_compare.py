@@ -12,9 +12,10 @@ from tests.experiments.running import finish, refuse
 _SMALL = ["--epochs", "1", "--widths", "8", "--train-size", "200", "--seeds", "2"]
 
 
-def test_compares_methods_from_one_grid_and_writes_table_plot_and_results(tmp_path):
+@pytest.mark.parametrize(("data", "net"), [("digits", "width-nested"), ("mnist1d", "depth-nested")])
+def test_compares_methods_from_one_grid_and_writes_table_plot_and_results(tmp_path, data, net):
     printed = finish(
-        *["compare", "--data", "mnist1d", "--net", "depth-nested", "--output", tmp_path, *_SMALL],
+        *["compare", "--data", data, "--net", net, "--output", tmp_path, *_SMALL],
         *["--learning-rates", "0.1", "0.4", "--tuning-seeds", "1"],
     )
     results = json.loads((tmp_path / "results.json").read_text())

@@ -19,7 +19,7 @@ SEEDS, RATES = (0, 1), (0.1, 0.2)
 def settings(name):
     """A data set, and what makes nets for it."""
     dataset = data.load(data.Source(name, 200))
-    return dataset, functools.partial(make_net, Sizes("width-nested", 2, (4,)), dataset)
+    return dataset, functools.partial(make_net, Sizes("width-nested", 3, (8, 8)), dataset)
 
 
 def trained_alone(dataset, make, runs, epochs):
@@ -89,7 +89,7 @@ def test_the_rate_is_that_of_the_best_validation_accuracy_and_other_seeds_are_te
     tuned = tune_and_test(trainer, rates, range(2), range(2, 5))
     assert list(tuned.validation) == list(rates)
     assert tuned.learning_rate == max(rates, key=lambda rate: tuned.validation[rate].mean())
-    assert tuned.tests.shape == tuned.losses.shape == (3, 2)
+    assert tuned.tests.shape == tuned.losses.shape == (3, 3)
     # The same seeds at the same rate, trained beside others.
     again = trainer.train([Run(seed, tuned.learning_rate) for seed in (4, 3, 2, 2)])
     np.testing.assert_allclose(

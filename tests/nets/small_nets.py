@@ -97,9 +97,11 @@ FAMILIES = IMAGE_FAMILIES | TRANSFORMERS
 # Families with what else there is to choose: `(family, arguments)`.
 NORMS = [(family, {"norm": norm}) for family in IMAGE_FAMILIES for norm in ("batch", "group")]
 NORMS += [(family, {}) for family in TRANSFORMERS]
-# Signals for one norm and images for the other: layers of both norms are the same for both.
-_DIMS = {"batch": {"spatial_dims": 2}, "group": {"spatial_dims": 1}}
-NORMS_AND_DIMS = [(family, chosen | _DIMS.get(chosen.get("norm"), {})) for family, chosen in NORMS]
+NORMS_AND_DIMS = [
+    (family, {**chosen, **axes})
+    for family, chosen in NORMS
+    for axes in ([{}] if family in TRANSFORMERS else [{"spatial_dims": 1}, {"spatial_dims": 2}])
+]
 
 
 def build(family: str, k: int, seed: int = 0, **kwargs: Any) -> Any:

@@ -105,7 +105,7 @@ def test_a_loss_reaches_its_own_and_earlier_stages_only(family, kwargs):
 
 @norms
 def test_functional_training_step(family, kwargs):
-    net = build(family, 0, **kwargs)
+    net = build(family, 1, **kwargs)
     graphdef, params, rest = nnx.split(net, nnx.Param, ...)
 
     def loss(params, rest, x):
@@ -126,7 +126,7 @@ def test_functional_training_step(family, kwargs):
 
 @norms
 def test_evaluation_uses_running_averages_and_keeps_them(family, kwargs):
-    net = randomise(build(family, 0, **kwargs))
+    net = randomise(build(family, 1, **kwargs))
     view = nnx.view(net, deterministic=True, use_running_average=True)
     x = example_for(family, batch=3)
     before = jax.tree.map(jnp.copy, nnx.state(net, nnx.BatchStat))
@@ -235,7 +235,7 @@ def test_half_precision_and_rematerialisation(family):
     x = example_for(family, **axes)
 
     def make(**kwargs):
-        net = build(family, 0, **axes, **kwargs)
+        net = build(family, 1, **axes, **kwargs)
         graphdef, params, rest = nnx.split(net, nnx.Param, ...)
 
         def loss(params):

@@ -80,15 +80,20 @@ def test_tables_hold_the_paired_ratio_of_errors():
         row("burgers", "upgrad", [0.05, 0.2], (3.0, 3.0)),
         row("advection", "sum", [1.0, 1.0]),
         row("advection", "upgrad", [2.0, 2.0]),
+        row("burgers", "sum, conditions × 100", [0.05, 0.2]),
+        row("advection", "sum, conditions × 100", [0.5, 0.5]),
     ]
-    overall, predicted, errors, losses, conflict = map(_cells, study.tables({"rows": rows}))
+    overall, predicted, errors, pairs, losses, conflict = map(_cells, study.tables({"rows": rows}))
     seen = ["-0.50", "+0.00", "12 : 1"]
     assert predicted == [
-        ["burgers", *seen, "`upgrad`", "none"],
-        ["advection", *seen, "none", "`upgrad`"],
+        ["burgers", *seen, "`upgrad`, `sum, conditions × 100`", "none"],
+        ["advection", *seen, "`sum, conditions × 100`", "`upgrad`"],
     ]
-    assert [row[3] for row in errors] == ["0.2", "0.1", "1", "2"]
+    assert [row[3] for row in errors] == ["0.2", "0.1", "1", "2", "0.1", "0.5"]
     assert errors[1][4:] == ["0.5 (0.5 to 0.5)", ""]
+    assert [row[0] for row in pairs] == ["burgers", "advection"]
+    assert [row[1:3] for row in pairs] == [["upgrad", "sum, conditions × 100"]] * 2
+    assert [row[3] for row in pairs] == ["1 (1 to 1)", "4 (4 to 4)"]
     assert losses[1][2:] == ["1 (1 to 1)", "", "3 (3 to 3)"]
     assert overall[1] == ["upgrad", "1.00", "0.50", "2.00"]
     assert conflict[0] == ["burgers", "bc and pde", "+0.00", "100%"]
