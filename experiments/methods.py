@@ -29,7 +29,9 @@ class Settings:
       scope: which parameters are balanced together; the library's default for the method if not
         given.
       order: priority of the outputs for osgd: first_to_last, last_to_first, random, or a
-        permutation such as 2,0,1 or, of losses with names, ic,bc,pde.
+        permutation such as 2,0,1 or, of losses with names, ic,bc,pde. The first of it is the
+        primary output of pcd.
+      tau: the share of its own progress that pcd promises to every other output.
       update: what takes the step after balancing: sgd with Nesterov momentum, or adamw.
       momentum: decay rate of Nesterov momentum, and of AdamW's mean gradient.
       weight_decay: times the parameters is added to the gradient; in AdamW it is apart from the
@@ -41,12 +43,14 @@ class Settings:
     optimizer: str = "osgd"
     scope: Scope | None = None
     order: str = "first_to_last"
+    tau: float = 0.02
     update: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 0.0
     clip_norm: float | None = None
 
     def __post_init__(self):
+        require(self, fields=("tau",), at_least=0, at_most=1)
         require(self, fields=("momentum",), at_least=0, below=1)
         require(self, fields=("weight_decay",), at_least=0)
         require(self, fields=("clip_norm",), above=0)
@@ -108,7 +112,11 @@ def method(settings: Settings, *, num_tasks: int | None = None, seed: int = 0) -
     if name in ROW_METHODS:
         make = getattr(osgd_jax, name)
         return Method(name, optimizer, make(num_tasks, scope=scope))
-    return Method(name, optimizer, osgd_jax.aggregate(_weighting(name, num_tasks), scope, seed))
+    if name == "pcd":
+        weighting = weightings.pcd(num_tasks, settings.tau, primary=_primary(order, num_tasks))
+    else:
+        weighting = _weighting(name, num_tasks)
+    return Method(name, optimizer, osgd_jax.aggregate(weighting, scope, seed))
 
 
 def alone(output: int, *, momentum: float) -> Method:
@@ -141,6 +149,18 @@ def _order(text: str) -> Any:
     """An order's name, or its tasks by index or name: `2,0,1` or `ic,bc,pde`."""
     tasks = tuple(int(task) if task.isdigit() else task for task in text.split(","))
     return text if tasks == (text,) else tasks
+
+
+def _primary(order: str, num_tasks: int) -> int:
+    """The first task of an order."""
+    ends = {"first_to_last": 0, "last_to_first": num_tasks - 1}
+    first = ends.get(order, order.split(",")[0])
+    if not str(first).isdigit():
+        raise ValueError(
+            f"order={order!r} must be first_to_last, last_to_first, or begin with the task that pcd"
+            " is to follow."
+        )
+    return int(first)
 
 
 def _required(weighting: str) -> list[str]:

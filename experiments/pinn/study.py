@@ -45,7 +45,10 @@ METHODS: Mapping[str, dict[str, Any]] = MappingProxyType(
         "m_config": {"method": "m_config"},
         "m_config, steps × 2.5": {"method": "m_config", "stretch": 2.5},
         "upgrad": {"method": "upgrad"},
-        "pcd": {"method": "pcd"},
+        "pcd, pde first": {"method": "pcd", "order": "pde,bc,ic"},
+        "pcd, pde first, tau 0": {"method": "pcd", "order": "pde,bc,ic", "tau": 0.0},
+        "pcd, pde last": {"method": "pcd", "order": "ic,bc,pde"},
+        "pcd, pde last, tau 0": {"method": "pcd", "order": "ic,bc,pde", "tau": 0.0},
         "inverse_norms": {"method": "inverse_norms"},
     }
 )
@@ -189,16 +192,8 @@ def _train(
 
 def errors_table(rows: list[dict[str, Any]]) -> Table:
     """Errors of the methods, and their ratio to the baselines' over pairs of the same seed."""
-    shown = Table(title="Relative L2 error, and its ratio to a baseline's with 95 % intervals")
-    for column in (
-        "problem",
-        "method",
-        "rate",
-        "error",
-        "over the sum's",
-        "over the clipped sum's",
-    ):
-        shown.add_column(column, justify="left" if column in ("problem", "method") else "right")
+    title = "Relative L2 error, and its ratio to a baseline's with 95 % intervals"
+    shown = _table(title, "method", "rate", "error", "over the sum's", "over the clipped sum's")
     found = {(row["problem"], row["method"]): row for row in rows}
     for (problem, method), row in found.items():
         bases = [found.get((problem, base)) for base in ("sum", "sum, clipped")]
@@ -223,29 +218,33 @@ def overall_table(rows: list[dict[str, Any]]) -> Table:
 
 
 # Methods to be held against each other: that without a weight to tune against the best fixed one,
-# and two orders.
-_PAIRS = (("upgrad", "sum, conditions × 100"), ("osgd, pde last", "osgd, pde first"))
+# two orders, and what PCD promises to the other losses against a promise not to harm them.
+_PAIRS = (
+    ("upgrad", "sum, conditions × 100"),
+    ("osgd, pde last", "osgd, pde first"),
+    ("pcd, pde first", "pcd, pde first, tau 0"),
+    ("pcd, pde last", "pcd, pde last, tau 0"),
+)
 
 
 def pairs_table(rows: list[dict[str, Any]]) -> Table:
-    """Errors of one method over those of another."""
-    shown = Table(title="Ratio of the errors of two methods, with 95 % intervals")
-    for column in ("problem", "method", "over", "ratio"):
-        shown.add_column(column, justify="right" if column == "ratio" else "left")
+    """Errors and losses of one method over those of another."""
+    shown = _table(
+        "Ratios of two methods, with 95 % intervals", "method", "over", "error", *_LOSSES
+    )
     found = {(row["problem"], row["method"]): row for row in rows}
     for problem in dict.fromkeys(row["problem"] for row in rows):
         for pair in _PAIRS:
             if all((problem, method) in found for method in pair):
-                ratio = _over(*[found[problem, method] for method in pair])
-                shown.add_row(problem, *pair, _shown(ratio))
+                one, other = [found[problem, method] for method in pair]
+                shown.add_row(problem, *pair, _shown(_over(one, other)), *_losses_over(one, other))
     return shown
 
 
 def conflict_table(rows: list[dict[str, Any]]) -> Table:
     """What `osgd_jax.diagnose` says of training on the sum."""
-    shown = Table(title="Conflict between the losses in training on the sum")
-    for column in ("problem", "losses", "mean cosine", "negative"):
-        shown.add_column(column, justify="right" if "cosine" in column else "left")
+    title = "Conflict between the losses in training on the sum"
+    shown = _table(title, "losses", "mean cosine", "negative")
     for row in rows:
         for i, j in zip(*np.triu_indices(len(row["tasks"]), 1), strict=True):
             pair = f"{row['tasks'][i]} and {row['tasks'][j]}"
@@ -257,9 +256,8 @@ def conflict_table(rows: list[dict[str, Any]]) -> Table:
 
 def predicted_table(rows: list[dict[str, Any]]) -> Table:
     """The diagnosis of each problem, and which methods then are beyond the sum's interval."""
-    shown = Table(title="What was seen in training on the sum, and who is then better or worse")
-    for column in ("problem", "alignment", "least mean cosine", "norms", "better", "worse"):
-        shown.add_column(column)
+    title = "What was seen in training on the sum, and who is then better or worse"
+    shown = _table(title, "alignment", "least mean cosine", "norms", "better", "worse")
     for problem in dict.fromkeys(row["problem"] for row in rows):
         found = {row["method"]: row for row in rows if row["problem"] == problem}
         seen = found["sum"]
@@ -275,18 +273,32 @@ def predicted_table(rows: list[dict[str, Any]]) -> Table:
 
 def losses_table(rows: list[dict[str, Any]]) -> Table:
     """What each method makes of each loss, over what the sum makes of it."""
-    shown = Table(title="Losses at the end over the sum's, with 95 % intervals")
-    for column in ("problem", "method", "bc", "ic", "pde"):
-        shown.add_column(column, justify="left" if column in ("problem", "method") else "right")
-    bases = {row["problem"]: row["losses"] for row in rows if row["method"] == "sum"}
+    shown = _table("Losses at the end over the sum's, with 95 % intervals", "method", *_LOSSES)
+    bases = {row["problem"]: row for row in rows if row["method"] == "sum"}
     for row in rows:
-        base, cells = bases[row["problem"]], []
-        for name in ("bc", "ic", "pde"):
-            cell = ""
-            if name in base:
-                cell = _shown(interval(np.log(row["losses"][name]) - np.log(base[name])))
-            cells.append(cell)
-        shown.add_row(row["problem"], row["method"], *cells)
+        shown.add_row(row["problem"], row["method"], *_losses_over(row, bases[row["problem"]]))
+    return shown
+
+
+_LOSSES = ("bc", "ic", "pde")
+
+
+def _losses_over(row: dict[str, Any], base: dict[str, Any]) -> list[str]:
+    """Ratios of the losses at the end; empty where a problem has no such loss."""
+    return [
+        _shown(interval(np.log(row["losses"][name]) - np.log(base["losses"][name])))
+        if name in base["losses"]
+        else ""
+        for name in _LOSSES
+    ]
+
+
+def _table(title: str, *columns: str) -> Table:
+    """An empty table of problems, in which words are at the left and figures at the right."""
+    shown = Table(title=title)
+    for column in ("problem", *columns):
+        words = ("problem", "method", "over", "losses", "better", "worse")
+        shown.add_column(column, justify="left" if column in words else "right")
     return shown
 
 

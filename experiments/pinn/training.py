@@ -26,7 +26,9 @@ class Settings:
     Attributes:
       method: sum (of the losses), osgd, m_config (one loss a step), the name of a weighting, or
         moco, db_mtl, excess_mtl or graddrop.
-      order: of priority for osgd: first_to_last, last_to_first, random, or names such as ic,bc,pde.
+      order: of priority for osgd: first_to_last, last_to_first, random, or names such as ic,bc,pde;
+        pcd follows the first of it.
+      tau: the share of its own progress that pcd promises to every other loss.
       weights: what each loss is multiplied with, in the order of their sorted names: bc, ic, pde;
         all 1 if not given.
       clip_norm: the norm to which a longer gradient is scaled down, after balancing and before
@@ -41,6 +43,7 @@ class Settings:
 
     method: str = "sum"
     order: str = "first_to_last"
+    tau: float = 0.02
     weights: tuple[float, ...] | None = None
     clip_norm: float | None = None
     steps: int = 5000
@@ -54,6 +57,7 @@ class Settings:
         require(self, fields=("steps", "width", "layers", "points", "edge_points"), at_least=1)
         require(self, fields=("weights",), at_least=0)
         require(self, fields=("clip_norm",), above=0)
+        require(self, fields=("tau",), at_least=0, at_most=1)
         known = ("sum", "m_config", *sorted({*methods.names()} - {"sgd", "sum"}))
         if self.method not in known:
             raise ValueError(f"method={self.method!r} is unknown; use one of {', '.join(known)}.")
@@ -127,7 +131,7 @@ class Trainer:
                 f"weights={weights} must be {len(self.names)} numbers, for {', '.join(self.names)}."
             )
         self.weights = dict(zip(self.names, weights, strict=True))
-        self.method = method(settings, len(self.names))
+        self.method = method(settings, self.names)
         self.graphdef, *_ = nnx.split(self._net(0), nnx.Param, ...)
         self.grid = jnp.asarray(mesh(*problem.grid()).reshape(-1, 2), jnp.float32)
         self.solution = jnp.asarray(problem.solution().ravel(), jnp.float32)
@@ -225,13 +229,17 @@ class Trainer:
         return optax.with_extra_args_support(self.method.optimizer(schedule))
 
 
-def method(settings: Settings, num_tasks: int) -> methods.Method:
-    """The method: how gradients are balanced, then Adam."""
+def method(settings: Settings, names: tuple[str, ...]) -> methods.Method:
+    """The method for losses of these names: how gradients are balanced, then Adam."""
     if settings.method == "m_config":
-        return methods.Method("m_config", lambda schedule: osgd_jax.m_config(schedule, num_tasks))
+        return methods.Method("m_config", lambda rate: osgd_jax.m_config(rate, len(names)))
     name = "sgd" if settings.method == "sum" else settings.method
-    chosen = methods.Settings(name, scope="all", order=settings.order)
-    made = methods.method(chosen, num_tasks=num_tasks)
+    order = settings.order
+    if name == "pcd":
+        indices = {each: str(index) for index, each in enumerate(names)}
+        order = ",".join(indices.get(each, each) for each in order.split(","))
+    chosen = methods.Settings(name, scope="all", order=order, tau=settings.tau)
+    made = methods.method(chosen, num_tasks=len(names))
 
     def optimizer(schedule: Any) -> optax.GradientTransformation:
         adam = optax.adam(schedule)

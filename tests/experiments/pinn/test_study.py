@@ -94,6 +94,7 @@ def test_tables_hold_the_paired_ratio_of_errors():
     assert [row[0] for row in pairs] == ["burgers", "advection"]
     assert [row[1:3] for row in pairs] == [["upgrad", "sum, conditions × 100"]] * 2
     assert [row[3] for row in pairs] == ["1 (1 to 1)", "4 (4 to 4)"]
+    assert pairs[0][4:] == ["1 (1 to 1)", "", "3 (3 to 3)"]
     assert losses[1][2:] == ["1 (1 to 1)", "", "3 (3 to 3)"]
     assert overall[1] == ["upgrad", "1.00", "0.50", "2.00"]
     assert conflict[0] == ["burgers", "bc and pde", "+0.00", "100%"]
@@ -105,6 +106,8 @@ def test_weights_and_orders_fit_the_losses_of_a_problem():
     assert weighted.weights == (10.0, 1.0)
     assert study.settings(config, "helmholtz", "osgd, pde first").order == "pde,bc"
     assert study.settings(config, "burgers", "osgd, pde last").order == "ic,bc,pde"
+    held = study.settings(config, "helmholtz", "pcd, pde first, tau 0")
+    assert (held.method, held.order, held.tau) == ("pcd", "pde,bc", 0.0)
     assert study.settings(config, "burgers", "m_config, steps × 2.5").steps == 5000
 
 

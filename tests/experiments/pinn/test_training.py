@@ -88,6 +88,19 @@ def test_osgd_keeps_the_order_of_names():
     _assert_params(found.params, _after_adam(trainer, state, unravel(sum(orthogonal)), 1e-2))
 
 
+def test_pcd_follows_the_first_of_the_order_and_promises_the_others_tau():
+    trainer = _trainer(method="pcd", order="ic,bc,pde", tau=0.3)
+    state = _start(trainer)
+    _, gradients = _gradients(trainer, state)
+    rows = [jax.flatten_util.ravel_pytree(gradients[name])[0] for name in ("bc", "ic", "pde")]
+    _, unravel = jax.flatten_util.ravel_pytree(state.params)
+    weighting = osgd_jax.weightings.pcd(3, tau=0.3, primary=1)
+    weights, _ = weighting.weigh(jnp.stack(rows) @ jnp.stack(rows).T, weighting.init())
+    direction = unravel(weights @ jnp.stack(rows))
+    found = _advance(trainer, state, 1)
+    _assert_params(found.params, _after_adam(trainer, state, direction, 1e-2))
+
+
 def test_one_loss_a_step_takes_them_in_turn():
     trainer = _trainer(method="m_config")
     state = _start(trainer)
@@ -179,6 +192,8 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
         ({"width": 0}, "width=0 must be at least 1"),
         ({"method": "osgd", "order": "a,b,c"}, "order=.* must name each of the losses 'bc', 'ic'"),
         ({"method": "osgd", "order": "upwards"}, "order='upwards' is unknown"),
+        ({"method": "pcd", "order": "random"}, "order='random' must be first_to_last, last_to"),
+        ({"tau": 1.5}, "tau=1.5 must be at least 0 and at most 1"),
     ],
 )
 def test_wrong_settings_are_named(changes, words):
