@@ -1,10 +1,12 @@
-"""The nets that the study of language models makes for itself."""
+"""The study of language models: the nets that it makes for itself, a small run, and its tables."""
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.study.language import MatFormer
+from experiments.study.language.__main__ import Config, measure
+from experiments.study.language.tables import tables
+from experiments.study.language.ways import MatFormer
 from tests.nets.small_nets import randomise
 
 
@@ -20,3 +22,58 @@ def test_outputs_of_matformer_are_nets_without_the_later_units():
     for layer in net.net.stages[0].layers:
         layer.mlp.out.kernel[...] = layer.mlp.out.kernel[...].at[4:].set(0)
     np.testing.assert_allclose(run(net, x), [small, small], rtol=1e-5, atol=1e-5)
+
+
+def test_a_way_is_tuned_tested_and_drawn_once(tmp_path):
+    config = Config(
+        ways=("branched",),
+        length=8,
+        batch_size=4,
+        train_size=8,
+        tuning_seeds=1,
+        test_seeds=2,
+        looks=2,
+        output=tmp_path / "language.json",
+    )
+    reported = []
+    results = measure(config, reported.append)
+    (row,) = results["rows"]
+    validation = {float(rate): np.mean(found) for rate, found in row["tuning"].items()}
+    assert row["learning_rate"] == min(validation, key=validation.__getitem__)
+    assert np.shape(row["bits"]) == (2, 3)
+    assert np.shape(row["cosines"]) == (2, 3, 3)
+    np.testing.assert_allclose(np.asarray(row["cosines"])[:, range(3), range(3)], 1, rtol=1e-5)
+    assert -1 <= row["least_cosine"] <= 1
+    assert row["multiply_adds"] == sorted(row["multiply_adds"])
+    # Three rates, then two test seeds; all are read the second time.
+    kept = (tmp_path / "language.jsonl").read_text()
+    assert len(kept.splitlines()) == 5
+    assert measure(config, reported.append) == results
+    assert (tmp_path / "language.jsonl").read_text() == kept
+    assert (tmp_path / "language_bits.png").stat().st_size > 10_000
+
+
+def test_balances_are_held_against_the_sum_with_the_same_optimizer():
+    def row(way, bits):
+        seen = {"alignment": -0.25, "least_cosine": -0.5, "opposed": 0.75}
+        costs = {"multiply_adds": [1e3, 2e3, 3e3], "parameters": [1e3] * 3, "gflop": 0.5}
+        return {"way": way, "bits": bits, "learning_rate": 0.1, **seen, **costs}
+
+    rows = [
+        row("width", [[3.0, 2.0, 1.0], [4.0, 3.0, 2.0]]),
+        row("width, pcd, adamw", [[2.5, 2.0, 1.5], [3.5, 3.0, 2.5]]),
+        row("width, sum, sgd", [[5.0] * 3] * 2),
+        row("width, pcd, sgd", [[6.0] * 3] * 2),
+    ]
+    bits, balances, conflict = [
+        list(map(list, zip(*[column.cells for column in table.columns], strict=True)))
+        for table in tables({"rows": rows})
+    ]
+    assert bits[0][2] == "1 2 3"
+    assert bits[2][3] == "5.000 ± 0.000, 5.000 ± 0.000, 5.000 ± 0.000"
+    assert balances == [
+        ["pcd", "adamw", *["+0.000 ± 0.000", "-0.500 ± 0.000", "+0.000 ± 0.000", "+0.500 ± 0.000"]],
+        ["pcd", "sgd", *["+1.000 ± 0.000"] * 4],
+    ]
+    seen = ["-0.25", "-0.50", "75%"]
+    assert conflict == [["width", *seen], ["width, sum, sgd", *seen]]

@@ -1,0 +1,1 @@
+"""Nested Transformers on text: `python -m experiments.study.language`."""
