@@ -86,7 +86,7 @@ NETS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     }
 )
 
-BALANCES: Mapping[str, dict[str, str]] = MappingProxyType(
+BALANCES: Mapping[str, dict[str, Any]] = MappingProxyType(
     {
         "sum": {},
         "osgd, first to last": {"optimizer": "osgd"},
