@@ -24,11 +24,13 @@ import osgd_jax
 from experiments import data, methods
 from experiments.benchmark import command
 from experiments.settings import require
+from experiments.study.language import ngrams
 from experiments.study.language.tables import draw, tables
 from experiments.study.language.ways import NETS, OUTPUTS, UPDATES, WAYS, MatFormer
 from experiments.trainer import Run, Trained, Trainer
 
 TITLE = "Nested Transformers on text"
+_ORDER = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Config:
     ways: tuple[str, ...] = tuple(WAYS)
     data: str = "pydoc"
     length: int = 64
-    batch_size: int = 16
+    batch_size: int = 4
     train_size: int = 4800
     tuning_seeds: int = 2
     test_seeds: int = 5
@@ -78,7 +80,8 @@ def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
     for name in config.ways:
         report(name)
         rows.append({"way": name} | _Compared(config, name, dataset, kept).row())
-    drawn = {"about": dataset.about, "rows": rows}
+    counted = ngrams.bits(dataset.train, dataset.test, dataset.num_classes, _ORDER)
+    drawn = {"about": dataset.about, "ngrams": counted, "rows": rows}
     draw(drawn, config.output.parent)
     return drawn
 

@@ -34,6 +34,15 @@ def bits_table(rows: list[dict[str, Any]]) -> Table:
     return shown
 
 
+def ngrams_table(bits: list[float]) -> Table:
+    """Bits per byte of models that count."""
+    shown = Table(title="Test bits per byte of n-grams of the same training text")
+    for n in range(1, len(bits) + 1):
+        shown.add_column(f"{n}-gram", justify="right")
+    shown.add_row(*[f"{each:.3f}" for each in bits])
+    return shown
+
+
 def balances_table(rows: list[dict[str, Any]]) -> Table:
     """What the balances change on the width-nested net, in pairs of the same seed."""
     shown = Table(title="Bits per byte less those of the sum with the same optimizer, width-nested")
@@ -70,8 +79,11 @@ def _outputs() -> list[str]:
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
-    """Bits, what balances change, and conflict."""
-    return [table(results["rows"]) for table in (bits_table, balances_table, conflict_table)]
+    """Bits of nets and of n-grams, what balances change, and conflict."""
+    bits, *others = (
+        table(results["rows"]) for table in (bits_table, balances_table, conflict_table)
+    )
+    return [bits, ngrams_table(results["ngrams"]), *others]
 
 
 def draw(results: dict[str, Any], folder: Path) -> None:

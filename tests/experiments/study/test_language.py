@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from experiments.data import Split
+from experiments.study.language import ngrams
 from experiments.study.language.__main__ import Config, measure
 from experiments.study.language.tables import tables
 from experiments.study.language.ways import MatFormer
@@ -45,6 +47,7 @@ def test_a_way_is_tuned_tested_and_drawn_once(tmp_path):
     np.testing.assert_allclose(np.asarray(row["cosines"])[:, range(3), range(3)], 1, rtol=1e-5)
     assert -1 <= row["least_cosine"] <= 1
     assert row["multiply_adds"] == sorted(row["multiply_adds"])
+    assert len(results["ngrams"]) == 5
     # Three rates, then two test seeds; all are read the second time.
     kept = (tmp_path / "language.jsonl").read_text()
     assert len(kept.splitlines()) == 5
@@ -65,15 +68,37 @@ def test_balances_are_held_against_the_sum_with_the_same_optimizer():
         row("width, sum, sgd", [[5.0] * 3] * 2),
         row("width, pcd, sgd", [[6.0] * 3] * 2),
     ]
-    bits, balances, conflict = [
+    bits, counted, balances, conflict = [
         list(map(list, zip(*[column.cells for column in table.columns], strict=True)))
-        for table in tables({"rows": rows})
+        for table in tables({"rows": rows, "ngrams": [2.0, 1.5]})
     ]
     assert bits[0][2] == "1 2 3"
     assert bits[2][3] == "5.000 ± 0.000, 5.000 ± 0.000, 5.000 ± 0.000"
+    assert counted == [["2.000", "1.500"]]
     assert balances == [
         ["pcd", "adamw", *["+0.000 ± 0.000", "-0.500 ± 0.000", "+0.000 ± 0.000", "+0.500 ± 0.000"]],
         ["pcd", "sgd", *["+1.000 ± 0.000"] * 4],
     ]
     seen = ["-0.25", "-0.50", "75%"]
     assert conflict == [["width", *seen], ["width, sum, sgd", *seen]]
+
+
+def test_ngrams_are_mixed_with_shorter_ones():
+    # Four tokens, of which 0 is followed by 1 and 2, and 1 by 0; 3 is never seen.
+    train = Split(np.array([[0, 1, 0], [1, 0, 0]]), np.array([[1, 0, 1], [0, 2, 2]]))
+    test = Split(np.array([[0], [3]]), np.array([[1], [2]]))
+    found = ngrams.bits(train, test, vocab_size=4, order=3)
+    single = {token: (count + 3 / 4) / (6 + 3) for token, count in {0: 2, 1: 2, 2: 2}.items()}
+    # Of what follows 0: 1 twice, 2 twice. Nothing is known of what follows 3.
+    pairs = [(2 + 2 * single[1]) / (4 + 2), single[2]]
+    wanted = [-np.mean(np.log2([single[1], single[2]])), -np.mean(np.log2(pairs))]
+    np.testing.assert_allclose(found, [*wanted, wanted[1]], rtol=1e-12)
+
+
+def test_chances_of_an_ngram_add_up_to_one():
+    text = np.random.default_rng(0).integers(0, 5, (2, 20))
+    train = Split(text[:, :-1], text[:, 1:])
+    for before in range(5):
+        tests = [Split(np.array([[before]]), np.array([[token]])) for token in range(5)]
+        spent = [ngrams.bits(train, test, vocab_size=5, order=2) for test in tests]
+        np.testing.assert_allclose(np.sum(2.0 ** -np.array(spent), axis=0), 1)
