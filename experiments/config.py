@@ -22,7 +22,7 @@ _MAY_CHANGE = frozenset(
 # Options that are no more or newer, with the values under which older runs did without them.
 _FORMER = types.MappingProxyType(
     {"test_split": None, "distillation": 0.0, "temperature": 3.0, "cutout": 0, "mixup": 0.0}
-    | {"update": "sgd", "tau": 0.02}
+    | {"update": "sgd", "tau": 0.02, "frequencies": 0, "frequency_scale": 1.0}
 )
 
 

@@ -36,6 +36,9 @@ class Settings:
       steps: of Adam.
       width: of the net's layers.
       layers: hidden layers, with tanh.
+      frequencies: random ones, whose cosines and sines the net sees in place of the coordinates; 0
+        for the coordinates themselves.
+      frequency_scale: standard deviation of the frequencies, in periods over a coordinate's range.
       points: for the equation.
       edge_points: for each of the conditions.
       resample: draw new points for each step.
@@ -49,14 +52,16 @@ class Settings:
     steps: int = 5000
     width: int = 50
     layers: int = 4
+    frequencies: int = 0
+    frequency_scale: float = 1.0
     points: int = 1000
     edge_points: int = 50
     resample: bool = False
 
     def __post_init__(self):
         require(self, fields=("steps", "width", "layers", "points", "edge_points"), at_least=1)
-        require(self, fields=("weights",), at_least=0)
-        require(self, fields=("clip_norm",), above=0)
+        require(self, fields=("weights", "frequencies"), at_least=0)
+        require(self, fields=("clip_norm", "frequency_scale"), above=0)
         require(self, fields=("tau",), at_least=0, at_most=1)
         known = ("sum", "m_config", *sorted({*methods.names()} - {"sgd", "sum"}))
         if self.method not in known:
@@ -71,17 +76,20 @@ class Settings:
 class Net(nnx.Module):
     """A field: layers with tanh on coordinates that are scaled to [-1, 1].
 
+    Random Fourier features of the coordinates: Tancik et al., "Fourier Features Let Networks Learn
+    High Frequency Functions in Low Dimensional Domains", NeurIPS 2020; not trained.
+
     Args:
       problem: whose rectangle is scaled.
-      width: of the layers.
-      layers: number of them, before the last, linear one.
+      settings: `width`, `layers`, `frequencies` and `frequency_scale`.
       rngs: for the initial kernels.
     """
 
-    def __init__(self, problem: Problem, width: int, layers: int, rngs: nnx.Rngs):
+    def __init__(self, problem: Problem, settings: Settings, rngs: nnx.Rngs):
         self.low, self.high = problem.low, problem.high
-        glorot = nnx.initializers.glorot_normal()
-        sizes = [2, *[width] * layers, 1]
+        glorot, count = nnx.initializers.glorot_normal(), settings.frequencies
+        self.frequencies = self._draw(settings, rngs) if count else None
+        sizes = [2 * count or 2, *[settings.width] * settings.layers, 1]
         self.layers = nnx.List(
             [nnx.Linear(*each, kernel_init=glorot, rngs=rngs) for each in itertools.pairwise(sizes)]
         )
@@ -90,9 +98,17 @@ class Net(nnx.Module):
         """Values `[N]` at points `[N, 2]`."""
         low, high = jnp.array(self.low), jnp.array(self.high)
         hidden = 2 * (points - low) / (high - low) - 1
+        if self.frequencies is not None:
+            phases = jnp.pi * (hidden @ self.frequencies[...])
+            hidden = jnp.concatenate([jnp.cos(phases), jnp.sin(phases)], axis=-1)
         for layer in self.layers[:-1]:
             hidden = jnp.tanh(layer(hidden))
         return self.layers[-1](hidden)[:, 0]
+
+    @staticmethod
+    def _draw(settings: Settings, rngs: nnx.Rngs) -> nnx.Variable:
+        drawn = jax.random.normal(rngs.params(), (2, settings.frequencies))
+        return nnx.Variable(settings.frequency_scale * drawn)
 
 
 class Look(NamedTuple):
@@ -207,7 +223,7 @@ class Trainer:
 
     def _net(self, seed: Any) -> Net:
         rngs = nnx.Rngs(jax.random.key(seed))
-        return Net(self.problem, self.settings.width, self.settings.layers, rngs)
+        return Net(self.problem, self.settings, rngs)
 
     def field(self, params: Any, rest: Any) -> Net:
         """The net of these parameters."""

@@ -113,9 +113,12 @@ def test_one_loss_a_step_takes_them_in_turn():
     _assert_params(_advance(trainer, state, 4).params, params)
 
 
-@pytest.mark.parametrize("method", ["sum", "m_config", "upgrad", "relobralo"])
-def test_many_nets_train_as_each_alone(method):
-    trainer = _trainer(method=method, resample=True)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"method": "m_config"}, {"method": "upgrad"}, {"method": "relobralo", "frequencies": 3}],
+)
+def test_many_nets_train_as_each_alone(changes):
+    trainer = _trainer(resample=True, **changes)
     seeds, rates = jnp.arange(3), jnp.array([1e-2, 1e-3, 3e-3])
     together = jax.jit(jax.vmap(trainer.start))(seeds, rates)
     advance = functools.partial(trainer.advance, first=0, count=5)
@@ -124,6 +127,27 @@ def test_many_nets_train_as_each_alone(method):
     third = jax.tree.map(lambda leaf: leaf[2], together.params)
     _assert_params(third, alone.params)
     assert together.step.tolist() == [5, 5, 5]
+
+
+def test_random_frequencies_take_the_place_of_the_coordinates_and_stay():
+    trainer = _trainer(frequencies=4, frequency_scale=3.0)
+    state = _start(trainer, 5)
+    field = trainer.field(state.params, state.rest)
+    drawn = np.asarray(field.frequencies[...])
+    assert drawn.shape == (2, 4)
+    assert 1 < np.std(drawn) < 6
+    points = np.random.default_rng(0).uniform(size=(7, 2))
+    phases = np.pi * (2 * points - 1) @ drawn
+    hidden = np.concatenate([np.cos(phases), np.sin(phases)], axis=1)
+    for layer in field.layers[:-1]:
+        hidden = np.tanh(hidden @ layer.kernel[...] + layer.bias[...])
+    last = field.layers[-1]
+    values = hidden @ last.kernel[...] + last.bias[...]
+    np.testing.assert_allclose(field(jnp.asarray(points)), values[:, 0], rtol=1e-4, atol=1e-5)
+    after = _advance(trainer, state, 2)
+    np.testing.assert_array_equal(
+        trainer.field(after.params, after.rest).frequencies[...], field.frequencies[...]
+    )
 
 
 def test_a_look_sees_losses_conflict_and_error():
@@ -189,6 +213,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
         ({"method": "m_config", "clip_norm": 1.0}, "clip_norm=1.0 must not be given with m_config"),
         ({"weights": (1.0, 2.0)}, r"weights=\(1.0, 2.0\) must be 3 numbers, for bc, ic, pde"),
         ({"weights": (1.0, -2.0, 1.0)}, "weights=.* must be one or more numbers, each at least 0"),
+        ({"frequencies": -1}, "frequencies=-1 must be at least 0"),
         ({"width": 0}, "width=0 must be at least 1"),
         ({"method": "osgd", "order": "a,b,c"}, "order=.* must name each of the losses 'bc', 'ic'"),
         ({"method": "osgd", "order": "upwards"}, "order='upwards' is unknown"),
