@@ -6,6 +6,9 @@ All take the same number of steps; one loss a step, whose steps take 0.4 of the 
 times as many. A seed gives the same initial net and the same points to every
 method, so that methods are compared in pairs. What is done already is read from the .jsonl file
 beside the output, so that the command goes on where it was stopped.
+
+Every step has new points, and the nets see random Fourier features: with the same points for all
+steps, and coordinates alone, none of these problems is solved in so few steps by any method.
 """
 
 import dataclasses
@@ -42,13 +45,11 @@ METHODS: Mapping[str, dict[str, Any]] = MappingProxyType(
         "osgd, pde first": {"method": "osgd", "order": "pde,bc,ic"},
         "osgd, pde last": {"method": "osgd", "order": "ic,bc,pde"},
         "config": {"method": "config"},
-        "m_config": {"method": "m_config"},
         "m_config, steps × 2.5": {"method": "m_config", "stretch": 2.5},
         "upgrad": {"method": "upgrad"},
         "pcd, pde first": {"method": "pcd", "order": "pde,bc,ic"},
         "pcd, pde first, tau 0": {"method": "pcd", "order": "pde,bc,ic", "tau": 0.0},
         "pcd, pde last": {"method": "pcd", "order": "ic,bc,pde"},
-        "pcd, pde last, tau 0": {"method": "pcd", "order": "ic,bc,pde", "tau": 0.0},
         "inverse_norms": {"method": "inverse_norms"},
     }
 )
@@ -67,6 +68,7 @@ class Config:
       steps: of Adam.
       width: of the net's layers.
       layers: hidden layers.
+      frequencies: of the Fourier features, with a standard deviation of one period.
       points: for the equation.
       edge_points: for each of the conditions.
       looks: how often the gradients' conflict is measured in a run.
@@ -75,11 +77,12 @@ class Config:
 
     problems: tuple[Name, ...] = tuple(PROBLEMS)
     methods: tuple[str, ...] = tuple(METHODS)
-    rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+    rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2, 1e-1)
     tuning_seeds: int = 3
     steps: int = 2000
     width: int = 20
     layers: int = 3
+    frequencies: int = 10
     points: int = 200
     edge_points: int = 25
     looks: int = 10
@@ -88,6 +91,7 @@ class Config:
     def __post_init__(self):
         counts = ("tuning_seeds", "steps", "width", "layers", "points", "edge_points", "looks")
         require(self, fields=counts, at_least=1)
+        require(self, fields=("frequencies",), at_least=0)
         require(self, fields=("rates",), above=0)
         unknown = set(self.methods) - set(METHODS)
         if unknown:
@@ -121,8 +125,9 @@ def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
     }
 
 
+_SIZES = ("width", "layers", "frequencies", "points", "edge_points")
 # Fields that every row depends on.
-_SAME = ("rates", "tuning_seeds", "steps", "width", "layers", "points", "edge_points", "looks")
+_SAME = ("rates", "tuning_seeds", "steps", "looks", *_SIZES)
 
 
 def compare(config: Config, problem: Name, method: str) -> dict[str, Any]:
@@ -162,8 +167,8 @@ def settings(config: Config, problem: Name, method: str) -> Settings:
     if "order" in changes:
         changes["order"] = ",".join(name for name in changes["order"].split(",") if name in names)
     changes["steps"] = int(config.steps * changes.pop("stretch", 1)) // config.looks * config.looks
-    sizes = ("width", "layers", "points", "edge_points")
-    return Settings(**{name: getattr(config, name) for name in sizes}, **changes)
+    sizes = {name: getattr(config, name) for name in _SIZES}
+    return Settings(**sizes, resample=True, **changes)
 
 
 def _compiled(config: Config, trainer: Trainer) -> tuple[Any, Any, Any]:
@@ -218,12 +223,14 @@ def overall_table(rows: list[dict[str, Any]]) -> Table:
 
 
 # Methods to be held against each other: that without a weight to tune against the best fixed one,
-# two orders, and what PCD promises to the other losses against a promise not to harm them.
+# two orders, and PCD's promise of progress to the other losses against promises to do them no harm
+# and of nothing.
 _PAIRS = (
     ("upgrad", "sum, conditions × 100"),
     ("osgd, pde last", "osgd, pde first"),
     ("pcd, pde first", "pcd, pde first, tau 0"),
-    ("pcd, pde last", "pcd, pde last, tau 0"),
+    ("pcd, pde first", "osgd, pde first"),
+    ("pcd, pde last", "osgd, pde last"),
 )
 
 
