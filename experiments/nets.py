@@ -1,6 +1,7 @@
 """Nets by name, sized for a data set."""
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from flax import nnx
 import osgd_jax.nets
 from experiments.data import Dataset
 from experiments.settings import require
+from osgd_jax.nets import presets
 
 Family = Literal["branched", "msdnet", "width-nested", "depth-nested", "nested"]
 
@@ -51,6 +53,8 @@ class Sizes:
       width: channels of a Transformer; the family's own if not given.
       depth: layers of a Transformer, at the first output where it is nested in depth; as above.
       heads: attention heads of a Transformer; as above.
+      preset: name in `osgd_jax.nets.presets`, whose sizes are taken where none are given; net,
+        outputs and stem must be its own.
       norm: batch or group normalisation.
       stem: cifar, or imagenet for large images.
       precision: numbers that the net computes with; parameters are always float32.
@@ -63,6 +67,7 @@ class Sizes:
     width: int | None = None
     depth: int | None = None
     heads: int | None = None
+    preset: str | None = None
     norm: Literal["batch", "group"] = "batch"
     stem: Literal["cifar", "imagenet"] = "cifar"
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -82,6 +87,22 @@ class Sizes:
             )
         if self.widths is None and self.blocks is not None:
             raise ValueError("blocks are given for each of the widths; give --widths too.")
+        if self.preset is not None:
+            self._check_preset(self.preset)
+
+    def _check_preset(self, name: str):
+        if name not in presets.PRESETS:
+            raise ValueError(f"preset={name} must be one of {', '.join(presets.PRESETS)}.")
+        preset = presets.PRESETS[name]
+        families = {make: family for family, make in (NETS | TRANSFORMERS).items()}
+        needed = {
+            "net": families[preset.make],
+            "outputs": preset.arguments.get("num_outputs", Sizes.outputs),
+            "stem": preset.arguments.get("stem", Sizes.stem),
+        }
+        if any(getattr(self, option) != value for option, value in needed.items()):
+            options = " ".join(f"--{option} {value}" for option, value in needed.items())
+            raise ValueError(f"preset={name} is of another net; give {options}, too.")
 
 
 def make_net(sizes: Sizes, dataset: Dataset, rngs: nnx.Rngs) -> osgd_jax.nets.AnytimeNet:
@@ -99,9 +120,12 @@ def make_net(sizes: Sizes, dataset: Dataset, rngs: nnx.Rngs) -> osgd_jax.nets.An
     if dataset.is_text != (sizes.net in TRANSFORMERS):
         known = ", ".join(TRANSFORMERS if dataset.is_text else NETS)
         raise ValueError(f"net={sizes.net} does not take {dataset.name}; use one of {known}.")
+    make = (NETS | TRANSFORMERS)[sizes.net]
+    if sizes.preset is not None:
+        make = functools.partial(presets.make, sizes.preset)
     if sizes.net in TRANSFORMERS:
         given = {"width": sizes.width, "depth": sizes.depth, "num_heads": sizes.heads}
-        return TRANSFORMERS[sizes.net](
+        return make(
             vocab_size=dataset.num_classes,
             num_outputs=sizes.outputs,
             rngs=rngs,
@@ -112,7 +136,7 @@ def make_net(sizes: Sizes, dataset: Dataset, rngs: nnx.Rngs) -> osgd_jax.nets.An
     levels = {}
     if sizes.widths is not None:
         levels = {"widths": sizes.widths, "blocks": sizes.blocks or (1,) * len(sizes.widths)}
-    return NETS[sizes.net](
+    return make(
         num_classes=dataset.num_classes,
         num_outputs=sizes.outputs,
         in_channels=channels,

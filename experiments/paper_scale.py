@@ -23,6 +23,9 @@ _RECIPES = Path(__file__).parent / "recipes"
 Method = Literal["sgd", "clipped", "osgd", "pcd", "last", "mixed"]
 # A forward pass and two of its size backward, of two operations for each multiply-add.
 _OPERATIONS = 6
+# Operations a second that an H100 (SXM) is assumed to do: a hundredth of its dense peak in TF32, as
+# kernels are short on small images in batches of 64; in bfloat16, on large ones, a twentieth.
+_SPEED = {"float32": 494.7e12 / 100, "bfloat16": 989.4e12 / 20}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +100,16 @@ def run_of(config: Config) -> Run:
     )
 
 
+def work(multiply_adds: int, examples: int) -> float:
+    """Count the operations of SGD on so many examples, each as often as it is seen."""
+    return _OPERATIONS * multiply_adds * examples
+
+
+def h100_hours(operations: float, precision: str) -> float:
+    """Estimate how long so many operations take on an H100."""
+    return operations / _SPEED[precision] / 3600
+
+
 def page(config: Config, run: Run, summary: Mapping[str, Any]) -> str:
     """A table of the outputs, ours beside those that are published for the same data."""
     _, published = read(config.recipe)
@@ -105,20 +118,24 @@ def page(config: Config, run: Run, summary: Mapping[str, Any]) -> str:
         [
             str(k + 1),
             f"{summary['multiply_adds'][k] / 1e6:.1f}",
-            f"{100 * accuracy:.1f}",
+            f"{100 * summary['validation_accuracy'][k]:.1f}",
+            f"{100 * summary['test_accuracy'][k]:.1f}",
             *[f"{each[k]:.1f}" for each in found.values()],
         ]
-        for k, accuracy in enumerate(summary["test_accuracy"])
+        for k in range(run.net.outputs)
     ]
-    header = ["output", "million multiply-adds", f"{config.method}, %"]
+    header = ["output", "million multiply-adds"]
+    header += [f"{config.method}, {split}, %" for split in ("validation", "test")]
     header += [f"{name}, published, %" for name in found]
     about = f"# {config.recipe}, {config.method}\n\n{run.dataset.data}, {run.run.epochs} epochs"
     if config.train_size:
         about += f" of {config.train_size} examples: a rehearsal"
     examples = summary["steps"] * run.run.batch_size
-    work = _OPERATIONS * summary["multiply_adds"][-1] * examples
+    operations = work(summary["multiply_adds"][-1], examples)
+    expected = h100_hours(operations, run.net.precision)
     hours = summary["clock"]["seconds"] / 3600
-    about += f"; SGD's work is {work:.2g} operations; {hours:.2f} hours in the last process."
+    about += f"; SGD's work is {operations:.2g} operations, an estimated {expected:.2g} hours of an"
+    about += f" H100; {hours:.2f} hours in the last process."
     return f"{about}\n\n{tables.markdown(header, rows)}"
 
 

@@ -87,8 +87,9 @@ def _imagenet() -> dict[str, Preset]:
         "imagenet-depth-50": Preset(DepthNestedResNet, doubling, shape),
         "imagenet-nested-50": Preset(NestedResNet, doubling, shape),
     }
-    # The i-th classifier stands after layer step · i + 3.
-    for step in (4, 6, 7):
+    # The i-th classifier stands after layer step · i + 3 in the paper, and after layer step · i in
+    # the nets of 20 and 35 layers, which the authors train with PyTorch (kalviny/MSDNet-PyTorch).
+    for base, step in ((4, 4), (7, 4), (9, 6), (7, 7), (10, 7)):
         sizes = {
             "num_classes": 1000,
             "num_outputs": 5,
@@ -96,11 +97,11 @@ def _imagenet() -> dict[str, Preset]:
             "growth_rate": 16,
             "growth_factors": (1, 2, 4, 4),
             "bottleneck_factors": (1, 2, 4, 4),
-            "base": step + 3,
+            "base": base,
             "step": step,
             "stem": "imagenet",
         }
-        presets[f"imagenet-msdnet-{5 * step + 3}"] = Preset(MSDNet, sizes, shape)
+        presets[f"imagenet-msdnet-{base + 4 * step}"] = Preset(MSDNet, sizes, shape)
     return presets
 
 

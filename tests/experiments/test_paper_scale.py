@@ -1,12 +1,27 @@
 """Recipes of the paper's scale: what they set, and a rehearsal."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+from flax import nnx
+
+import osgd_jax
 from experiments import paper_scale
+from experiments.data import Dataset
+from experiments.nets import make_net
 from tests.experiments.running import finish, refuse
+
+ROOT = Path(__file__).parents[2]
+
+# Training images, classes and input shape.
+SETS = {
+    "tfds:cifar100": (50_000, 100, (32, 32, 3)),
+    "tfds:imagenet2012": (1_281_167, 1000, (224, 224, 3)),
+}
 
 SUMMARY = {
     "test_accuracy": [0.5] * 10,
+    "validation_accuracy": [0.6] * 10,
     "multiply_adds": [1e6 * k for k in range(1, 11)],
     "steps": 100,
     "clock": {"seconds": 1800.0},
@@ -29,16 +44,34 @@ def test_recipes_are_settings_of_the_training_program(recipe):
     assert runs["mixed"].run.start_from == runs["last"].workdir
 
 
+@pytest.mark.parametrize("recipe", paper_scale.names())
+def test_recipes_say_their_command_their_work_and_an_estimate_of_their_time(recipe):
+    run = paper_scale.run_of(paper_scale.Config(recipe))
+    images, classes, shape = SETS[run.dataset.data]
+    blank = Dataset(run.dataset.data, classes, None, None, None, input_shape=shape)
+    net = nnx.eval_shape(lambda: make_net(run.net, blank, nnx.Rngs(0)))
+    million = [each.multiply_adds / 1e6 for each in osgd_jax.cost(net, shape)]
+    examples = round((1 - run.dataset.validation_fraction) * images) * run.run.epochs
+    operations = paper_scale.work(round(million[-1] * 1e6), examples)
+    hours = f"{paper_scale.h100_hours(operations, run.net.precision):.2g}"
+    said = (ROOT / "experiments" / "recipes" / f"{recipe}.toml").read_text()
+    assert f"make paper-scale RECIPE={recipe} " in said
+    assert f"Million multiply-adds: {', '.join(f'{each:.1f}' for each in million)}." in said
+    assert f"{hours} hours of SGD on an H100, {operations:.1e} operations" in said
+    page = (ROOT / "docs" / "paper_scale.md").read_text()
+    assert f"| {million[0]:.1f} to {million[-1]:.1f} | {hours} |" in page.partition(recipe)[2]
+
+
 def test_the_result_stands_beside_what_is_published_for_the_same_data():
     config = paper_scale.Config("cifar_msdnet", "sgd")
     text = paper_scale.page(config, paper_scale.run_of(config), SUMMARY)
-    assert "| 1 | 1.0 | 50.0 | 64.6 | 65.3 |" in text
-    assert "| 10 | 10.0 | 50.0 | 76.0 | 76.3 |" in text
+    assert "| 1 | 1.0 | 60.0 | 50.0 | 64.6 | 65.3 |" in text
+    assert "| 10 | 10.0 | 60.0 | 50.0 | 76.0 | 76.3 |" in text
     # Six operations for each multiply-add of 6,400 examples.
-    assert "3.8e+11 operations; 0.50 hours" in text
+    assert "3.8e+11 operations, an estimated 2.2e-05 hours of an H100; 0.50 hours" in text
     config = paper_scale.Config("cifar_msdnet", "sgd", data="tfds:cifar10", train_size=450)
     text = paper_scale.page(config, paper_scale.run_of(config), SUMMARY)
-    assert "| 1 | 1.0 | 50.0 |\n" in text
+    assert "| 1 | 1.0 | 60.0 | 50.0 |\n" in text
     assert "450 examples: a rehearsal" in text
 
 
