@@ -130,6 +130,19 @@ def test_a_folder_streamed_by_workers_gives_what_one_in_memory_gives(tmp_path, c
         assert first["multiply_adds"] == second["multiply_adds"]
 
 
+@pytest.mark.slow
+def test_a_recipe_is_rehearsed_on_real_images(tmp_path, cifar):
+    # 450 images are one in a hundred of those that the recipe trains on.
+    rehearsal = ("--train-size", 450, "--epochs", 2, "--output", tmp_path)
+    printed = finish("paper_scale", "cifar_branched", "--data", f"folder:{cifar}", *rehearsal)
+    assert "2 epochs of 450 examples: a rehearsal" in printed
+    (workdir,) = tmp_path.iterdir()
+    assert (workdir / "comparison.md").read_text() in printed
+    found = summary(workdir)
+    assert found["steps"] == 2 * (450 // 64)
+    assert all(0 <= accuracy <= 1 for accuracy in found["test_accuracy"])
+
+
 def test_a_folder_is_cut_into_disjoint_splits_and_standardised(cifar):
     dataset = data.load(data.Source(f"folder:{cifar}"))
     assert (dataset.train.size, dataset.validation.size, dataset.test.size) == (540, 60, 200)
