@@ -1,6 +1,7 @@
 """Steps with `axis_name`, which `test_data_parallel.py` runs on eight CPU devices.
 
-Each case compares a step of eight devices, each on its part of the batch, with one device's on all.
+Each case compares a step of eight devices (or two, or four of them), each on its part of the batch,
+with one device's on all.
 """
 
 import functools
@@ -95,6 +96,54 @@ def check_equal_to_one_device():
             tx = functools.partial(osgd_jax.orthogonalize, scope=scope)
             sharded = on_eight(tx(axis_name="d"), dense)(PARAMS, INPUTS)
             assert_close(sharded, on_one_device(tx(), dense))
+
+
+def check_other_numbers():
+    """2, 4 and 8 devices, 1 to 5 losses, both precisions; rows ragged, tiny and long."""
+    shapes = {"scalar": (), "tiny": (3,), "ragged": (5, 7), "long": (16, 1900), "late": (9,)}
+    # Small integers, whose means are exact in any order: what is left is the balancing.
+    cases = [
+        {
+            name: jnp.asarray(rng.integers(-4, 5, size=(8, k, *shape)), dtype)
+            for name, shape in shapes.items()
+        }
+        for k, dtype in [*((k, jnp.float32) for k in range(1, 6)), (3, jnp.bfloat16)]
+    ]
+
+    def step(cases, axis_name=None):
+        tx = osgd_jax.orthogonalize(axis_name=axis_name)
+
+        def update(examples):
+            rows = jax.tree.map(lambda leaf: leaf.mean(0), examples)
+            count = len(rows["tiny"])
+            tasks = dict.fromkeys(rows, range(count)) | {"late": range(count - 1, count)}
+            grads = {
+                name: osgd_jax.TaskRows(rows[name][tasks[name][0] :], tuple(tasks[name]), count)
+                for name in rows
+            }
+            params = jax.tree.map(lambda leaf: leaf[0], rows)
+            return tx.update(grads, tx.init(params), params)[0]
+
+        return [update(examples) for examples in cases]
+
+    expected = jax.jit(step)(cases)
+    for count in (2, 4, 8):
+        mesh = jax.make_mesh(
+            (count,), ("d",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count]
+        )
+        mapped = jax.shard_map(
+            functools.partial(step, axis_name="d"), mesh=mesh, in_specs=P("d"), out_specs=P()
+        )
+        compiled = jax.jit(mapped).lower(cases).compile()
+        assert "reduce-scatter" in compiled.as_text()
+        jax.tree.map(assert_equal_up_to_rounding, compiled(cases), expected)
+
+
+def assert_equal_up_to_rounding(actual, expected):
+    assert actual.dtype == expected.dtype
+    error = 32 * float(jnp.finfo(actual.dtype).eps)
+    actual, expected = (np.asarray(each, np.float32) for each in (actual, expected))
+    np.testing.assert_allclose(actual, expected, rtol=error, atol=error)
 
 
 def check_other_ways():
@@ -240,6 +289,7 @@ def check_row_memory():
 if __name__ == "__main__":
     assert len(jax.devices()) == D
     check_equal_to_one_device()
+    check_other_numbers()
     check_other_ways()
     check_same_weights_everywhere()
     check_nan_and_summed_gradients()
