@@ -59,6 +59,17 @@ def _warmed_up(problem: Problem, schedule: Any) -> Any:
     return optax.chain(_sgd(problem, schedule), growth)
 
 
+def _twice(problem: Problem, schedule: Callable[[Any], Any]) -> Any:
+    """SGD whose rate falls to zero in half of the steps, and once more in the other half."""
+    half = _half(problem)
+    return _sgd(problem, lambda count: schedule(2 * (count % half)))
+
+
+def _half(problem: Problem) -> int:
+    """The number of steps in half of the epochs."""
+    return problem.epochs * problem.train_size // problem.batch_size // 2
+
+
 def _candidate(
     about: str,
     balance: Callable[[Problem], Any] | None = None,
@@ -86,6 +97,16 @@ def _constant(first: float, last: float):
     return lambda problem: osgd_jax.aggregate(
         weightings.constant(jnp.geomspace(first, last, problem.outputs).tolist()), "all"
     )
+
+
+def last_then_all(steps: int) -> weightings.Weighting:
+    """The last output's loss alone in the first steps, then the sum (arXiv 2407.14320, mixed)."""
+
+    def weigh(gramian: jax.Array, count: jax.Array, **_: Any) -> Any:
+        last = jnp.arange(len(gramian)) == len(gramian) - 1
+        return jnp.where(last | (count >= steps), 1, 0).astype(gramian.dtype), count + 1
+
+    return weightings.Weighting(lambda: jnp.int32(0), weigh, scaling="common")
 
 
 def with_length_of(
@@ -172,6 +193,11 @@ CANDIDATES: dict[str, Candidate] = {
     "adamw": _candidate("AdamW on the sum of the losses", None, _adamw, scale=1 / 32),
     "lars": _candidate("LARS on the sum of the losses", None, _lars, scale=64.0),
     "sgd-warmup": _candidate("SGD, its rate warmed up", None, _warmed_up),
+    "sgd-mixed": _candidate(
+        "SGD on the last output alone, then on the sum, each in half of the epochs",
+        _weighted(lambda problem: last_then_all(_half(problem)), "all"),
+        _twice,
+    ),
     "sgd-longer": _candidate("SGD for half as many epochs again", epochs=1.5),
     "osgd-shared": _candidate('OSGD, scope "shared"', _osgd()),
     "osgd-all": _candidate('OSGD, scope "all"', _TEXTBOOK),

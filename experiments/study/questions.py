@@ -122,6 +122,13 @@ QUESTIONS = {
         tuned=TEN,
         seeds=FRESH,
     ),
+    "mixed": Question(
+        "Does it help to train the last output first?",
+        _on("mnist1d-width", "mnist1d-branched-small"),
+        ("sgd", "sgd-clipped", "sgd-mixed"),
+        tuned=TEN,
+        seeds=FRESH[:20],
+    ),
     # In other settings.
     "settings": Question(
         "Does it stay so in other settings?",

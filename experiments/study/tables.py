@@ -104,7 +104,7 @@ def gains(store: Store, question: str, base: str) -> str:
         on = result(store, problem, base, asked.tuned, asked.tested)
         if on is None:
             continue
-        row = [problem.name, f"{on.means.mean():.1f}"]
+        row, seeds = [problem.name, f"{on.means.mean():.1f}"], {len(on.tests)}
         for name in others:
             shown = ""
             if name == "alone":
@@ -114,8 +114,9 @@ def gains(store: Store, question: str, base: str) -> str:
             elif found := result(store, problem, name, asked.tuned, asked.tested):
                 means[name].append(paired(found, on).mean)
                 shown = str(paired(found, on))
+                seeds.add(len(found.tests.keys() & on.tests))
             row.append(shown)
-        rows.append([*row, len(on.tests)])
+        rows.append([*row, " to ".join(map(str, sorted(seeds)))])
     if len(rows) > 1:
         over = [str(interval(np.array(each))) if len(each) > 1 else "" for each in means.values()]
         rows.append(["*mean, interval over problems*", "", *over, ""])

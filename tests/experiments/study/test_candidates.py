@@ -79,7 +79,7 @@ def test_candidate_takes_a_finite_step(name):
             for k, n in enumerate(("early", "late", "late"))
         )
 
-    tx = method.optimizer(0.01)
+    tx = method.optimizer(optax.constant_schedule(0.01))
 
     @jax.jit
     def step(params):
@@ -91,6 +91,28 @@ def test_candidate_takes_a_finite_step(name):
         return tx.update(direction, tx.init(params), params)[0]
 
     assert 0 < _norm(step(params)) < np.inf
+
+
+def test_mixed_regime_trains_the_last_output_for_half_of_the_steps_and_then_all():
+    # In batches of 100, 2 epochs of 200 examples are 4 steps.
+    method = CANDIDATES["sgd-mixed"].make(_SMALL)
+    grads, params, weights = _rows(np.random.default_rng(4)), jnp.zeros(20), []
+    state = method.balance.init(params)
+    for _ in range(4):
+        update, state = method.balance.update(grads, state, params)
+        weights.append(np.linalg.lstsq(grads.T, update)[0])
+    np.testing.assert_allclose(weights, [[0, 0, 1]] * 2 + [[1, 1, 1]] * 2, atol=1e-5)
+
+
+def test_mixed_regime_lets_the_rate_fall_in_each_half():
+    falling = optax.linear_schedule(0.4, 0, 4)
+    without_momentum = dataclasses.replace(_SMALL, momentum=0.0)
+    tx = CANDIDATES["sgd-mixed"].make(without_momentum).optimizer(falling)
+    state, rates = tx.init(jnp.ones(1)), []
+    for _ in range(4):
+        update, state = tx.update(jnp.ones(1), state)
+        rates.append(-float(update[0]))
+    np.testing.assert_allclose(rates, [0.4, 0.2, 0.4, 0.2], rtol=1e-6)
 
 
 def test_warm_up_takes_a_share_of_the_steps_of_sgd():
