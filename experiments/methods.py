@@ -112,7 +112,7 @@ def method(settings: Settings, *, num_tasks: int | None = None, seed: int = 0) -
     if name in ROW_METHODS:
         make = getattr(osgd_jax, name)
         return Method(name, optimizer, make(num_tasks, scope=scope))
-    if name == "pcd":
+    if name == "pcd" and num_tasks is not None:
         weighting = weightings.pcd(num_tasks, settings.tau, primary=_primary(order, num_tasks))
     else:
         weighting = _weighting(name, num_tasks)
