@@ -209,16 +209,17 @@ def errors_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def overall_table(rows: list[dict[str, Any]]) -> Table:
-    """Over all problems: the mean of the logarithms of the ratios, each problem counting once."""
-    problems = list(dict.fromkeys(row["problem"] for row in rows))
-    errors = {(row["problem"], row["method"]): np.log(row["errors"]) for row in rows}
-    shown = Table(title=f"Mean ratio to the sum's error over {', '.join(problems)}")
-    for column in ("method", "ratio", "least", "largest"):
+    """Each method's errors over the clipped sum's, or the sum's, and their mean over problems."""
+    found = {(row["problem"], row["method"]): row for row in rows}
+    problems, names = (list(dict.fromkeys(pair)) for pair in zip(*found, strict=True))
+    base = "sum, clipped" if "sum, clipped" in names else "sum"
+    shown = Table(title=f"Error over that of “{base}”, with 95 % intervals")
+    for column in ("method", *problems, "geometric mean"):
         shown.add_column(column, justify="left" if column == "method" else "right")
-    for method in dict.fromkeys(row["method"] for row in rows):
-        means = [np.mean(errors[each, method] - errors[each, "sum"]) for each in problems]
-        ratios = np.exp([np.mean(means), np.min(means), np.max(means)])
-        shown.add_row(method, *[f"{each:.2f}" for each in ratios])
+    for name in names:
+        ratios = [_over(found[each, name], found[each, base]) for each in problems]
+        mean = np.exp(np.mean([ratio.mean for ratio in ratios]))
+        shown.add_row(name, *map(_shown, ratios), f"{mean:.2f}")
     return shown
 
 
