@@ -223,10 +223,12 @@ def overall_table(rows: list[dict[str, Any]]) -> Table:
     return shown
 
 
-# Methods to be held against each other: that without a weight to tune against the best fixed one,
+# Methods to be held against each other: those without a weight to tune against the best fixed one,
 # two orders, and PCD's promise of progress to the other losses against promises to do them no harm
 # and of nothing.
 _PAIRS = (
+    ("config", "sum, conditions × 100"),
+    ("inverse_norms", "sum, conditions × 100"),
     ("upgrad", "sum, conditions × 100"),
     ("osgd, pde last", "osgd, pde first"),
     ("pcd, pde first", "pcd, pde first, tau 0"),
@@ -293,12 +295,16 @@ _LOSSES = ("bc", "ic", "pde")
 
 def _losses_over(row: dict[str, Any], base: dict[str, Any]) -> list[str]:
     """Ratios of the losses at the end; empty where a problem has no such loss."""
-    return [
-        _shown(interval(np.log(row["losses"][name]) - np.log(base["losses"][name])))
-        if name in base["losses"]
-        else ""
-        for name in _LOSSES
-    ]
+    cells = []
+    for name in _LOSSES:
+        losses, others = (np.array(each["losses"].get(name, [])) for each in (row, base))
+        if not len(losses):
+            cells.append("")
+        elif losses.all() and others.all():
+            cells.append(_shown(interval(np.log(losses) - np.log(others))))
+        else:
+            cells.append("some are 0")
+    return cells
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -81,7 +81,7 @@ def test_tables_hold_the_paired_ratio_of_errors():
         row("advection", "sum", [1.0, 1.0]),
         row("advection", "upgrad", [2.0, 2.0]),
         row("burgers", "sum, conditions × 100", [0.05, 0.2]),
-        row("advection", "sum, conditions × 100", [0.5, 0.5]),
+        row("advection", "sum, conditions × 100", [0.5, 0.5], (0.0, 1.0)),
     ]
     overall, predicted, errors, pairs, losses, conflict = map(_cells, study.tables({"rows": rows}))
     seen = ["-0.50", "+0.00", "12 : 1"]
@@ -96,6 +96,7 @@ def test_tables_hold_the_paired_ratio_of_errors():
     assert [row[3] for row in pairs] == ["1 (1 to 1)", "4 (4 to 4)"]
     assert pairs[0][4:] == ["1 (1 to 1)", "", "3 (3 to 3)"]
     assert losses[1][2:] == ["1 (1 to 1)", "", "3 (3 to 3)"]
+    assert losses[-1][2:] == ["1 (1 to 1)", "", "some are 0"]
     assert overall[1] == ["upgrad", "0.5 (0.5 to 0.5)", "2 (2 to 2)", "1.00"]
     assert conflict[0] == ["burgers", "bc and pde", "+0.00", "100%"]
 
