@@ -102,6 +102,8 @@ def draw(results: dict[str, Any], folder: Path) -> None:
             label = f"{net}, each output alone" if "output 1" in name else None
             style = {"color": "0.3", "linestyle": "none", "marker": mark[net], "label": label}
             axes.plot(row["multiply_adds"], means, markersize=12, **style)
+    ticks = 25 * 2 ** np.arange(5)
+    axes.set_xticks(1e3 * ticks, [f"{tick} k" for tick in ticks])
     axes.set_xlabel("multiply-adds per byte, up to each output")
     axes.set_ylabel("test bits per byte")
     axes.legend(fontsize="small")
@@ -114,4 +116,7 @@ def draw(results: dict[str, Any], folder: Path) -> None:
         plots.cosines(np.linspace(0, 1, len(cosines)), cosines, names=_outputs(), axes=axes)
         axes.set_title(name)
         axes.set_xlabel("share of the steps")
+        if axes is not panels[0]:
+            axes.set_ylabel("")
+            axes.get_legend().remove()
     figure.savefig(folder / "language_cosines.png", dpi=110)
