@@ -33,9 +33,10 @@ class FileStages:
         self.weights, self.kept, self._calls = [], [], []
         for k, entry in enumerate(manifest["stages"]):
             stage = export.deserialize(bytearray(content.members[entry["member"]]))
-            (_, past, state, *_), _ = jax.tree.unflatten(stage.in_tree, stage.in_avals)
+            (_, past, state, starts, *_), _ = jax.tree.unflatten(stage.in_tree, stage.in_avals)
             self.weights.append([arrays[index] for index in entry["weights"]])
-            heads = [jax.ShapeDtypeStruct((a.shape[1], a.shape[3]), a.dtype) for a in past]
+            (batch,) = starts.shape
+            heads = [jax.ShapeDtypeStruct((a.shape[0] // batch, a.shape[1]), a.dtype) for a in past]
             left = [jax.ShapeDtypeStruct(a.shape[2:], a.dtype) for a in state if k]
             self.kept.append(Kept(heads, left))
             self._calls.append(cast(Any, stage.call))

@@ -28,7 +28,7 @@ class Kept(NamedTuple):
 
     def past_of(self, batch: Any, length: Any) -> list[jax.ShapeDtypeStruct]:
         """`past` for so many texts and positions."""
-        shapes = [(batch, a.shape[0], length, a.shape[1]) for a in self.past]
+        shapes = [(batch * a.shape[0], a.shape[1], length) for a in self.past]
         return [_struct(shape, a) for shape, a in zip(shapes, self.past, strict=True)]
 
     def state_of(self, batch: Any, length: Any) -> list[jax.ShapeDtypeStruct]:
@@ -67,7 +67,7 @@ class Stages(Protocol):
         Args:
           k: index of the stage.
           weights: its weights.
-          past: keys and values of its attentions in turn, `[batch, heads, max_length, head_dim]`.
+          past: keys and values of its attentions in turn, `[batch · heads, head_dim, max_length]`.
           state: what the stage before gave for these positions, `[batch, count, …]`; for stage 0
             the tokens.
           starts: `[batch]`, the positions that the stage has seen.

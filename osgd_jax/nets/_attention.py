@@ -25,8 +25,8 @@ class Past:
     """The keys and values of earlier positions, for one attention.
 
     Attributes:
-      keys: `[batch, heads, max_length, head_dim]`, rotated; the product with the queries wants
-        them in this order.
+      keys: `[batch · heads, head_dim, max_length]`, rotated. In any other shape, products on CPU
+        copy all of them for each token; they still do where there is one head alone.
       values: the same shape.
       lengths: `[batch]`, the positions that are filled; what comes is put after them.
     """
@@ -43,22 +43,39 @@ class Past:
         """With the keys and values of the next tokens; those beyond `max_length` are dropped."""
         return dataclasses.replace(
             self,
-            keys=put(self.keys, self.lengths, keys, axis=2),
-            values=put(self.values, self.lengths, values, axis=2),
+            keys=put(self.keys, self.lengths, _by_head(keys), axis=2),
+            values=put(self.values, self.lengths, _by_head(values), axis=2),
         )
+
+    def by_text(self) -> list[jax.Array]:
+        """Keys and values, `[batch, max_length, heads, head_dim]`."""
+        batch, both = self.lengths.shape[0], (self.keys, self.values)
+        return [jnp.moveaxis(a.reshape(batch, -1, *a.shape[1:]), 3, 1) for a in both]
+
+
+def _by_head(x: jax.Array) -> jax.Array:
+    batch, count, heads, head_dim = x.shape
+    return x.swapaxes(1, 2).reshape(batch * heads, count, head_dim)
 
 
 def put(buffer: jax.Array, starts: jax.Array, new: jax.Array, axis: int = 1) -> jax.Array:
-    """Write `new`, `[batch, count, …]`, from `starts` into `buffer`, which has positions on `axis`.
+    """Write `new` from `starts` into `buffer`.
 
     Of several positions or texts, what does not fit is dropped; one position alone must fit.
+
+    Args:
+      buffer: has rows on the first axis, as many for each text, and positions on `axis`.
+      starts: `[batch]`.
+      new: `[rows, count, …]`.
+      axis: of the positions.
     """
     new = new.astype(buffer.dtype)
     # On CPU a scatter takes many times as long as an update of a slice.
-    if new.shape[:2] == (1, 1):
+    if (starts.shape[0], new.shape[1]) == (1, 1):
         new = jnp.moveaxis(new, 1, axis)
         return lax.dynamic_update_slice_in_dim(buffer, new, starts[0], axis)
-    rows = jnp.arange(starts.shape[0])[:, None]
+    rows = jnp.arange(new.shape[0])[:, None]
+    starts = jnp.repeat(starts, new.shape[0] // starts.shape[0])
     positions = starts[:, None] + jnp.arange(new.shape[1])
     where = (rows, *[slice(None)] * (axis - 1), positions)
     return buffer.at[where].set(new, mode="drop")
@@ -96,7 +113,7 @@ def attend(
     read_to = jnp.arange(length)
     if past is not None:
         past = past.extended(keys, values)
-        keys, values = past.keys.swapaxes(1, 2), past.values.swapaxes(1, 2)
+        keys, values = past.by_text()
         read_to = jnp.arange(keys.shape[1])
     mask = read_to <= seen[..., None]
     return _dot_product_attention(queries, keys, values, mask[:, None]), past
