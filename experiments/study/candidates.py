@@ -54,20 +54,19 @@ def _clipped(problem: Problem, schedule: Any) -> Any:
 
 def _warmed_up(problem: Problem, schedule: Any) -> Any:
     """SGD whose rate grows from zero over the first tenth of the steps."""
-    steps = problem.epochs * problem.train_size // problem.batch_size / 10
+    steps = _steps(problem) / 10
     growth = optax.scale_by_schedule(lambda count: jnp.minimum(1, (count + 1) / steps))
     return optax.chain(_sgd(problem, schedule), growth)
 
 
 def _twice(problem: Problem, schedule: Callable[[Any], Any]) -> Any:
     """SGD whose rate falls to zero in half of the steps, and once more in the other half."""
-    half = _half(problem)
+    half = _steps(problem) // 2
     return _sgd(problem, lambda count: schedule(2 * (count % half)))
 
 
-def _half(problem: Problem) -> int:
-    """The number of steps in half of the epochs."""
-    return problem.epochs * problem.train_size // problem.batch_size // 2
+def _steps(problem: Problem) -> int:
+    return problem.epochs * problem.train_size // problem.batch_size
 
 
 def _candidate(
@@ -195,7 +194,7 @@ CANDIDATES: dict[str, Candidate] = {
     "sgd-warmup": _candidate("SGD, its rate warmed up", None, _warmed_up),
     "sgd-mixed": _candidate(
         "SGD on the last output alone, then on the sum, each in half of the epochs",
-        _weighted(lambda problem: last_then_all(_half(problem)), "all"),
+        _weighted(lambda problem: last_then_all(_steps(problem) // 2), "all"),
         _twice,
     ),
     "sgd-longer": _candidate("SGD for half as many epochs again", epochs=1.5),

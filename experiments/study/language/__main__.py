@@ -57,7 +57,7 @@ class Config:
     tuning_seeds: int = 2
     test_seeds: int = 5
     looks: int = 10
-    output: Path = Path("experiments/results/study/language.json")
+    output: Path = Path("runs/study/language.json")
 
     def __post_init__(self):
         counts = ("length", "batch_size", "train_size", "tuning_seeds", "test_seeds", "looks")

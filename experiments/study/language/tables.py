@@ -1,5 +1,6 @@
 """Tables and pictures of the study of language models."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,24 @@ def ngrams_table(bits: list[float]) -> Table:
     return shown
 
 
+def alone_table(rows: list[dict[str, Any]]) -> Table:
+    """What an output loses by being one of several, in pairs of the same seed."""
+    shown = Table(title="Bits per byte less those of a net trained alone of equal multiply-adds")
+    for column in ("net", "output", "less"):
+        shown.add_column(column, justify="left" if column == "net" else "right")
+    shown.add_column("difference", justify="right")
+    alone = [row for row in rows if row["way"].endswith("alone")]
+    for row in rows:
+        if row["way"] in NETS:
+            bits, costs = np.array(row["bits"]), row["multiply_adds"]
+            for k, other in itertools.product(range(OUTPUTS), alone):
+                if np.isclose(costs[k], other["multiply_adds"][0], rtol=0.03):
+                    less = interval(bits[:, k] - np.array(other["bits"])[:, 0])
+                    figures = f"{less.mean:+.3f} ± {less.half_width:.3f}"
+                    shown.add_row(row["way"], str(k + 1), other["way"], figures)
+    return shown
+
+
 def balances_table(rows: list[dict[str, Any]]) -> Table:
     """What the balances change on the width-nested net, in pairs of the same seed."""
     shown = Table(title="Bits per byte less those of the sum with the same optimizer, width-nested")
@@ -79,11 +98,9 @@ def _outputs() -> list[str]:
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
-    """Bits of nets and of n-grams, what balances change, and conflict."""
-    bits, *others = (
-        table(results["rows"]) for table in (bits_table, balances_table, conflict_table)
-    )
-    return [bits, ngrams_table(results["ngrams"]), *others]
+    """Bits of nets, what nets alone and balances change, conflict, and bits of n-grams."""
+    made = (bits_table, alone_table, balances_table, conflict_table)
+    return [*(table(results["rows"]) for table in made), ngrams_table(results["ngrams"])]
 
 
 def draw(results: dict[str, Any], folder: Path) -> None:

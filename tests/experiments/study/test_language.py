@@ -1,12 +1,17 @@
 """The study of language models: the nets that it makes for itself, a small run, and its tables."""
 
+import json
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+import experiments
+from experiments.benchmark import command
 from experiments.data import Split
 from experiments.study.language import ngrams
-from experiments.study.language.__main__ import Config, measure
+from experiments.study.language.__main__ import TITLE, Config, measure
 from experiments.study.language.tables import tables
 from experiments.study.language.ways import MatFormer
 from tests.nets.small_nets import randomise
@@ -67,13 +72,18 @@ def test_balances_are_held_against_the_sum_with_the_same_optimizer():
         row("width, pcd, adamw", [[2.5, 2.0, 1.5], [3.5, 3.0, 2.5]]),
         row("width, sum, sgd", [[5.0] * 3] * 2),
         row("width, pcd, sgd", [[6.0] * 3] * 2),
+        # Of equal multiply-adds as output 2, within 3 %, and not.
+        row("branched, output 2 alone", [[2.5], [2.5]]) | {"multiply_adds": [2.03e3]},
+        row("width, output 3 alone", [[2.5], [2.5]]) | {"multiply_adds": [3.1e3]},
     ]
-    bits, counted, balances, conflict = [
+    bits, alone, balances, conflict, counted = [
         list(map(list, zip(*[column.cells for column in table.columns], strict=True)))
         for table in tables({"rows": rows, "ngrams": [2.0, 1.5]})
     ]
     assert bits[0][2] == "1 2 3"
     assert bits[2][3] == "5.000 ± 0.000, 5.000 ± 0.000, 5.000 ± 0.000"
+    assert [row[:3] for row in alone] == [["width", "2", "branched, output 2 alone"]]
+    assert alone[0][3].startswith("+0.000 ± ")
     assert counted == [["2.000", "1.500"]]
     assert balances == [
         ["pcd", "adamw", *["+0.000 ± 0.000", "-0.500 ± 0.000", "+0.000 ± 0.000", "+0.500 ± 0.000"]],
@@ -102,3 +112,10 @@ def test_chances_of_an_ngram_add_up_to_one():
         tests = [Split(np.array([[before]]), np.array([[token]])) for token in range(5)]
         spent = [ngrams.bits(train, test, vocab_size=5, order=2) for test in tests]
         np.testing.assert_allclose(np.sum(2.0 ** -np.array(spent), axis=0), 1)
+
+
+def test_the_stored_page_is_of_the_stored_figures():
+    stored = Path(experiments.__file__).parent / "results" / "study" / "language.json"
+    written = json.loads(stored.read_text())
+    page = command.page(TITLE, written, tables(written))
+    assert stored.with_suffix(".md").read_text() == page
