@@ -71,8 +71,10 @@ def scatter(leaf: TaskRows, axis_name: AxisName | None) -> TaskRows:
         )
     padding = (0, _padding(leaf, axis_name))
     tiles = [jnp.pad(row.ravel(), padding).reshape(-1, _LANES) for row in rows]
-    shares = [lax.psum_scatter(each, axis_name, tiled=True) for each in tiles]
-    return dataclasses.replace(leaf, rows=jnp.stack(shares) / lax.axis_size(axis_name))
+    # Axis by axis: of an axis of 16 devices, compilers for TPU make a whole all-reduce.
+    for axis in _axes(axis_name):
+        tiles = [lax.psum_scatter(each, axis, tiled=True) for each in tiles]
+    return dataclasses.replace(leaf, rows=jnp.stack(tiles) / lax.axis_size(axis_name))
 
 
 def gather(combined: jax.Array, leaf: TaskRows, axis_name: AxisName | None) -> jax.Array:
@@ -82,8 +84,9 @@ def gather(combined: jax.Array, leaf: TaskRows, axis_name: AxisName | None) -> j
         return combined
     if leaf.rows.size == 0:
         return jnp.zeros(shape, combined.dtype)
-    whole = lax.all_gather(combined, axis_name, tiled=True, to="invarying")
-    return whole.ravel()[: math.prod(shape)].reshape(shape)
+    for axis in reversed(_axes(axis_name)):
+        combined = lax.all_gather(combined, axis, tiled=True, to="invarying")
+    return combined.ravel()[: math.prod(shape)].reshape(shape)
 
 
 def copies(leaf: TaskRows, axis_name: AxisName | None) -> int:
@@ -107,8 +110,7 @@ def is_padded_much(leaf: TaskRows, axis_name: AxisName | None) -> bool:
 
 
 def _padding(leaf: TaskRows, axis_name: AxisName) -> int:
-    # Compilers for TPU make a whole all-reduce of what does not come in such tiles, and on 16 chips
-    # of everything.
+    # Compilers for TPU make a whole all-reduce of what does not come in such tiles.
     tile = _TILE_BYTES // leaf.rows.dtype.itemsize
     return -math.prod(leaf.rows.shape[1:]) % (tile * lax.axis_size(axis_name))
 
@@ -124,6 +126,10 @@ def largest(values: jax.Array, axis_name: AxisName | None) -> jax.Array:
         return values
     # A maximum over GPUs may pass over a NaN, never over an infinity.
     return lax.pmax(jnp.where(jnp.isnan(values), jnp.inf, values), axis_name)
+
+
+def _axes(axis_name: AxisName) -> tuple[str, ...]:
+    return (axis_name,) if isinstance(axis_name, str) else axis_name
 
 
 def _check_varying(leaves: Sequence[TaskRows], axis_name: AxisName) -> None:

@@ -243,7 +243,7 @@ def _after(arrays: Sequence[jax.Array], value: jax.Array) -> jax.Array:
     usable = [array for array in arrays if array.size and _is_everywhere(array, value)]
     if not usable:
         return value
-    return lax.platform_dependent(value, *usable, cpu=_after_by_value, default=_after_by_barrier)
+    return lax.platform_dependent(value, *usable, tpu=_after_by_barrier, default=_after_by_value)
 
 
 def _after_by_barrier(value: jax.Array, *arrays: jax.Array) -> jax.Array:
@@ -251,8 +251,8 @@ def _after_by_barrier(value: jax.Array, *arrays: jax.Array) -> jax.Array:
 
 
 def _after_by_value(value: jax.Array, *arrays: jax.Array) -> jax.Array:
-    # XLA drops barriers on CPU before it orders anything, but does not see that no number is above
-    # infinity.
+    # Compilers for CPU and GPU drop barriers before they order anything, but do not see that no
+    # number is above infinity. The one for TPU keeps them; this makes it hold sharded rows longer.
     elements = [array[(0,) * array.ndim].astype(value.dtype) for array in arrays]
     return jnp.where(jnp.max(jnp.stack(elements)) > jnp.inf, 0, value)
 

@@ -27,12 +27,23 @@ from rich.table import Table
 import osgd_jax
 from experiments import methods
 from experiments.benchmark import command, compiled, steps
-from experiments.nets import NETS
+from experiments.nets import NETS, TRANSFORMERS
+from experiments.pinn.problems import PROBLEMS
+from experiments.pinn.training import Settings, Trainer
 from experiments.settings import require
 
 TITLE = "Training steps compiled for TPU and GPU"
-Chips = Literal["v5e-1", "v5e-4", "v5e-8", "h100-1", "h100-4"]
-Net = Literal["kernels", "branched", "width-nested", "depth-nested", "nested"]
+Chips = Literal["v5e-1", "v5e-4", "v5e-8", "v5e-16", "h100-1", "h100-4"]
+Net = Literal[
+    "kernels",
+    "branched",
+    "width-nested",
+    "depth-nested",
+    "nested",
+    "width-nested-transformer",
+    "depth-nested-transformer",
+    "burgers",
+]
 Way = Literal["sgd", "osgd", "jacrev", "osgd, axis_name"]
 # On one device nothing is sent; on several, jacrev would send what "osgd" does.
 _WAYS: dict[bool, tuple[Way, ...]] = {
@@ -40,7 +51,9 @@ _WAYS: dict[bool, tuple[Way, ...]] = {
     True: ("sgd", "osgd", "osgd, axis_name"),
 }
 _DESCRIBED = ("chips", "update", "net", "precision", "batch", "way")
-_GRIDS = {1: "1x1", 4: "2x2", 8: "2x4"}
+_GRIDS = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4"}
+# Of one axis of 16, the compiler for TPU makes no reduce-scatter.
+_MESHES = {16: (4, 4)}
 _OPTIONS: dict[str, Any] = {
     # Six times faster to compile, with the same work and traffic and somewhat other memory.
     "v5e": {"exec_time_optimization_effort": -1.0},
@@ -49,6 +62,7 @@ _OPTIONS: dict[str, Any] = {
 }
 # Enough for products of matrices in the Gramian (`osgd_jax._gramian`).
 _TASKS = 6
+_TOKENS = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +71,11 @@ class Config:
 
     Attributes:
       chips: kinds and numbers of devices, of which this environment compiles for some.
-      nets: with 3 outputs; "kernels" are three of 1024 × 1024, one after the other.
-      precisions: dtypes of the computation; parameters are float32.
-      batch_sizes: of 32 × 32 images, or of vectors; on several devices 128 in all, in float32.
+      nets: with 3 outputs; "kernels" are three of 1024 × 1024, one after the other, "burgers" is a
+        physics-informed net with 3 losses.
+      precisions: dtypes of the computation; parameters are float32, and all of burgers is.
+      batch_sizes: of 32 × 32 images, of vectors, of texts with 128 tokens or of points for each
+        loss; on several devices 128 in all, in float32.
       updates: methods whose update is compiled by itself, for 6 tasks; all if not given.
       output: file for the results.
     """
@@ -119,6 +135,8 @@ def cases(config: Config, chips: Sequence[str]) -> Iterator[dict[str, Any]]:
         for net, precision, batch in sizes:
             if several and (precision, batch) != ("float32", 128):
                 continue
+            if net == "burgers" and precision != "float32":
+                continue
             case = {"chips": each, "net": net, "precision": precision, "batch": batch}
             yield from (case | {"way": way} for way in _WAYS[several])
 
@@ -157,12 +175,13 @@ def step_program(
     """Lower a training step on some devices, with the batch split over them."""
     mesh = mesh_of(chips)
     problem = problem_of(net, batch, precision, norm="batch" if mesh.size == 1 else "group")
-    everywhere, split = PartitionSpec(), PartitionSpec("data")
+    axes = mesh.axis_names
+    everywhere, split = PartitionSpec(), PartitionSpec(axes)
     if way == "osgd, axis_name":
-        grad_fn, tx = steps.in_one_call_by(problem, "all", axis_name="data")["osgd"]
+        grad_fn, tx = steps.in_one_call_by(problem, "all", axis_name=axes)["osgd"]
 
         def own_grads(params: Any, rest: Any, *batch: Any):
-            return grad_fn(jax.lax.pcast(params, "data", to="varying"), rest, *batch)
+            return grad_fn(jax.lax.pcast(params, axes, to="varying"), rest, *batch)
 
         step = jax.shard_map(
             steps.step_by(own_grads, tx),
@@ -215,6 +234,7 @@ def mesh_of(chips: Chips) -> Mesh:
     # A plugin for GPUs would look for one.
     jax.config.update("jax_platforms", "cpu")
     kind, number = chips.split("-")
+    shape = _MESHES.get(int(number), (int(number),))
     if kind == "v5e":
         # Where there is no TPU, there is nobody to ask about it.
         os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
@@ -228,14 +248,24 @@ def mesh_of(chips: Chips) -> Mesh:
         found = topologies.get_topology_desc(
             "", "cuda", topology=f"1x1x{number}", target_config=target
         )
-    return Mesh(np.array(found.devices), ("data",), axis_types=(AxisType.Auto,))
+    axes = ("data", "data_2")[: len(shape)]
+    devices = np.array(found.devices).reshape(shape)
+    return Mesh(devices, axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
 @functools.cache
 def problem_of(net: Net, batch: int, precision: str, norm: str) -> steps.Problem:
-    """A net with a batch of random images; group normalisation keeps the devices' batches apart."""
+    """A net with a random batch; group normalisation keeps the devices' batches apart."""
     if net == "kernels":
         return _kernels(batch, jnp.dtype(precision))
+    if net == "burgers":
+        return _burgers(batch)
+    if net in TRANSFORMERS:
+        text = jnp.zeros((batch, _TOKENS), jnp.int32)
+        made = TRANSFORMERS[net](
+            vocab_size=256, num_outputs=3, dtype=jnp.dtype(precision), rngs=nnx.Rngs(0)
+        )
+        return steps.problem_of(made, text, text)
     made = NETS[net](
         num_classes=10, num_outputs=3, norm=norm, dtype=jnp.dtype(precision), rngs=nnx.Rngs(0)
     )
@@ -250,6 +280,18 @@ def _kernels(batch: int, dtype: Any) -> steps.Problem:
         return tuple(jnp.mean(jnp.square(each)) for each in outputs[1:]), rest
 
     return steps.Problem(losses, [jnp.zeros((1024, 1024))] * 3, (), (jnp.zeros((batch, 1024)),))
+
+
+def _burgers(batch: int) -> steps.Problem:
+    trainer = Trainer(PROBLEMS["burgers"], Settings())
+    state = trainer.start(0, 1e-3)
+
+    def losses(params: Any, rest: Any, points: Any):
+        found = trainer.problem.losses(trainer.field(params, rest), points)
+        return tuple(found.values()), rest
+
+    points = trainer.problem.sample(jax.random.key(0), batch, batch)
+    return steps.Problem(losses, state.params, state.rest, (points,))
 
 
 def tables(results: dict[str, Any]) -> list[Table]:

@@ -35,7 +35,7 @@ class Problem(NamedTuple):
     losses: Callable[..., tuple[tuple[jax.Array, ...], Any]]
     params: Any
     rest: Any
-    batch: tuple[jax.Array, ...]
+    batch: tuple[Any, ...]
 
 
 class Step(NamedTuple):
@@ -100,7 +100,7 @@ def make_steps(problem: Problem, methods: tuple[str, ...], scope: str) -> dict[s
 
 
 def in_one_call_by(
-    problem: Problem, scope: str, axis_name: str | None = None
+    problem: Problem, scope: str, axis_name: str | tuple[str, ...] | None = None
 ) -> dict[str, tuple[Callable, Any]]:
     """Make the function of gradients, and what takes the step, by method."""
 

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.benchmark import accelerators
 
-_SEVERAL = ("v5e-4", "v5e-8", "h100-4")
+_SEVERAL = ("v5e-4", "v5e-8", "v5e-16", "h100-4")
 _ONE = ("v5e-1", "h100-1")
 
 
@@ -41,6 +41,14 @@ def test_axis_name_sends_no_more_where_most_arrays_are_small(chips):
     only_with_compiler(chips)
     plain, split = (step(chips, "branched", way) for way in ("osgd", "osgd, axis_name"))
     assert sent(split) < sent(plain)
+    assert split["peak_bytes"] <= 1.01 * plain["peak_bytes"]
+
+
+@pytest.mark.parametrize(("chips", "limit"), [("v5e-1", 1.15), ("h100-1", 1.01)])
+def test_pullbacks_run_one_after_the_other(chips, limit):
+    only_with_compiler(chips)
+    sgd, osgd = (step(chips, "kernels", way) for way in ("sgd", "osgd"))
+    assert osgd["peak_bytes"] <= limit * sgd["peak_bytes"]
 
 
 @pytest.mark.parametrize("update", ["osgd", "cagrad", "upgrad", "nash_mtl"])
