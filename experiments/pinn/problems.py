@@ -17,6 +17,7 @@ from experiments.pinn import solutions
 from experiments.pinn.derivatives import Field, curvature, slope
 
 Name = Literal["burgers", "helmholtz", "klein_gordon", "allen_cahn", "advection"]
+Sampling = Literal["uniform", "latin_hypercube"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +53,21 @@ class Problem:
     exact: Field | None = None
     reference: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
-    def sample(self, key: jax.Array, interior: int, boundary: int) -> dict[str, jax.Array]:
-        """Draw points for each loss: so many for the equation, so many for each condition."""
+    def sample(
+        self, key: jax.Array, interior: int, boundary: int, sampling: Sampling = "uniform"
+    ) -> dict[str, jax.Array]:
+        """Draw points for each loss: so many for the equation, so many for each condition.
+
+        Latin hypercubes: McKay, Beckman and Conover, "A Comparison of Three Methods for Selecting
+        Values of Input Variables in the Analysis of Output from a Computer Code", 1979.
+        """
+        draw = _latin_hypercube if sampling == "latin_hypercube" else jax.random.uniform
         points = {}
         for name, term in sorted(self.terms.items()):
             key, drawn = jax.random.split(key)
             number = boundary if term.faces else interior
             low, high = jnp.array(self.low), jnp.array(self.high)
-            each = jax.random.uniform(drawn, (number, 2), minval=low, maxval=high)
+            each = low + (high - low) * draw(drawn, (number, 2))
             for turn, (axis, value) in enumerate(term.faces):
                 each = each.at[turn :: len(term.faces), axis].set(value)
             points[name] = each
@@ -86,6 +94,14 @@ class Problem:
             exact = jax.jit(self.exact)
             rows = [exact(jnp.asarray(row)) for row in mesh(first, second)]
             return np.stack(jax.device_get(rows))
+
+
+def _latin_hypercube(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Points in the unit cube; each N-th of each axis has one of the N."""
+    shuffled, inside = jax.random.split(key)
+    places = jnp.broadcast_to(jnp.arange(shape[0])[:, None], shape)
+    places = jax.random.permutation(shuffled, places, independent=True)
+    return (places + jax.random.uniform(inside, shape)) / shape[0]
 
 
 def mesh(first: np.ndarray, second: np.ndarray) -> np.ndarray:

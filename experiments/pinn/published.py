@@ -1,8 +1,8 @@
 """ConFIG's example of Burgers' equation, with ten seeds: `python -m experiments.pinn.published`.
 
 The set-up of docs/examples/pinn_burgers.ipynb of tum-pbs/ConFIG: 5,000 steps of Adam at a constant
-rate of 1e-4, of M-ConFIG at 5e-4, new points for each step, five layers of 50 with tanh. Not the
-same are points (ours are uniform, theirs of a Latin hypercube), inputs (ours are all scaled to
+rate of 1e-4, of M-ConFIG at 5e-4, new points of a Latin hypercube for each step, five layers of 50
+with tanh. The same is done with uniform points. Not the same are inputs (ours are all scaled to
 [-1, 1]) and initial biases (0 for 0.001). The published figures are of one seed, each the least
 test error over all steps; ours are given at the last step, too.
 
@@ -11,9 +11,10 @@ Runs that are in the .jsonl file beside the output are read, not trained again.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ import optax
 from rich.table import Table
 
 from experiments.benchmark import command
-from experiments.pinn.problems import PROBLEMS
+from experiments.pinn.problems import PROBLEMS, Sampling
 from experiments.pinn.training import Settings, Trainer
 from experiments.settings import require
 from experiments.tables import interval
@@ -68,21 +69,24 @@ def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
     same = {name: getattr(config, name) for name in ("steps", "looks", "width", "points")}
     kept = command.Kept(config.output.with_suffix(".jsonl"), same)
 
-    def trained(method: str, seed: int) -> dict[str, Any]:
-        report(f"{method}, seed {seed}")
-        return {"errors": _trained(config, method)(seed)}
+    def trained(sampling: Sampling, seed: int, method: str) -> dict[str, Any]:
+        report(f"{sampling}, {method}, seed {seed}")
+        return {"errors": _trained(config, sampling, method)(seed)}
 
+    cases = list(itertools.product(get_args(Sampling), range(config.seeds), _PUBLISHED))
     return {
         "rows": [
-            kept.get({"method": method, "seed": seed}, functools.partial(trained, method, seed))
-            for seed in range(config.seeds)
-            for method in _PUBLISHED
+            kept.get(
+                {"sampling": sampling, "method": method, "seed": seed},
+                functools.partial(trained, sampling, seed, method),
+            )
+            for sampling, seed, method in cases
         ]
     }
 
 
 @functools.cache
-def _trained(config: Config, method: str) -> Callable[[int], list[float]]:
+def _trained(config: Config, sampling: Sampling, method: str) -> Callable[[int], list[float]]:
     """From a seed to the mean squared errors at the looks, in units of 1e-3."""
     settings = Settings(
         method=method,
@@ -91,6 +95,7 @@ def _trained(config: Config, method: str) -> Callable[[int], list[float]]:
         layers=5,
         points=config.points,
         resample=True,
+        sampling=sampling,
     )
     trainer = _ConstantRate(PROBLEMS["burgers"], settings)
     (rate, _), count = _PUBLISHED[method], config.steps // config.looks
@@ -112,21 +117,28 @@ def _trained(config: Config, method: str) -> Callable[[int], list[float]]:
 def tables(results: dict[str, Any]) -> list[Table]:
     """Geometric means over the seeds, beside the published figures."""
     shown = Table(title="Mean squared error of the test, in units of 0.001")
-    for column in ("method", "published", "best look", "last step", "least", "largest"):
-        shown.add_column(column, justify="left" if column == "method" else "right")
+    for column in ("points", "method"):
+        shown.add_column(column)
+    for column in ("published", "best look", "last step", "least", "largest"):
+        shown.add_column(column, justify="right")
     shown.add_column("last step over the sum's, with its 95 % interval", justify="right")
-    errors = {
-        method: np.array([row["errors"] for row in results["rows"] if row["method"] == method])
-        for method in _PUBLISHED
-    }
-    for method, found in errors.items():
+    errors: dict[tuple[str, str], list[list[float]]] = {}
+    for row in results["rows"]:
+        errors.setdefault((row["sampling"], row["method"]), []).append(row["errors"])
+    for (sampling, method), of_seeds in errors.items():
+        found = np.array(of_seeds)
         last = found[:, -1]
-        over = interval(np.log(last / errors["sum"][:, -1]))
+        over = interval(np.log(last / np.array(errors[sampling, "sum"])[:, -1]))
         low, high = over.mean - over.half_width, over.mean + over.half_width
         means = np.exp([np.log(found.min(axis=1)).mean(), np.log(last).mean()])
-        figures = [_PUBLISHED[method][1], *means, last.min(), last.max()]
-        ratio = f"{np.exp(over.mean):.2f} ({np.exp(low):.2f} to {np.exp(high):.2f})"
-        shown.add_row(method, *[f"{each:.3g}" for each in figures], ratio)
+        published = _PUBLISHED[method][1] if sampling == "latin_hypercube" else None
+        figures = [published, *means, last.min(), last.max()]
+        shown.add_row(
+            sampling.replace("_", " "),
+            method,
+            *["–" if each is None else f"{each:.3g}" for each in figures],
+            f"{np.exp(over.mean):.2f} ({np.exp(low):.2f} to {np.exp(high):.2f})",
+        )
     return [shown]
 
 

@@ -26,7 +26,7 @@ from rich.table import Table
 
 import osgd_jax
 from experiments.benchmark import command
-from experiments.pinn.problems import PROBLEMS, Name
+from experiments.pinn.problems import PROBLEMS, Name, Sampling
 from experiments.pinn.training import Look, Settings, Trainer
 from experiments.settings import require
 from experiments.tables import Interval, interval
@@ -71,6 +71,7 @@ class Config:
       frequencies: of the Fourier features, with a standard deviation of one period.
       points: for the equation.
       edge_points: for each of the conditions.
+      sampling: how points are drawn.
       looks: how often the gradients' conflict is measured in a run.
       output: file for the results.
     """
@@ -85,6 +86,7 @@ class Config:
     frequencies: int = 10
     points: int = 200
     edge_points: int = 25
+    sampling: Sampling = "uniform"
     looks: int = 10
     output: Path = Path("runs/pinn/study.json")
 
@@ -125,7 +127,7 @@ def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
     }
 
 
-_SIZES = ("width", "layers", "frequencies", "points", "edge_points")
+_SIZES = ("width", "layers", "frequencies", "points", "edge_points", "sampling")
 # Fields that every row depends on.
 _SAME = ("rates", "tuning_seeds", "steps", "looks", *_SIZES)
 

@@ -14,7 +14,7 @@ from flax import nnx
 
 import osgd_jax
 from experiments import methods
-from experiments.pinn.problems import Problem, mesh
+from experiments.pinn.problems import Problem, Sampling, mesh
 from experiments.settings import require
 from experiments.training.step import State, initial_state
 
@@ -42,6 +42,7 @@ class Settings:
       points: for the equation.
       edge_points: for each of the conditions.
       resample: draw new points for each step.
+      sampling: how points are drawn, latin_hypercube evenly along each coordinate.
     """
 
     method: str = "sum"
@@ -57,6 +58,7 @@ class Settings:
     points: int = 1000
     edge_points: int = 50
     resample: bool = False
+    sampling: Sampling = "uniform"
 
     def __post_init__(self):
         require(self, fields=("steps", "width", "layers", "points", "edge_points"), at_least=1)
@@ -230,7 +232,8 @@ class Trainer:
         return nnx.merge(self.graphdef, params, rest, copy=True)
 
     def _points(self, key: jax.Array) -> dict[str, jax.Array]:
-        return self.problem.sample(key, self.settings.points, self.settings.edge_points)
+        settings = self.settings
+        return self.problem.sample(key, settings.points, settings.edge_points, settings.sampling)
 
     def _weighted(self, params: Any, rest: Any, points: dict[str, jax.Array]):
         losses = self.problem.losses(self.field(params, rest), points)
