@@ -60,6 +60,11 @@ _OPTIONS: dict[str, Any] = {
     # To choose among kernels takes a device to run them on.
     "h100": {"xla_gpu_autotune_level": 0},
 }
+_CASE = ("chips", "net", "precision", "batch")
+# Figures of a step: name in a row, what is said of SGD's, and the unit of that.
+_ALONE = (("flops", "GFLOP", 1e9), ("seconds", "µs", 1e-6), ("peak_bytes", "MB", 1e6))
+_TOGETHER = (("sent", "MB sent", 1e6), ("peak_bytes", "MB", 1e6))
+_COLUMN = {"flops": "work", "seconds": "time", "peak_bytes": "memory", "sent": "sent"}
 # Enough for products of matrices in the Gramian (`osgd_jax._gramian`).
 _TASKS = 6
 _TOKENS = 128
@@ -295,44 +300,27 @@ def _burgers(batch: int) -> steps.Problem:
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
-    """Steps on one device and on several, and updates alone."""
-    rows = results["rows"]
-    of_steps = [row for row in rows if "net" in row]
-    base = {
-        tuple(described(row | {"way": "sgd"}).values()): row
-        for row in of_steps
-        if row["way"] == "sgd"
-    }
-    alone = Table(title="A step on one device, over SGD's")
-    together = Table(title="What a device sends in a step on several, and its memory, over SGD's")
-    columns = ("chips", "net", "precision", "batch", "way")
-    for table, figures in (
-        (alone, ("GFLOP", "work", "estimated µs", "time", "peak MB", "peak", "temporary")),
-        (together, ("MB sent", "sent", "collectives", "peak MB", "peak", "temporary")),
-    ):
-        for column in (*columns, *figures):
-            table.add_column(column, no_wrap=True)
-    for row in of_steps:
-        case = described(row)
-        sgd = base.get(tuple((case | {"way": "sgd"}).values()), {})
-        memory = [
-            _number(row["peak_bytes"], 1e6),
-            _ratio(row, sgd, "peak_bytes"),
-            _ratio(row, sgd, "temporary_bytes"),
-        ]
-        if row["chips"].endswith("-1"):
-            work = [_number(row["flops"], 1e9), _ratio(row, sgd, "flops")]
-            work += [_number(row["seconds"], 1e-6), _ratio(row, sgd, "seconds")]
-            alone.add_row(*map(str, case.values()), *work, *memory)
-        else:
-            sent, of_sgd = ({"sent": sum(r.get("sent_bytes", {}).values())} for r in (row, sgd))
-            kinds = ", ".join(f"{n} {kind}" for kind, n in row["collectives"].items())
-            traffic = [_number(sent["sent"], 1e6), _ratio(sent, of_sgd, "sent"), kinds]
-            together.add_row(*map(str, case.values()), *traffic, *memory)
+    """Steps on one device and on several, over SGD's, and updates alone."""
+    ways: dict[tuple[str, ...], dict[Way, dict[str, Any]]] = {}
+    for row in results["rows"]:
+        if "net" in row:
+            case = tuple(str(row[name]) for name in _CASE)
+            ways.setdefault(case, {})[row["way"]] = row
+    alone = _steps_table("A step on one device, over SGD's", _WAYS[False], _ALONE)
+    together = _steps_table("A step on several devices, over SGD's", _WAYS[True], _TOGETHER)
+    for case, rows in ways.items():
+        several = not case[0].endswith("-1")
+        shown = together if several else alone
+        named = _TOGETHER if several else _ALONE
+        sgd, *others = (rows.get(way, {}) for way in _WAYS[several])
+        figures = [_number(_figure(sgd, name), unit) for name, _, unit in named]
+        for row in others:
+            figures += [_ratio(_figure(row, name), _figure(sgd, name)) for name, *_ in named]
+        shown.add_row(*case, *figures)
     updates = Table(title="The update alone, of 6 tasks")
     for column in ("chips", "method", "products", "scatters", "loops", "callbacks"):
         updates.add_column(column, no_wrap=True)
-    for row in rows:
+    for row in results["rows"]:
         if "update" in row:
             products = ", ".join(f"{n} {name}" for name, n in row["products"].items())
             counts = [str(row[name]) for name in ("scatters", "loops", "callbacks")]
@@ -340,12 +328,28 @@ def tables(results: dict[str, Any]) -> list[Table]:
     return [table for table in (alone, together, updates) if table.row_count]
 
 
+def _steps_table(title: str, ways: Sequence[Way], named: Sequence[tuple[str, str, float]]) -> Table:
+    table = Table(title=title)
+    sgd, *others = ways
+    columns = [f"{sgd}: {unit}" for _, unit, _ in named]
+    columns += [f"{way}: {_COLUMN[name]}" for way in others for name, *_ in named]
+    for column in (*_CASE, *columns):
+        table.add_column(column, no_wrap=True)
+    return table
+
+
+def _figure(row: dict[str, Any], name: str) -> float | None:
+    return sum(row["sent_bytes"].values()) if name == "sent" and row else row.get(name)
+
+
 def _number(value: float | None, unit: float) -> str:
-    return "–" if value is None else f"{value / unit:.2f}"
+    if value is None:
+        return "–"
+    return f"{value / unit:,.0f}" if value >= 100 * unit else f"{value / unit:.3g}"
 
 
-def _ratio(row: dict[str, Any], sgd: dict[str, Any], name: str) -> str:
-    return "–" if not sgd.get(name) or row[name] is None else f"{row[name] / sgd[name]:.2f}"
+def _ratio(value: float | None, of_sgd: float | None) -> str:
+    return "–" if value is None or not of_sgd else f"{value / of_sgd:.2f}"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The residuals are those of the equations, and the solutions solve them."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from flax import nnx
 
 from experiments.pinn import solutions
 from experiments.pinn.derivatives import slope
-from experiments.pinn.problems import PROBLEMS, mesh
+from experiments.pinn.problems import PROBLEMS, Sampling, mesh
 from experiments.pinn.training import Net, Settings
 
 _EXACT = [name for name, problem in PROBLEMS.items() if problem.exact is not None]
@@ -119,10 +121,11 @@ def test_conditions_are_what_they_say(name, term, wanted, x64):
     np.testing.assert_allclose(found, wanted(*np.asarray(points).T), atol=1e-12)
 
 
+@pytest.mark.parametrize("sampling", get_args(Sampling))
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_points_lie_where_their_loss_is(name):
+def test_points_lie_where_their_loss_is(name, sampling):
     problem = PROBLEMS[name]
-    for term, points in problem.sample(jax.random.key(0), 64, 8).items():
+    for term, points in problem.sample(jax.random.key(0), 64, 8, sampling).items():
         points, faces = np.asarray(points), problem.terms[term].faces
         assert len(points) == (8 if faces else 64)
         assert (points >= problem.low).all()
@@ -130,6 +133,20 @@ def test_points_lie_where_their_loss_is(name):
         on = [np.isclose(points[:, axis], value) for axis, value in faces]
         assert sum(map(np.sum, on)) == (8 if faces else 0)
         assert all(each.sum() == 8 // len(faces) for each in on)
+
+
+def test_a_latin_hypercube_has_a_point_in_each_part_of_each_coordinate():
+    problem = PROBLEMS["burgers"]
+    orders = []
+    for seed in range(2):
+        points = problem.sample(jax.random.key(seed), 100, 4, "latin_hypercube")["pde"]
+        low, high = np.array(problem.low), np.array(problem.high)
+        parts = np.floor((points - low) / (high - low) * 100).astype(int)
+        np.testing.assert_array_equal(np.sort(parts, axis=0), np.arange(100)[:, None].repeat(2, 1))
+        orders.append(parts[np.argsort(parts[:, 0]), 1])
+    # What one coordinate is does not tell the other, nor does one draw the next.
+    matches = [np.mean(one == other) for one, other in ((orders[0], range(100)), orders)]
+    assert max(matches) < 0.1
 
 
 def test_allen_cahn_converges_in_space_and_time():
