@@ -66,7 +66,8 @@ class _Theirs(Trainer):
         # The net scales what lies between these to [-1, 1].
         net.low, net.high = (-1.0, -1.0), (1.0, 1.0)
         for layer in net.layers:
-            layer.bias[...] = jnp.full_like(layer.bias, 1e-3)
+            bias: Any = layer.bias
+            bias[...] = jnp.full(bias.shape, 1e-3)
         return net
 
     def _optimizer(self, rate: Any) -> optax.GradientTransformationExtraArgs:
