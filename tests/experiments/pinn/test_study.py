@@ -138,7 +138,10 @@ def test_the_benchmark_times_every_way():
     assert list(table.columns[0].cells) == ["advection"] * 3
 
 
-@pytest.mark.parametrize(("name", "module"), [("study", study), ("published", published)])
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("study", study), ("study_latin_hypercube", study), ("published", published)],
+)
 def test_the_stored_pages_are_of_the_stored_figures(name, module):
     stored = Path(study.__file__).parents[1] / "results" / "pinn" / f"{name}.json"
     written = json.loads(stored.read_text())
