@@ -62,9 +62,16 @@ _OPTIONS: dict[str, Any] = {
 }
 _CASE = ("chips", "net", "precision", "batch")
 # Figures of a step: name in a row, what is said of SGD's, and the unit of that.
-_ALONE = (("flops", "GFLOP", 1e9), ("seconds", "µs", 1e-6), ("peak_bytes", "MB", 1e6))
-_TOGETHER = (("sent", "MB sent", 1e6), ("peak_bytes", "MB", 1e6))
-_COLUMN = {"flops": "work", "seconds": "time", "peak_bytes": "memory", "sent": "sent"}
+_MEMORY = (("peak_bytes", "MB", 1e6), ("temporary_bytes", "temporary MB", 1e6))
+_ALONE = (("flops", "GFLOP", 1e9), ("seconds", "µs", 1e-6), *_MEMORY)
+_TOGETHER = (("sent", "MB sent", 1e6), *_MEMORY)
+_COLUMN = {
+    "flops": "work",
+    "seconds": "time",
+    "peak_bytes": "memory",
+    "temporary_bytes": "temporary",
+    "sent": "sent",
+}
 # Enough for products of matrices in the Gramian (`osgd_jax._gramian`).
 _TASKS = 6
 _TOKENS = 128
@@ -308,6 +315,8 @@ def tables(results: dict[str, Any]) -> list[Table]:
             ways.setdefault(case, {})[row["way"]] = row
     alone = _steps_table("A step on one device, over SGD's", _WAYS[False], _ALONE)
     together = _steps_table("A step on several devices, over SGD's", _WAYS[True], _TOGETHER)
+    for way in _WAYS[True]:
+        together.add_column(f"{way}: collectives", no_wrap=True)
     for case, rows in ways.items():
         several = not case[0].endswith("-1")
         shown = together if several else alone
@@ -316,6 +325,8 @@ def tables(results: dict[str, Any]) -> list[Table]:
         figures = [_number(_figure(sgd, name), unit) for name, _, unit in named]
         for row in others:
             figures += [_ratio(_figure(row, name), _figure(sgd, name)) for name, *_ in named]
+        if several:
+            figures += [_kinds(row) for row in (sgd, *others)]
         shown.add_row(*case, *figures)
     updates = Table(title="The update alone, of 6 tasks")
     for column in ("chips", "method", "products", "scatters", "loops", "callbacks"):
@@ -340,6 +351,10 @@ def _steps_table(title: str, ways: Sequence[Way], named: Sequence[tuple[str, str
 
 def _figure(row: dict[str, Any], name: str) -> float | None:
     return sum(row["sent_bytes"].values()) if name == "sent" and row else row.get(name)
+
+
+def _kinds(row: dict[str, Any]) -> str:
+    return ", ".join(f"{n} {kind}" for kind, n in row.get("collectives", {}).items()) or "–"
 
 
 def _number(value: float | None, unit: float) -> str:
