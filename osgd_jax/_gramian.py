@@ -12,11 +12,13 @@ from osgd_jax import _row_blocks, _scopes
 from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows, of_tasks
 from osgd_jax.weightings._tools import safe_sqrt
 
-# Up to this many rows, accelerators multiply them pair by pair: a product of matrices fills a
-# fraction of their units.
+# Up to this many rows are multiplied pair by pair: a product of matrices fills a fraction of the
+# units of an accelerator, and of the time of a CPU.
 _PAIRWISE_ROWS = 4
 # On CPU, elements of all rows together that a core's cache holds.
 _BLOCK_ELEMENTS = 2**15
+# On CPU, products that are added up one by one; then their sums are.
+_SUMMED = 512
 
 
 def gramian(grads: ArrayTree) -> jax.Array:
@@ -185,7 +187,41 @@ def _row_products(rows: jax.Array, factors: jax.Array) -> jax.Array:
         return jnp.zeros(2 * rows.shape[:1], factors.dtype)
     if any(jax.typeof(rows).sharding.spec):
         return _products_in_place(rows, factors)
-    return lax.platform_dependent(rows, factors, cpu=_products_by_block, default=_products_in_place)
+    # Of shorter rows, which stay in cache, it would take longer to compile than it saves.
+    in_one_pass = 1 < len(rows) <= _PAIRWISE_ROWS and rows[0].size > _BLOCK_ELEMENTS
+    on_cpu = _products_in_one_pass if in_one_pass else _products_by_block
+    return lax.platform_dependent(rows, factors, cpu=on_cpu, default=_products_in_place)
+
+
+@jax.custom_jvp
+def _products_in_one_pass(rows: jax.Array, factors: jax.Array) -> jax.Array:
+    """Multiply all pairs of long rows in one reduction.
+
+    On 2 CPU cores, 3 rows of ten million take half as long as by block.
+    """
+    flat = rows.reshape(len(rows), -1)
+    even = flat.shape[1] - flat.shape[1] % _SUMMED
+    scaled = [
+        row[:even].reshape(-1, _SUMMED).astype(factors.dtype) * factor
+        for row, factor in zip(flat, factors, strict=True)
+    ]
+    pairs = [(i, j) for i in range(len(scaled)) for j in range(i + 1)]
+    sums = lax.reduce(
+        [scaled[i] * scaled[j] for i, j in pairs],
+        [jnp.zeros_like(factors[0])] * len(pairs),
+        lambda total, each: [a + b for a, b in zip(total, each, strict=True)],
+        (1,),
+    )
+    total = _symmetric([each.sum() for each in sums], pairs)
+    if even == flat.shape[1]:
+        return total
+    return total + _products_by_block(flat[:, even:], factors)
+
+
+@_products_in_one_pass.defjvp
+def _(primals, tangents):
+    # What JAX derives from such a reduction halves it again and again.
+    return jax.jvp(_products_by_block, primals, tangents)
 
 
 def _products_by_block(rows: jax.Array, factors: jax.Array) -> jax.Array:
@@ -216,11 +252,8 @@ def _products_in_place(rows: jax.Array, factors: jax.Array) -> jax.Array:
     count = len(rows)
     scaled = [rows[i].astype(factors.dtype) * factors[i] for i in range(count)]
     if count <= _PAIRWISE_ROWS:
-        products = {
-            (i, j): jnp.sum(scaled[i] * scaled[j]) for i in range(count) for j in range(i + 1)
-        }
-        entries = [products[max(i, j), min(i, j)] for i in range(count) for j in range(count)]
-        return jnp.stack(entries).reshape(count, count)
+        pairs = [(i, j) for i in range(count) for j in range(i + 1)]
+        return _symmetric([jnp.sum(scaled[i] * scaled[j]) for i, j in pairs], pairs)
     matrix = jnp.stack(scaled)
     # Contracted as they are: flattening would gather a parameter that is sharded over devices.
     axes = tuple(range(1, matrix.ndim))
@@ -228,6 +261,14 @@ def _products_in_place(rows: jax.Array, factors: jax.Array) -> jax.Array:
     return jnp.tensordot(
         matrix, matrix, (axes, axes), precision=lax.Precision.HIGHEST, out_sharding=replicated
     )
+
+
+def _symmetric(products: list[jax.Array], pairs: list[tuple[int, int]]) -> jax.Array:
+    """Arrange products of pairs `(i, j)`, `i >= j`, as a matrix."""
+    of_pair = dict(zip(pairs, products, strict=True))
+    count = pairs[-1][0] + 1
+    entries = [of_pair[max(i, j), min(i, j)] for i in range(count) for j in range(count)]
+    return jnp.stack(entries).reshape(count, count)
 
 
 def combine_leaf(leaf: TaskRows, weights: jax.Array) -> jax.Array:

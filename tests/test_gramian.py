@@ -58,7 +58,10 @@ def test_gramian_and_combine(num_tasks, dtype, x64):
         np.testing.assert_allclose(flat, weights @ jacobian, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize(("num_tasks", "dtype"), [(1, "float32"), (3, "bfloat16"), (5, "float32")])
+@pytest.mark.parametrize(
+    ("num_tasks", "dtype"),
+    [(1, "float32"), (2, "float32"), (3, "bfloat16"), (4, "float32"), (5, "float32")],
+)
 def test_gramian_of_arrays_that_are_cut_and_of_arrays_that_are_put_together(num_tasks, dtype):
     rng = np.random.default_rng(2)
     shapes = [(70_001,), (3, 50_000), (5,), (), (4, 3)]
@@ -77,6 +80,23 @@ def test_gramian_of_arrays_that_are_cut_and_of_arrays_that_are_put_together(num_
     for form in (dense, ragged):
         found = jax.jit(osgd_jax.gramian)(form)
         np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("size", [2**16, 70_001])
+def test_derivatives_and_vmap_of_the_gramian_of_long_rows(size):
+    rows, changes = np.random.default_rng(3).normal(size=(2, 2, 3, size)).astype(np.float32)
+    weights = np.random.default_rng(4).normal(size=(3, 3))
+
+    def summed(rows):
+        return jnp.sum(weights * osgd_jax.gramian(rows))
+
+    found = jax.jit(jax.vmap(jax.grad(summed)))(rows)
+    both = weights + weights.T
+    np.testing.assert_allclose(found, both @ rows.astype(float), rtol=1e-4, atol=1e-4)
+    _, second = jax.jit(lambda rows, changes: jax.jvp(jax.grad(summed), (rows,), (changes,)))(
+        rows[0], changes[0]
+    )
+    np.testing.assert_allclose(second, both @ changes[0].astype(float), rtol=1e-4, atol=1e-4)
 
 
 def test_no_number_of_the_gramian_is_scattered():
