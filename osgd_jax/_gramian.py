@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from osgd_jax import _row_blocks, _scopes
 from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows, of_tasks
-from osgd_jax.weightings._tools import safe_sqrt
+from osgd_jax.weightings._tools import safe_sqrt, squared_norms
 
 # Up to this many rows are multiplied pair by pair: a product of matrices fills a fraction of the
 # units of an accelerator, and of the time of a CPU.
@@ -76,7 +76,7 @@ def task_cosines(gramian: jax.Array) -> jax.Array:
     Returns:
       Array `[K, K]`. The cosine with a gradient of zero is zero.
     """
-    norms = safe_sqrt(jnp.diagonal(gramian))
+    norms = safe_sqrt(squared_norms(gramian))
     inverse = jnp.where(norms == 0, 0, 1 / jnp.where(norms == 0, 1, norms))
     return inverse[:, None] * gramian * inverse
 

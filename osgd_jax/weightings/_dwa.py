@@ -11,6 +11,7 @@ from osgd_jax.weightings._tools import (
     check_losses,
     check_num_tasks,
     softmax_of_active,
+    squared_norms,
 )
 
 
@@ -72,7 +73,7 @@ def dwa(
         del key
         check_num_tasks(num_tasks, gramian, "dwa")
         losses = check_losses(losses, gramian, "dwa").astype(state.totals.dtype)
-        active = jnp.diagonal(gramian) > 0
+        active = squared_norms(gramian) > 0
 
         last, before = state.means
         rates = last / jnp.where(before != 0, before, 1)

@@ -8,7 +8,12 @@ import optax
 
 from osgd_jax.weightings._base import Weighting
 from osgd_jax.weightings._learned import EPS_ROOT, learn, start_learning
-from osgd_jax.weightings._tools import check_losses, check_num_tasks, softmax_of_active
+from osgd_jax.weightings._tools import (
+    check_losses,
+    check_num_tasks,
+    softmax_of_active,
+    squared_norms,
+)
 
 
 class FAMOState(NamedTuple):
@@ -70,7 +75,7 @@ def famo(
         del key
         check_num_tasks(num_tasks, gramian, "famo")
         losses = check_losses(losses, gramian, "famo").astype(state.logits.dtype)
-        active = jnp.diagonal(gramian) > 0
+        active = squared_norms(gramian) > 0
         log_losses = jnp.log(jnp.maximum(losses, 1e-8))
 
         comparable = active & state.seen

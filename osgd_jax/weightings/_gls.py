@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from osgd_jax.weightings._base import Weighting, stateless
-from osgd_jax.weightings._tools import check_losses
+from osgd_jax.weightings._tools import check_losses, squared_norms
 
 
 def gls() -> Weighting:
@@ -25,7 +25,7 @@ def gls() -> Weighting:
     def weigh(gramian: jax.Array, *, losses: jax.Array | None, key: jax.Array | None) -> jax.Array:
         del key
         losses = check_losses(losses, gramian, "gls")
-        active = jnp.diagonal(gramian) > 0
+        active = squared_norms(gramian) > 0
         count = jnp.maximum(jnp.sum(active), 1)
         log_losses = jnp.log(jnp.maximum(losses, jnp.finfo(losses.dtype).tiny))
         log_mean = jnp.sum(log_losses, where=active) / count

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._tools import squared_norms
 
 
 def gradient_equilibrium() -> Weighting:
@@ -23,7 +24,7 @@ def gradient_equilibrium() -> Weighting:
     """
 
     def weigh(gramian: jax.Array, **_: jax.Array | None) -> jax.Array:
-        active = jnp.diagonal(gramian) > 0
+        active = squared_norms(gramian) > 0
         return active / jnp.maximum(jnp.sum(active), 1).astype(gramian.dtype)
 
     return stateless(weigh, scaling="common")

@@ -8,7 +8,7 @@ import optax
 
 from osgd_jax.weightings._base import Weighting
 from osgd_jax.weightings._learned import EPS_ROOT, learn, start_learning
-from osgd_jax.weightings._tools import check_losses, check_num_tasks, safe_sqrt
+from osgd_jax.weightings._tools import check_losses, check_num_tasks, safe_sqrt, squared_norms
 
 
 class GradNormState(NamedTuple):
@@ -65,7 +65,7 @@ def gradnorm(
         del key
         check_num_tasks(num_tasks, gramian, "gradnorm")
         losses = check_losses(losses, gramian, "gradnorm").astype(state.weights.dtype)
-        squares = jnp.diagonal(gramian).astype(state.weights.dtype)
+        squares = squared_norms(gramian).astype(state.weights.dtype)
         active = squares > 0
         count = jnp.maximum(jnp.sum(active), 1)
         initial_losses = jnp.where(active & ~state.seen, losses, state.initial_losses)

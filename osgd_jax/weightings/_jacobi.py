@@ -4,7 +4,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 
@@ -24,15 +23,16 @@ def orthogonal_combinations(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
       The left singular vectors as rows, `[K, K]`, and the singular values, `[K]`, in no order.
     """
     size = len(rows)
-    pairs = jnp.asarray(_rounds(size))
+    odd = size % 2
+    rounds = size + odd - 1
     sweeps = 4 + math.ceil(math.log2(size + 1))
 
-    def turn(i, carry):
+    def turn(_, carry):
         rows, vectors = carry
-        p, q = pairs[i % len(pairs)]
-        scale = jnp.maximum(jnp.abs(rows[p]).max(axis=1), jnp.abs(rows[q]).max(axis=1))
+        x, y = jnp.split(rows, 2)
+        scale = jnp.maximum(jnp.abs(x).max(axis=1), jnp.abs(y).max(axis=1))
         scale = jnp.where(scale > 0, scale, 1)[:, None]
-        x, y = rows[p] / scale, rows[q] / scale
+        x, y = x / scale, y / scale
         difference = jnp.sum((y - x) * (y + x), axis=1) / 2
         product = jnp.sum(x * y, axis=1)
         length = jnp.abs(difference) + jnp.hypot(difference, product)
@@ -41,25 +41,24 @@ def orthogonal_combinations(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
         cosine = lax.rsqrt(1 + tangent**2)
 
         def turned(matrix):
-            x, y = matrix[p], matrix[q]
-            matrix = matrix.at[p].set(cosine * (x - tangent * y))
-            return matrix.at[q].set(cosine * (tangent * x + y))
+            x, y = jnp.split(matrix, 2)
+            return _next_round(cosine * (x - tangent * y), cosine * (tangent * x + y))
 
         return turned(rows), turned(vectors)
 
     # Without a partner, a row meets one of zeros.
-    odd = size % 2
     rows, vectors = jnp.pad(rows, ((0, odd), (0, 0))), jnp.eye(size + odd, size, dtype=rows.dtype)
-    rows, vectors = lax.fori_loop(0, sweeps * len(pairs), turn, (rows, vectors))
+    rows, vectors = lax.fori_loop(0, sweeps * rounds, turn, (rows, vectors))
     largest = jnp.max(jnp.abs(rows), axis=1, keepdims=True)
     largest = jnp.where(largest > 0, largest, 1)
     norms = largest[:, 0] * jnp.linalg.norm(rows / largest, axis=1)
     return vectors[:size], norms[:size]
 
 
-def _rounds(size: int) -> np.ndarray:
-    """Pair everybody with everybody: rounds of disjoint pairs, `[rounds, 2, pairs]`."""
-    size += size % 2
-    others = np.arange(1, size)
-    circles = [np.append(0, np.roll(others, i)) for i in range(size - 1)]
-    return np.array([[circle[: size // 2], circle[size // 2 :][::-1]] for circle in circles])
+def _next_round(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Let all but the first row of x move up by one place, round the two halves.
+
+    Rows opposite each other are a pair. In as many rounds as there are other rows, everybody meets
+    everybody, and all are in their places again.
+    """
+    return jnp.concatenate([x[:1], y[:1], x[1:-1], y[1:], x[1:][-1:]])

@@ -42,6 +42,6 @@ def constant(weights: Numbers) -> Weighting:
     check_range("weights", weights, "a finite number for each task", np.isfinite, most_axes=1)
 
     def weigh(gramian: jax.Array, **_: jax.Array | None) -> jax.Array:
-        return numbers_like("weights", weights, jnp.diagonal(gramian))
+        return numbers_like("weights", weights, gramian[0])
 
     return stateless(weigh, scaling="common")

@@ -13,7 +13,7 @@ from jax import lax
 from osgd_jax._losses import task_names
 from osgd_jax.weightings._base import Weighting, stateless
 from osgd_jax.weightings._checks import is_traced
-from osgd_jax.weightings._tools import UNROLLED_TASKS
+from osgd_jax.weightings._tools import UNROLLED_TASKS, squared_norms
 
 Order = Literal["first_to_last", "last_to_first", "random"] | Sequence[int] | Sequence[str]
 
@@ -153,7 +153,7 @@ def _gram_schmidt(gramian: jax.Array) -> jax.Array:
     num_tasks = gramian.shape[0]
     tolerance = 1e-12 if gramian.dtype == jnp.float64 else 1e-6
     tasks = jnp.arange(num_tasks)
-    norms = jnp.diagonal(gramian)
+    norms = squared_norms(gramian)
 
     def eliminate(j, carry):
         coefficients, residual_gramian = carry

@@ -11,7 +11,7 @@ from jax import lax
 
 from osgd_jax.weightings._base import Weighting
 from osgd_jax.weightings._checks import check_decay, check_range
-from osgd_jax.weightings._tools import check_num_tasks, safe_hypot, safe_sqrt
+from osgd_jax.weightings._tools import check_num_tasks, safe_hypot, safe_sqrt, squared_norms
 from osgd_jax.weightings._unit_rows import UnitRows, unit_rows
 
 
@@ -87,7 +87,7 @@ def pcd(
         del losses, key
         check_num_tasks(num_tasks, gramian, "pcd")
         # In units of norms: their squares would leave the range of float32.
-        norms = safe_sqrt(jnp.diagonal(gramian)) * (1 if scales is None else scales)
+        norms = safe_sqrt(squared_norms(gramian)) * (1 if scales is None else scales)
         total = 1 + decay * state.total
         means = safe_hypot(jnp.sqrt(1 - 1 / total) * state.norms, norms / jnp.sqrt(total))
         divisors = safe_hypot(means, jnp.sqrt(eps))
@@ -189,7 +189,7 @@ def _goldfarb_idnani(cosines: jax.Array, missing: jax.Array) -> jax.Array:
         enters = until_held <= until_zero[leaving]
 
         leaves = (tasks == leaving) & ~enters
-        x = jnp.maximum(x - length * parts, 0).at[entering].add(length)
+        x = jnp.maximum(x - length * parts, 0) + jnp.where(tasks == entering, length, 0)
         x = jnp.where(leaves, 0, x)
         # Beyond, what holds and what does not is lost in the rounding.
         possible &= jnp.sum(x) < 0.1 / rounding

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from osgd_jax.weightings._base import Weighting
 from osgd_jax.weightings._checks import check_range
-from osgd_jax.weightings._tools import check_losses, check_num_tasks
+from osgd_jax.weightings._tools import check_losses, check_num_tasks, squared_norms
 
 
 class ReLoBRaLoState(NamedTuple):
@@ -80,7 +80,7 @@ def relobralo(
         losses = check_losses(losses, gramian, "relobralo").astype(state.weights.dtype)
         if key is None:
             raise ValueError("relobralo looks back at random and needs a PRNG key: pass key=.")
-        active = jnp.diagonal(gramian) > 0
+        active = squared_norms(gramian) > 0
 
         def relative_to(earlier: jax.Array) -> jax.Array:
             earlier = jnp.where(state.seen, earlier, losses)

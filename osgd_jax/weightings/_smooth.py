@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from osgd_jax.weightings._base import Weighting
 from osgd_jax.weightings._checks import check_decay
-from osgd_jax.weightings._tools import check_num_tasks
+from osgd_jax.weightings._tools import check_num_tasks, squared_norms
 
 
 class SmoothState(NamedTuple):
@@ -58,7 +58,7 @@ def smooth(weighting: Weighting, num_tasks: int, decay: float | jax.Array) -> We
     ) -> tuple[jax.Array, SmoothState]:
         weights, weighting_state = weighting.weigh(gramian, state.weighting, **kwargs)
         check_num_tasks(num_tasks, gramian, "smooth")
-        active = jnp.diagonal(gramian) > 0
+        active = squared_norms(gramian) > 0
         means = decay * state.weights + (1 - decay) * weights
         means = jnp.where(active & state.seen, means, jnp.where(active, weights, state.weights))
         next_state = SmoothState(

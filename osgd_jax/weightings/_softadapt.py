@@ -8,7 +8,7 @@ import numpy as np
 
 from osgd_jax.weightings._base import Weighting
 from osgd_jax.weightings._checks import check_range
-from osgd_jax.weightings._tools import check_losses, check_num_tasks
+from osgd_jax.weightings._tools import check_losses, check_num_tasks, squared_norms
 
 
 class SoftAdaptState(NamedTuple):
@@ -57,7 +57,7 @@ def softadapt(num_tasks: int, beta: float | jax.Array = 0.1) -> Weighting:
         del key
         check_num_tasks(num_tasks, gramian, "softadapt")
         losses = check_losses(losses, gramian, "softadapt").astype(state.last.dtype)
-        active = jnp.diagonal(gramian) > 0
+        active = squared_norms(gramian) > 0
         changes = jnp.where(state.seen, losses - state.last, 0)
         weights = jax.nn.softmax(beta * changes, where=active)
         next_state = SoftAdaptState(jnp.where(active, losses, state.last), state.seen | active)

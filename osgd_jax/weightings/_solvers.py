@@ -205,7 +205,7 @@ def _factor(matrix: jax.Array, diagonal: jax.Array) -> Callable[[jax.Array], jax
     """Return the solver for (matrix + diag(diagonal)) x = b."""
     # The ridge is in the factor only, not in the residuals that the steps bring to zero, so it
     # slows the last digits of the least certain directions but does not move the solution.
-    ridge = _rounding(matrix) * jnp.maximum(1, jnp.max(jnp.diagonal(matrix)))
+    ridge = _rounding(matrix) * jnp.maximum(1, jnp.max(matrix))
     lower = jnp.linalg.cholesky(matrix + jnp.diag(diagonal + ridge))
     return lambda b: cho_solve((lower, True), b)
 
@@ -217,10 +217,10 @@ def _rounding(matrix: jax.Array) -> float:
 def _longest_step(point, direction, fraction: float) -> jax.Array:
     """Return the step, at most 1, that leaves `1 - fraction` of the way to the boundary."""
     lengths = [
-        jnp.min(jnp.where(d < 0, -x / jnp.where(d < 0, d, -1), jnp.inf))
+        jnp.where(d < 0, -x / jnp.where(d < 0, d, -1), jnp.inf)
         for x, d in zip(point, direction, strict=True)
     ]
-    return jnp.minimum(1, fraction * jnp.min(jnp.stack(lengths)))
+    return jnp.minimum(1, fraction * jnp.min(functools.reduce(jnp.minimum, lengths)))
 
 
 def _line_search(gradient, x: jax.Array, dx: jax.Array, longest: jax.Array) -> jax.Array:
@@ -228,7 +228,7 @@ def _line_search(gradient, x: jax.Array, dx: jax.Array, longest: jax.Array) -> j
     lengths = longest * 0.7 ** jnp.arange(16, dtype=x.dtype)
     slopes = jax.vmap(lambda length: gradient(x + length * dx) @ dx)(lengths)
     # The first of the steps where this holds; argmax of all False is 0, so the shortest is allowed.
-    allowed = (slopes <= 0.2 * jnp.abs(gradient(x) @ dx)).at[-1].set(True)
+    allowed = jnp.append(slopes[:-1] <= 0.2 * jnp.abs(gradient(x) @ dx), True)
     return lengths[jnp.argmax(allowed)]
 
 

@@ -1,7 +1,6 @@
 """Smooth Tchebycheff scalarization: a smooth maximum of the losses."""
 
 import jax
-import jax.numpy as jnp
 
 from osgd_jax.weightings._base import Weighting, stateless
 from osgd_jax.weightings._checks import check_range
@@ -11,6 +10,7 @@ from osgd_jax.weightings._tools import (
     check_preference,
     preference_like,
     softmax_of_active,
+    squared_norms,
 )
 
 
@@ -41,6 +41,6 @@ def stch(mu: float | jax.Array = 1.0, preference: Numbers | None = None) -> Weig
         del key
         losses = check_losses(losses, gramian, "stch")
         shares = preference_like(preference, losses, 1 / len(losses))
-        return shares * softmax_of_active(shares * losses / mu, jnp.diagonal(gramian) > 0)
+        return shares * softmax_of_active(shares * losses / mu, squared_norms(gramian) > 0)
 
     return stateless(weigh, scaling="common")

@@ -20,6 +20,11 @@ def softmax_of_active(logits: jax.Array, active: jax.Array) -> jax.Array:
     return jax.nn.softmax(logits, where=active)
 
 
+def squared_norms(gramian: jax.Array) -> jax.Array:
+    """Return the diagonal of the Gramian, without the gather of `jnp.diagonal`."""
+    return jnp.einsum("ii->i", gramian)
+
+
 def safe_sqrt(squares: jax.Array) -> jax.Array:
     """Take the square root, whose derivative at zero is zero here instead of infinite."""
     return jnp.where(squares == 0, 0, jnp.sqrt(jnp.where(squares == 0, 1, squares)))

@@ -8,7 +8,7 @@ import optax
 
 from osgd_jax.weightings._base import Weighting
 from osgd_jax.weightings._learned import EPS_ROOT, learn, start_learning
-from osgd_jax.weightings._tools import check_losses, check_num_tasks
+from osgd_jax.weightings._tools import check_losses, check_num_tasks, squared_norms
 
 
 class UncertaintyState(NamedTuple):
@@ -59,7 +59,7 @@ def uncertainty(num_tasks: int, learning_rate: float | jax.Array = 0.025) -> Wei
             0.5 - losses * weights,
             state.optimizer,
             state.log_variances,
-            jnp.diagonal(gramian) > 0,
+            squared_norms(gramian) > 0,
         )
         # A loss of zero would let the variance shrink for ever.
         log_variances = jnp.clip(log_variances, -40, 40)

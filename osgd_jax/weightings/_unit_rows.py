@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._tools import squared_norms
 
 
 class UnitRows(NamedTuple):
@@ -44,7 +45,7 @@ def of_unit_rows(weigh: Callable[[UnitRows], jax.Array]) -> Weighting:
 
 def unit_rows(gramian: jax.Array, scales: jax.Array | None = None) -> UnitRows:
     """Take apart the gradients whose Gramian, each divided by its scale, is given."""
-    squares = jnp.diagonal(gramian)
+    squares = squared_norms(gramian)
     active = squares > 0
     norms = jnp.sqrt(jnp.where(active, squares, 1))
     both = active[:, None] & active

@@ -358,6 +358,8 @@ def test_a_compiled_step_stays_on_the_device_and_is_the_same(name):
     text = lowered.as_text() + (program.as_text() or "")
     for word in ("callback", "infeed", "outfeed", "send", "recv", "host_compute", "MoveToHost"):
         assert word not in text
+    # For K numbers it is slow on accelerators. In `pcd` it is JAX's LU decomposition, on CPU only.
+    assert "scatter" not in text or name == "pcd"
     eager = osgd_jax.aggregate(compiled(name), key=KEY)
     arguments = (grads, tx.init(params), params)
     expected, _ = eager.update(*arguments, losses=losses)
