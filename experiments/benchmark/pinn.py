@@ -86,7 +86,7 @@ def compare(config: Config, name: Name) -> list[dict[str, Any]]:
     ways["jacrev, " + config.jacrev] = (_ByJacrev, config.jacrev)
     calls, work = {}, {}
     for way, (trainer_type, method) in ways.items():
-        trainer = trainer_type(PROBLEMS[name], Settings(method, **common))
+        trainer = trainer_type(PROBLEMS[name], Settings(method, resample=False, **common))
         state = jax.jit(trainer.start)(0, 1e-3)
         advance = functools.partial(trainer.advance, count=config.steps)
         compiled = jax.jit(advance).lower(state, 1e-3, 0).compile()

@@ -53,7 +53,7 @@ def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
     report("Burgers")
     calls = _of_jinns(config.steps)
     for method in ("sum", "inverse_norms"):
-        trainer = Trainer(PROBLEMS["burgers"], Settings(method))
+        trainer = Trainer(PROBLEMS["burgers"], Settings(method, resample=False))
         state = jax.jit(trainer.start)(0, 1e-3)
         advance = jax.jit(functools.partial(trainer.advance, count=config.steps))
         calls[f"all ours, {method}"] = functools.partial(advance, state, 1e-3, 0)

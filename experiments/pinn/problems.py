@@ -54,7 +54,7 @@ class Problem:
     reference: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
     def sample(
-        self, key: jax.Array, interior: int, boundary: int, sampling: Sampling = "uniform"
+        self, key: jax.Array, interior: int, boundary: int, sampling: Sampling = "latin_hypercube"
     ) -> dict[str, jax.Array]:
         """Draw points for each loss: so many for the equation, so many for each condition.
 

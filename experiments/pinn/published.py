@@ -104,7 +104,6 @@ def _trained(config: Config, sampling: Sampling, method: str) -> Callable[[int],
         width=config.width,
         layers=5,
         points=config.points,
-        resample=True,
         sampling=sampling,
     )
     trainer = _Theirs(PROBLEMS["burgers"], settings)

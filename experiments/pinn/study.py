@@ -86,7 +86,7 @@ class Config:
     frequencies: int = 10
     points: int = 200
     edge_points: int = 25
-    sampling: Sampling = "uniform"
+    sampling: Sampling = "latin_hypercube"
     looks: int = 10
     output: Path = Path("runs/pinn/study.json")
 
@@ -170,7 +170,7 @@ def settings(config: Config, problem: Name, method: str) -> Settings:
         changes["order"] = ",".join(name for name in changes["order"].split(",") if name in names)
     changes["steps"] = int(config.steps * changes.pop("stretch", 1)) // config.looks * config.looks
     sizes = {name: getattr(config, name) for name in _SIZES}
-    return Settings(**sizes, resample=True, **changes)
+    return Settings(**sizes, **changes)
 
 
 def _compiled(config: Config, trainer: Trainer) -> tuple[Any, Any, Any]:

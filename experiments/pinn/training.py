@@ -57,8 +57,8 @@ class Settings:
     frequency_scale: float = 1.0
     points: int = 1000
     edge_points: int = 50
-    resample: bool = False
-    sampling: Sampling = "uniform"
+    resample: bool = True
+    sampling: Sampling = "latin_hypercube"
 
     def __post_init__(self):
         require(self, fields=("steps", "width", "layers", "points", "edge_points"), at_least=1)

@@ -140,7 +140,7 @@ def test_the_benchmark_times_every_way():
 
 @pytest.mark.parametrize(
     ("name", "module"),
-    [("study", study), ("study_latin_hypercube", study), ("published", published)],
+    [("study", study), ("study_uniform", study), ("published", published)],
 )
 def test_the_stored_pages_are_of_the_stored_figures(name, module):
     stored = Path(study.__file__).parents[1] / "results" / "pinn" / f"{name}.json"
