@@ -78,6 +78,8 @@ def _decomposed(cosines: jax.Array, norms: jax.Array) -> tuple[jax.Array, jax.Ar
     roots = jnp.sqrt(jnp.where(independent, eigenvalues, 0))
     vectors, values = orthogonal_combinations(norms[:, None] * directions * roots)
     rank = jnp.sum(independent) - jnp.sum(norms == 0)
-    kept = jnp.argsort(jnp.argsort(-values)) < rank
+    larger = values > values[:, None]
+    earlier = (values == values[:, None]) & jnp.tri(len(values), k=-1, dtype=bool)
+    kept = jnp.sum(larger | earlier, axis=1) < rank
     inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
     return vectors, inverse, jnp.min(values, where=kept, initial=jnp.inf) * inverse
