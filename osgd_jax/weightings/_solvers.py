@@ -1,14 +1,13 @@
-"""The small convex problems behind the weightings, each in a fixed number of Newton steps.
+"""The small convex problems behind the weightings, each in a bounded number of Newton steps.
 
 All three work on a Gramian of unit gradients (ones on the diagonal), K <= 64 or so, under `jit` and
-`vmap`, without a callback, a convergence test that the host would have to see, or a solver package.
+`vmap`, without a callback or a solver package.
 
 Existing JAX solvers were considered. qpax solves general quadratic programs, with constraints as
-matrices of their own, advises tolerances of no less than 1e-5 in float32, and loops until
-convergence, so that in a batch all wait for the slowest. jaxopt is no longer developed. optimistix
-has no inequalities. mpax is for large linear and quadratic programs, by first-order steps that need
-thousands of iterations for six digits. Here the only constraint is a sign, and an interior-point
-method for that alone takes forty lines.
+matrices of their own, and advises tolerances of no less than 1e-5 in float32. jaxopt is no longer
+developed. optimistix has no inequalities. mpax is for large linear and quadratic programs, by
+first-order steps that need thousands of iterations for six digits. Here the only constraint is a
+sign, and an interior-point method for that alone takes forty lines.
 
 Derivatives are those of the conditions that the solution meets, not of the steps towards it: exact
 where the solution is smooth, finite everywhere. Every solver is compiled by itself, so that calls
@@ -34,7 +33,6 @@ _SMOOTH_STEPS = 30
 _PATH_RATIO = 1.6
 
 
-@jax.custom_jvp
 def nonnegative_qp(matrix: jax.Array, linear: jax.Array) -> jax.Array:
     """Minimise x' M x / 2 + q' x over x >= 0, for M positive semidefinite of the order of one.
 
@@ -51,19 +49,12 @@ def nonnegative_qp(matrix: jax.Array, linear: jax.Array) -> jax.Array:
     return _qp_point(matrix, linear)[0]
 
 
-@nonnegative_qp.defjvp
-def _(primals, tangents):
-    (matrix, linear), (d_matrix, d_linear) = primals, tangents
-    x, z = _qp_point(matrix, linear)
-    # From M x + q = z with x_i z_i constant.
-    return x, -_factor(matrix, z / x)(d_matrix @ x + d_linear)
-
-
+@jax.custom_jvp
 @jax.jit
 def _qp_point(matrix: jax.Array, linear: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the minimiser x and the gradient z there, both positive."""
 
-    def step(_, point):
+    def step(point):
         x, z = point
         gradient = matrix @ x + linear
         solve = _factor(matrix, z / x)
@@ -82,7 +73,17 @@ def _qp_point(matrix: jax.Array, linear: jax.Array) -> tuple[jax.Array, jax.Arra
         return _positive(x + length * dx), _positive(z + length * dz)
 
     ones = jnp.ones_like(linear)
-    return lax.fori_loop(0, _QP_STEPS, step, (ones, ones))
+    return _repeated(step, (ones, ones), _QP_STEPS)
+
+
+@_qp_point.defjvp
+def _(primals, tangents):
+    (matrix, linear), (d_matrix, d_linear) = primals, tangents
+    x, z = _qp_point(matrix, linear)
+    # From M x + q = z with x_i z_i constant.
+    change = d_matrix @ x + d_linear
+    dx = -_factor(matrix, z / x)(change)
+    return (x, z), (dx, change + matrix @ dx)
 
 
 class Convex(Protocol):
@@ -97,7 +98,6 @@ class Convex(Protocol):
         ...
 
 
-@jax.custom_jvp
 def nonnegative_minimum(function: Convex, start: jax.Array) -> jax.Array:
     """Minimise a smooth convex function over x >= 0, by an interior-point method with line search.
 
@@ -111,19 +111,12 @@ def nonnegative_minimum(function: Convex, start: jax.Array) -> jax.Array:
     return _minimum_point(function, start)[0]
 
 
-@nonnegative_minimum.defjvp
-def _(primals, tangents):
-    function, start = primals
-    x, z = _minimum_point(function, start)
-    _, change = jax.jvp(lambda function: function.gradient(x), primals[:1], tangents[:1])
-    return x, -_factor(function.hessian(x), z / x)(change)
-
-
+@jax.custom_jvp
 @jax.jit
 def _minimum_point(function: Convex, start: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the minimiser x and the gradient z there, both positive."""
 
-    def step(_, point):
+    def step(point):
         x, z = point
         slope = function.gradient(x)
         solve = _factor(function.hessian(x), z / x)
@@ -145,7 +138,33 @@ def _minimum_point(function: Convex, start: jax.Array) -> tuple[jax.Array, jax.A
         )
         return _positive(x + length * dx), _positive(z + length * dz)
 
-    return lax.fori_loop(0, _SMOOTH_STEPS, step, (start, jnp.ones_like(start)))
+    return _repeated(step, (start, jnp.ones_like(start)), _SMOOTH_STEPS)
+
+
+@_minimum_point.defjvp
+def _(primals, tangents):
+    function, start = primals
+    x, z = _minimum_point(function, start)
+    _, change = jax.jvp(lambda function: function.gradient(x), primals[:1], tangents[:1])
+    hessian = function.hessian(x)
+    dx = -_factor(hessian, z / x)(change)
+    return (x, z), (dx, change + hessian @ dx)
+
+
+Point = tuple[jax.Array, jax.Array]
+
+
+def _repeated(step: Callable[[Point], Point], start: Point, most: int) -> Point:
+    """Take at most so many steps, until the products x_i z_i are zero to rounding.
+
+    From there on, rounding errors alone move the point, and can throw it far back.
+    """
+
+    def goes_on(carry):
+        number, (x, z) = carry
+        return (number < most) & (jnp.mean(x * z) > jnp.finfo(x.dtype).eps ** 2)
+
+    return lax.while_loop(goes_on, lambda carry: (carry[0] + 1, step(carry[1])), (0, start))[1]
 
 
 def balanced_point(matrix: jax.Array, targets: jax.Array, exponent: float | jax.Array) -> jax.Array:

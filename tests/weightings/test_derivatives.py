@@ -53,6 +53,18 @@ def test_equal_to_differences(name, x64):
     np.testing.assert_allclose(found, (above - below) / 2e-5, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["upgrad", "mgda", "cagrad"])
+def test_second_derivatives_of_what_solves_a_problem(name, x64):
+    rng = np.random.default_rng(6)
+    rows, turned, others = rng.normal(size=(3, NUM_TASKS, 6))
+    rows -= 0.6 * rows.mean(axis=0)
+    slope = jax.grad(lambda rows: after_one_update(name, rows, jnp.ones(NUM_TASKS)))
+    along = jax.jit(lambda rows: jnp.sum(slope(rows) * turned))
+    found = jnp.sum(jax.jit(jax.grad(along))(jnp.asarray(rows)) * others)
+    above, below = (along(jnp.asarray(rows + step * others)) for step in (1e-5, -1e-5))
+    np.testing.assert_allclose(found, (above - below) / 2e-5, rtol=1e-4)
+
+
 @every_weighting
 def test_finite_where_nothing_is_smooth(name):
     zoo = matrices.zoo(NUM_TASKS)

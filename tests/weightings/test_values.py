@@ -260,6 +260,21 @@ def test_solver_is_exact_to_the_rounding_in_float64(num_tasks):
             np.testing.assert_allclose(rows[0] + rows.T @ x, expected, atol=1e-6)
 
 
+def test_solver_meets_the_conditions_where_gradients_are_nearly_opposed():
+    rng = np.random.default_rng(36)
+    rows = rng.normal(size=(300, 1, 20)) * rng.choice([-1, 1], size=(300, 16, 1))
+    rows += 10 ** rng.uniform(-4, -1, size=(300, 1, 1)) * rng.normal(size=(300, 16, 20))
+    rows /= np.linalg.norm(rows, axis=2, keepdims=True)
+    cosines = (rows @ rows.transpose(0, 2, 1)).astype(np.float32)
+    of_all = jax.vmap(jax.vmap(_solvers.nonnegative_qp, in_axes=(None, 0)))
+    added = np.asarray(jax.jit(of_all)(cosines, cosines), np.float64)
+    # Non-negative, no loss increases, one of the two is zero: to rounding, in nine of ten cases.
+    slopes = (added + np.eye(16)) @ np.float64(cosines)
+    assert (added > 0).all()
+    assert np.quantile(slopes.min(axis=(1, 2)), 0.1) > -1e-6
+    assert np.quantile(np.abs(added * slopes).max(axis=(1, 2)), 0.9) < 4e-6
+
+
 # Definitions.
 
 
