@@ -65,7 +65,7 @@ def seconds_per_call(entry: Entry, num_tasks: int) -> float:
         for _ in range(20):
             jax.block_until_ready(weigh(gramian, state))
 
-    return time_in_turn({"": calls}, rounds=5)[""].min() / 20
+    return time_in_turn({"": calls}, rounds=25)[""].min() / 20
 
 
 def table(rows: list[dict], machine: str) -> str:
