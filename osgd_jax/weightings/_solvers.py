@@ -157,8 +157,8 @@ Point = tuple[jax.Array, jax.Array]
 def _repeated(step: Callable[[Point], Point], start: Point, most: int) -> Point:
     """Take at most so many steps, until the products x_i z_i are zero to rounding.
 
-    From there on, rounding errors alone move the point, and can throw it far back. A runtime for GPUs
-    waits for the test of each step, which takes less than the steps that it saves.
+    From there on, rounding errors alone move the point, and can throw it far back. On a GPU the
+    runtime waits for the test of each step; what that takes was not measured.
     """
 
     def goes_on(carry):
