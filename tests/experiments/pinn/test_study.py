@@ -138,6 +138,22 @@ def test_the_benchmark_times_every_way():
     assert list(table.columns[0].cells) == ["advection"] * 3
 
 
+def test_the_page_says_what_latin_hypercubes_change():
+    results = Path(study.__file__).parents[1] / "results" / "pinn"
+    logs = [
+        {
+            (row["problem"], row["method"]): np.log(row["errors"]).mean()
+            for row in json.loads((results / f"{name}.json").read_text())["rows"]
+        }
+        for name in ("study", "study_uniform")
+    ]
+    solved = [case for case in logs[0] if case[0] in ("burgers", "helmholtz", "klein_gordon")]
+    ratios = np.exp([logs[0][case] - logs[1][case] for case in solved])
+    words = (Path(study.__file__).parents[2] / "docs" / "pinn.md").read_text().split()
+    said = f"errors are {ratios.min():.1f} to {ratios.max():.1f} times those with uniform points,"
+    assert f"{said} in {sum(ratios < 1)} of {len(ratios)} cases less" in " ".join(words)
+
+
 @pytest.mark.parametrize(
     ("name", "module"),
     [("study", study), ("study_uniform", study), ("published", published)],
