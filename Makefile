@@ -14,7 +14,7 @@ PYTEST := pytest -n auto --maxprocesses 4 --dist loadfile
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
-demo: .venv/demo-ready ## Compare SGD, clipped SGD and OSGD on a nested net (about 4 minutes on 2 cores)
+demo: .venv/demo-ready ## Compare SGD, clipped SGD and OSGD on an anytime net, then answer by deadlines (2 minutes)
 	$(BIN)/python -m experiments.compare --output runs/demo
 
 benchmark: .venv/ready ## Time training steps of SGD and OSGD against their limits (about 5 minutes)

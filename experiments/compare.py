@@ -1,8 +1,8 @@
-"""Train one anytime net by SGD, clipped SGD and OSGD, and say which does better at each output.
+"""Train an anytime net with SGD, clipped SGD and OSGD; compare them and answer under deadlines.
 
-Each method's learning rate is chosen from the same grid on validation data, by seeds of its own;
-the test data is looked at once, with the rate chosen and other seeds. Each output is also trained
-alone, as a ceiling.
+Each method's learning rate is chosen from the same grid on validation data with one set of seeds,
+and tested once with other seeds. Then one of the trained nets answers batches of test
+examples under three deadlines.
 """
 
 import concurrent.futures
@@ -25,30 +25,28 @@ from rich.table import Table
 from scipy import stats
 
 import osgd_jax
-from experiments import data, methods
-from experiments.nets import Sizes, make_net
+from experiments import data, deadlines, methods
+from experiments.nets import ResNetFamily, Sizes, make_net
 from experiments.settings import flat, require
 from experiments.tables import interval, machine
-from experiments.trainer import MakeNet, Trainer, tune_and_test
+from experiments.trainer import MakeNet, Trainer, Tuned, tune_and_test
 
 # As in the study, where clipping at this norm is the baseline to beat.
 _CLIP_NORM = 1.0
 
-_ALONE = "each alone"
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to compare.
+    """The comparison.
 
-    The defaults are those of the study's first net, with a coarser grid; on two cores they
-    take about four minutes.
+    The defaults are the smallest net of the study with a coarser grid of learning rates.
 
     Attributes:
       data: built-in data set.
       net: family of anytime nets.
       outputs: number of outputs, K.
       widths: channels of each level of resolution, at the last output for a width-nested net.
+      blocks: residual blocks of each level; one if not given.
       train_size: training examples to use; all if not given.
       epochs: passes over them.
       batch_size: examples in a step.
@@ -57,13 +55,14 @@ class Config:
       scope: which parameters OSGD orthogonalizes together; the library's default if not given.
       tuning_seeds: seeds that choose each rate.
       seeds: other seeds, trained and tested at the rate.
-      output: folder for results.json and comparison.png.
+      output: folder for results.json, comparison.png and anytime.png.
     """
 
     data: Literal["mnist1d", "digits"] = "mnist1d"
-    net: Literal["width-nested", "depth-nested"] = "width-nested"
+    net: ResNetFamily = "branched"
     outputs: int = 3
-    widths: tuple[int, ...] = (16, 16)
+    widths: tuple[int, ...] = (8, 8)
+    blocks: tuple[int, ...] | None = (2, 2)
     train_size: int | None = 1000
     epochs: int = 40
     batch_size: int = 100
@@ -71,44 +70,52 @@ class Config:
     momentum: float = 0.9
     scope: methods.Scope | None = None
     tuning_seeds: int = 5
-    seeds: int = 15
+    seeds: int = 20
     output: Path = Path("runs/compare")
 
     def __post_init__(self):
-        require(self, fields=("outputs", "widths", "train_size", "epochs"), at_least=1)
+        require(self, fields=("outputs", "widths", "blocks", "train_size", "epochs"), at_least=1)
         require(self, fields=("batch_size", "tuning_seeds", "seeds"), at_least=1)
         require(self, fields=("learning_rates",), above=0)
         require(self, fields=("momentum",), at_least=0, below=1)
 
 
-def compare(config: Config, progress: Progress) -> dict[str, Any]:
-    """Train all methods; return the results as written to results.json.
+def compare(config: Config, progress: Progress) -> tuple[dict[str, Any], Any]:
+    """Train all methods; return the results as written to results.json, and one trained net.
+
+    The net is the first test net of the method with the best validation accuracy.
 
     Raises:
       ValueError: sizes that do not fit each other or the data.
     """
     started = time.time()
     dataset = data.load(data.Source(config.data, config.train_size))
-    make = functools.partial(make_net, Sizes(config.net, config.outputs, config.widths), dataset)
+    sizes = Sizes(config.net, config.outputs, config.widths, config.blocks)
+    make = functools.partial(make_net, sizes, dataset)
     costs = osgd_jax.cost(make(nnx.Rngs(0)), dataset.input_shape)
     compared = _methods(config)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         # Small nets leave most of the cores to others.
-        results = list(
+        tested = list(
             pool.map(lambda method: _tested(config, make, dataset, method, progress), compared)
         )
-    return {
+    best = max(tested, key=lambda each: each.validation[each.learning_rate].mean())
+    graphdef = nnx.split(make(nnx.Rngs(0)))[0]
+    net = nnx.merge(graphdef, best.state.params, best.state.rest)
+    results = {
         "config": flat(config) | {"output": config.output.name},
         "seeds": dict(zip(("tuning", "test"), map(list, _seeds(config)), strict=True)),
         "machine": machine(),
         "seconds": round(time.time() - started, 1),
         "outputs": [cost._asdict() for cost in costs],
-        "methods": results,
+        "methods": [_row(*each) for each in zip(compared, tested, strict=True)],
+        "deadlines": [answers._asdict() for answers in deadlines.answer(net, dataset.test)],
     }
+    return results, net
 
 
 def _seeds(config: Config) -> tuple[range, range]:
-    """Those that choose a rate, and those that are tested."""
+    """Seeds that choose a rate, and seeds that are tested."""
     return range(config.tuning_seeds), range(
         config.tuning_seeds, config.tuning_seeds + config.seeds
     )
@@ -116,26 +123,29 @@ def _seeds(config: Config) -> tuple[range, range]:
 
 def _tested(
     config: Config, make: MakeNet, dataset: data.Dataset, method: methods.Method, progress: Progress
-) -> dict[str, Any]:
+) -> Tuned:
     """Tune and test one method."""
     length = {"epochs": config.epochs, "batch_size": config.batch_size}
     trainer = Trainer(make, dataset, method, **length, group=config.tuning_seeds)
     tuned = config.tuning_seeds * len(config.learning_rates)
     calls = math.ceil(tuned / trainer.group) + math.ceil(config.seeds / trainer.group)
     task = progress.add_task(method.name, total=calls * config.epochs)
-    found = tune_and_test(
+    return tune_and_test(
         trainer, config.learning_rates, *_seeds(config), lambda: progress.advance(task)
     )
+
+
+def _row(method: methods.Method, tuned: Tuned) -> dict[str, Any]:
+    """Results of a method as written to results.json."""
     return {
         "method": method.name,
-        "output": method.output,
-        "learning_rate": found.learning_rate,
+        "learning_rate": tuned.learning_rate,
         "validation_accuracy_by_rate": [
             {"learning_rate": rate, "seeds": seeds.round(4).tolist()}
-            for rate, seeds in found.validation.items()
+            for rate, seeds in tuned.validation.items()
         ],
-        "test_accuracy": found.tests.round(4).tolist(),
-        "final_losses": found.losses.round(6).tolist(),
+        "test_accuracy": tuned.tests.round(4).tolist(),
+        "final_losses": tuned.losses.round(6).tolist(),
     }
 
 
@@ -146,20 +156,12 @@ def _methods(config: Config) -> list[methods.Method]:
         methods.method(settings("sgd")),
         dataclasses.replace(clipped, name="sgd clipped"),
         methods.method(settings("osgd", config.scope)),
-        *(methods.alone(k, momentum=config.momentum) for k in range(config.outputs)),
     ]
 
 
 def series(results: dict[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Mean and standard error of the test accuracy in percent, `[K]` each, by method.
-
-    The runs of single outputs are gathered into one series.
-    """
-    gathered: dict[str, list[np.ndarray]] = {}
-    for method in results["methods"]:
-        name = method["method"] if method["output"] is None else _ALONE
-        gathered.setdefault(name, []).append(100 * np.array(method["test_accuracy"]))
-    runs = {name: np.concatenate(parts, axis=1) for name, parts in gathered.items()}
+    """Mean and standard error of the test accuracy in percent, `[K]` each, by method."""
+    runs = {each["method"]: 100 * np.array(each["test_accuracy"]) for each in results["methods"]}
     return {name: (each.mean(axis=0), _error(each)) for name, each in runs.items()}
 
 
@@ -169,7 +171,7 @@ def _error(runs: np.ndarray) -> np.ndarray:
 
 
 def table(results: dict[str, Any]) -> Table:
-    """One row a method, one column an output; below, what each output costs."""
+    """One row per method, one column per output; the cost of each output below."""
     config = results["config"]
     shown = Table(
         title=f"Test accuracy, % (mean ± standard error of {config['seeds']} seeds): "
@@ -178,24 +180,36 @@ def table(results: dict[str, Any]) -> Table:
     shown.add_column("method")
     shown.add_column("rate", justify="right")
     for k in range(config["outputs"]):
-        shown.add_column(f"output {k + 1}", justify="right")
+        shown.add_column(f"output {k}", justify="right")
     shown.add_column("mean", justify="right")
-    for name, (means, errors) in series(results).items():
-        rates = [
-            f"{method['learning_rate']:g}"
-            for method in results["methods"]
-            if (_ALONE if method["output"] is not None else method["method"]) == name
-        ]
+    for method, (means, errors) in zip(results["methods"], series(results).values(), strict=True):
         cells = [f"{mean:.1f} ± {error:.1f}" for mean, error in zip(means, errors, strict=True)]
-        shown.add_row(name, "/".join(rates), *cells, f"{means.mean():.1f}")
+        rate = f"{method['learning_rate']:g}"
+        shown.add_row(method["method"], rate, *cells, f"{means.mean():.1f}")
     shown.add_section()
     for label, field in (("parameters", "parameters"), ("multiply-adds", "multiply_adds")):
         shown.add_row(label, "", *[f"{output[field]:,}" for output in results["outputs"]], "")
     return shown
 
 
+def deadline_table(results: dict[str, Any]) -> Table:
+    """One row per deadline of the net that answered the test examples."""
+    shown = Table(title=f"One trained net under deadlines, {deadlines.BATCH} examples at a time")
+    for name in ("deadline, ms", "answer after, ms", "in time, %", "accuracy, %", "by output, %"):
+        shown.add_column(name, justify="right")
+    for answers in results["deadlines"]:
+        shown.add_row(
+            f"{1e3 * answers['deadline']:.2f}",
+            f"{1e3 * answers['seconds']:.2f}",
+            f"{100 * answers['in_time']:.1f}",
+            f"{100 * answers['accuracy']:.1f}",
+            " / ".join(f"{100 * share:.0f}" for share in answers["outputs"]),
+        )
+    return shown
+
+
 def sentences(results: dict[str, Any]) -> list[str]:
-    """What was seen, in words: paired differences and their intervals; rates at an edge."""
+    """Paired differences between the methods with their intervals; rates at an edge of the grid."""
     config = results["config"]
     runs = {
         method["method"]: 100 * np.array(method["test_accuracy"]).mean(axis=1)
@@ -203,12 +217,12 @@ def sentences(results: dict[str, Any]) -> list[str]:
     }
     lines = []
     for name, base in (("sgd clipped", "sgd"), ("osgd", "sgd"), ("osgd", "sgd clipped")):
-        found = interval(runs[name] - runs[base])
-        if abs(found.mean) <= found.half_width:
+        difference = interval(runs[name] - runs[base])
+        if abs(difference.mean) <= difference.half_width:
             verdict = f"is level with {base}"
         else:
-            verdict = f"is {'above' if found.mean > 0 else 'below'} {base}"
-        lines.append(f"{name} {verdict}: {found} points")
+            verdict = f"is {'above' if difference.mean > 0 else 'below'} {base}"
+        lines.append(f"{name} {verdict}: {difference} points")
     seen = [
         "; ".join(lines)
         + f" (mean over the outputs, 95 % interval over {config['seeds']} seeds, paired)."
@@ -224,7 +238,7 @@ def sentences(results: dict[str, Any]) -> list[str]:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Draw accuracy against multiply-adds, one line a method, and save it as a picture."""
+    """Draw accuracy against multiply-adds, one line per method, and save it as a picture."""
     from matplotlib.figure import Figure
 
     from osgd_jax import plots
@@ -233,15 +247,45 @@ def plot(results: dict[str, Any], path: Path) -> None:
     costs = [output["multiply_adds"] for output in results["outputs"]]
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    styles = {_ALONE: {"color": "0.5", "linestyle": "none", "marker": "_", "markersize": 16}}
     for name, (means, errors) in series(results).items():
-        style = styles.get(name, {})
-        plots.anytime_curve(costs, means, error=errors, label=name, axes=axes, **style)
+        plots.anytime_curve(costs, means, error=errors, label=name, axes=axes)
     axes.set_ylabel("test accuracy, %")
     axes.set_title(
         f"{config['net']} net on {config['data']}: mean ± standard error, {config['seeds']} seeds"
     )
     axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def plot_anytime(results: dict[str, Any], net: Any, path: Path) -> None:
+    """Draw the stages of the net beside its accuracy at three deadlines; save it as a picture."""
+    from matplotlib.figure import Figure
+
+    from osgd_jax import plots
+
+    input_shape = data.load(data.Source(results["config"]["data"])).input_shape
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    plots.nesting(net, input_shape, axes=left)
+    left.set_title("Each stage reuses the results of the earlier ones")
+    times = [1e3 * answers["seconds"] for answers in results["deadlines"]]
+    accuracy = [100 * answers["accuracy"] for answers in results["deadlines"]]
+    right.plot(times, accuracy, color="0.6", zorder=1)
+    for k, answers in enumerate(results["deadlines"]):
+        right.scatter(times[k], accuracy[k], color=f"C{k}", zorder=3)
+        right.axvline(1e3 * answers["deadline"], color=f"C{k}", linestyle=":", linewidth=1)
+        right.annotate(
+            f"{accuracy[k]:.1f} %",
+            (times[k], accuracy[k]),
+            (0, 8),
+            textcoords="offset points",
+            ha="right",
+        )
+    right.margins(y=0.2)
+    right.set_xlabel("milliseconds per batch (dotted: deadline)")
+    right.set_ylabel("test accuracy, %")
+    right.set_title("The same net answers by any deadline")
+    right.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
 
 
@@ -259,16 +303,20 @@ def main() -> None:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=console) as progress:
-            results = compare(config, progress)
+            results, net = compare(config, progress)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     console.print(table(results))
     for line in sentences(results):
         console.print(line, soft_wrap=True, highlight=False)
-    results_file, plot_file = config.output / "results.json", config.output / "comparison.png"
+    console.print(deadline_table(results))
+    results_file = config.output / "results.json"
     results_file.write_text(json.dumps(results, indent=1) + "\n")
-    plot(results, plot_file)
-    console.print(f"Wrote {results_file} and {plot_file}.", highlight=False, soft_wrap=True)
+    plot(results, config.output / "comparison.png")
+    plot_anytime(results, net, config.output / "anytime.png")
+    console.print(
+        f"Wrote {results_file}, comparison.png and anytime.png.", highlight=False, soft_wrap=True
+    )
 
 
 if __name__ == "__main__":

@@ -119,12 +119,6 @@ def method(settings: Settings, *, num_tasks: int | None = None, seed: int = 0) -
     return Method(name, optimizer, osgd_jax.aggregate(weighting, scope, seed))
 
 
-def alone(output: int, *, momentum: float) -> Method:
-    """Train the subnetwork of one output on its own loss, the ceiling for joint training."""
-    optimizer = functools.partial(_take_step, Settings("sgd", momentum=momentum))
-    return Method(f"output {output + 1} alone", optimizer, output=output)
-
-
 def _take_step(settings: Settings, schedule: Any) -> optax.GradientTransformation:
     decay = settings.weight_decay
     if settings.update == "adamw":

@@ -253,12 +253,14 @@ class Tuned(NamedTuple):
       validation: accuracy of each seed by rate, `[seeds, K]`.
       tests: test accuracy at the best rate, `[seeds, K]`.
       losses: of the last steps of these, `[seeds, K]`.
+      state: of the net from the first test seed, after the last step.
     """
 
     learning_rate: float
     validation: dict[float, np.ndarray]
     tests: np.ndarray
     losses: np.ndarray
+    state: State
 
 
 def tune_and_test(
@@ -278,17 +280,19 @@ def tune_and_test(
       advance: called after each epoch of a group.
     """
 
-    def train(runs: list[Run], split: Split) -> tuple[np.ndarray, np.ndarray]:
-        scores, losses = [], []
+    def train(runs: list[Run], split: Split) -> tuple[np.ndarray, np.ndarray, State]:
+        scores, losses, states = [], [], []
         for group in trainer.groups(runs):
             trained = trainer.train(group, advance=advance)
             scores.append(trainer.scores(trained, split)[0])
             losses.append(jax.device_get(trained.losses))
-        return np.concatenate(scores)[: len(runs)], np.concatenate(losses)[: len(runs)]
+            states.append(jax.device_get(trainer.alone(trained.state)))
+        count = len(runs)
+        return np.concatenate(scores)[:count], np.concatenate(losses)[:count], states[0]
 
     grid = [Run(seed, rate) for rate in rates for seed in tuning_seeds]
-    found, _ = train(grid, trainer.dataset.validation)
+    found, *_ = train(grid, trainer.dataset.validation)
     validation = dict(zip(rates, np.split(found, len(rates)), strict=True))
     best = max(validation, key=lambda rate: validation[rate].mean())
-    tests, losses = train([Run(seed, best) for seed in test_seeds], trainer.dataset.test)
-    return Tuned(best, validation, tests, losses)
+    tests, losses, state = train([Run(seed, best) for seed in test_seeds], trainer.dataset.test)
+    return Tuned(best, validation, tests, losses, state)

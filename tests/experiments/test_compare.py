@@ -9,19 +9,18 @@ from scipy import stats
 from experiments import compare
 from tests.experiments.running import finish, refuse
 
-_SMALL = ["--epochs", "1", "--widths", "8", "--train-size", "200", "--seeds", "2"]
+_SMALL = ["--epochs", "1", "--widths", "8", "--blocks", "1", "--train-size", "200", "--seeds", "2"]
 
 
 @pytest.mark.parametrize(("data", "net"), [("digits", "width-nested"), ("mnist1d", "depth-nested")])
-def test_compares_methods_from_one_grid_and_writes_table_plot_and_results(tmp_path, data, net):
+def test_compares_methods_from_one_grid_and_writes_table_plots_and_results(tmp_path, data, net):
     printed = finish(
         *["compare", "--data", data, "--net", net, "--output", tmp_path, *_SMALL],
         *["--learning-rates", "0.1", "0.4", "--tuning-seeds", "1"],
     )
     results = json.loads((tmp_path / "results.json").read_text())
     names = [method["method"] for method in results["methods"]]
-    alone = ["output 1 alone", "output 2 alone", "output 3 alone"]
-    assert names == ["sgd", "sgd clipped", "osgd", *alone]
+    assert names == ["sgd", "sgd clipped", "osgd"]
     for method in results["methods"]:
         by_rate = {
             each["learning_rate"]: np.mean(each["seeds"])
@@ -29,14 +28,27 @@ def test_compares_methods_from_one_grid_and_writes_table_plot_and_results(tmp_pa
         }
         assert list(by_rate) == [0.1, 0.4]
         assert by_rate[method["learning_rate"]] == max(by_rate.values())
-        trained_outputs = 3 if method["output"] is None else 1
-        assert np.shape(method["test_accuracy"]) == (2, trained_outputs)
+        assert np.shape(method["test_accuracy"]) == (2, 3)
         assert np.all(np.array(method["test_accuracy"]) <= 1)
     costs = [output["multiply_adds"] for output in results["outputs"]]
     assert costs == sorted(costs)
-    assert (tmp_path / "comparison.png").stat().st_size > 10_000
-    for shown in ("osgd", "each alone", "multiply-adds", "±"):
+    for picture in ("comparison.png", "anytime.png"):
+        assert (tmp_path / picture).stat().st_size > 10_000
+    for shown in ("osgd", "multiply-adds", "±", "deadline"):
         assert shown in printed
+
+    limits = [answers["deadline"] for answers in results["deadlines"]]
+    assert limits == sorted(limits)
+    # An accuracy by several outputs lies between the accuracies of these outputs.
+    best = max(
+        results["methods"],
+        key=lambda each: max(np.mean(v["seeds"]) for v in each["validation_accuracy_by_rate"]),
+    )
+    accuracies = best["test_accuracy"][0]
+    for answers in results["deadlines"]:
+        np.testing.assert_allclose(sum(answers["outputs"]), 1)
+        used = [a for a, share in zip(accuracies, answers["outputs"], strict=True) if share > 0]
+        assert min(used) - 0.05 <= answers["accuracy"] <= max(used) + 0.05
 
 
 @pytest.mark.parametrize(
@@ -68,7 +80,7 @@ def test_what_was_seen_is_said_with_intervals_of_differences_paired_by_seed():
     accuracies = {name: rng.uniform(0.5, 0.6, (12, 3)) for name in ("sgd", "osgd")}
     accuracies["sgd clipped"] = accuracies["sgd"] + rng.uniform(0.02, 0.03, (12, 1))
     methods = [
-        {"method": name, "output": None, "learning_rate": 0.2, "test_accuracy": runs.tolist()}
+        {"method": name, "learning_rate": 0.2, "test_accuracy": runs.tolist()}
         for name, runs in accuracies.items()
     ]
     config = {"learning_rates": [0.1, 0.2, 0.4], "seeds": 12}
@@ -87,14 +99,6 @@ def test_what_was_seen_is_said_with_intervals_of_differences_paired_by_seed():
     )
 
 
-def test_series_gathers_single_outputs_and_takes_the_standard_error_over_seeds():
-    results = {
-        "methods": [
-            {"method": "sgd", "output": None, "test_accuracy": [[0.5, 0.6], [0.7, 0.6]]},
-            {"method": "output 1 alone", "output": 0, "test_accuracy": [[0.8], [0.9]]},
-            {"method": "output 2 alone", "output": 1, "test_accuracy": [[0.9], [1.0]]},
-        ]
-    }
-    series = compare.series(results)
-    np.testing.assert_allclose(series["sgd"], [[60, 60], [10, 0]], atol=1e-12)
-    np.testing.assert_allclose(series["each alone"], [[85, 95], [5, 5]])
+def test_series_takes_mean_and_standard_error_over_seeds():
+    results = {"methods": [{"method": "sgd", "test_accuracy": [[0.5, 0.6], [0.7, 0.6]]}]}
+    np.testing.assert_allclose(compare.series(results)["sgd"], [[60, 60], [10, 0]], atol=1e-12)
