@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import tyro
 
+from tests.weightings.table import methods
+
 _ROOT = Path(__file__).parents[1]
 _DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 # Links between the pages of the site are checked when it is built (test_docs.py).
@@ -31,6 +33,10 @@ def test_links_to_files_lead_somewhere(name):
         if "://" not in target and not (_ROOT / target.partition("#")[0]).exists()
     ]
     assert not missing
+
+
+def test_readme_has_the_table_of_methods():
+    assert methods() in (_ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", [*_DOCUMENTS, *_PAGES])

@@ -1,14 +1,15 @@
-"""The table of all weightings: what each needs, what holds of it by test, and what it costs.
+"""Print the table of methods in README.md, or measure the table of weightings in the documents.
 
-    python -m tests.weightings.table
+    python -m tests.weightings.table [--measure]
 
-writes weightings.md, for the documentation, and weightings.json in experiments/results/benchmark.
-It takes half a minute on two CPU cores. The properties are those of the catalogue, which the tests
-in this folder check; the times are of one compiled call from the Gramian to the weights.
+With `--measure`, write weightings.md and weightings.json in experiments/results/benchmark, which
+takes half a minute on two CPU cores. The properties come from the catalogue, which the tests in
+this folder check; the times are of one compiled call from the Gramian to the weights.
 """
 
 import json
 import platform
+import sys
 from pathlib import Path
 
 import jax
@@ -21,7 +22,7 @@ from tests.weightings.catalogue import CATALOGUE, PROPERTIES, Entry
 RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "benchmark"
 NUM_TASKS = (3, 8, 32)
 
-# No weightings, but transformations of their own: source, needs, scopes, what the state holds.
+# Transformations that are no weightings: source, needs, scopes, contents of the state.
 ROW_METHODS = {
     "graddrop": ("Chen et al., NeurIPS 2020", "key", "none: each number by itself", "a key"),
     "moco": ("Fernando et al., ICLR 2023", "—", "shared, all", "K copies of the parameters"),
@@ -30,7 +31,45 @@ ROW_METHODS = {
 }
 
 
+# What the table in README.md shows of each method, by its properties; the first that fits.
+_GUARANTEES = {
+    "no loss increases; the step is zero at Pareto-stationary points": {"non-conflicting", "stops"},
+    "no loss increases; the direction ignores loss scales": {"non-conflicting", "row scale"},
+    "no loss increases": {"non-conflicting"},
+    "the direction ignores loss scales": {"row scale"},
+    "none": set(),
+}
+
+
 def main() -> None:
+    if "--measure" in sys.argv:
+        write()
+    else:
+        print(methods(), end="")
+
+
+def methods() -> str:
+    """Return the table of methods for README.md, one row for each guarantee."""
+    rows: dict[str, tuple[list[str], list[str]]] = {text: ([], []) for text in _GUARANTEES}
+    for name, entry in CATALOGUE.items():
+        if name not in ("orthogonal", "sum", "mean", "constant", "random"):
+            guarantee = next(text for text, has in _GUARANTEES.items() if has <= entry.properties)
+            rows[guarantee][entry.losses].append(f"`{name}` ({entry.paper})")
+    for name, (paper, needs, *_) in ROW_METHODS.items():
+        rows["none"][needs == "losses"].append(f"`osgd_jax.{name}` ({paper})")
+    rows["none"][0].append("`osgd_jax.m_config` (Liu et al., ICLR 2025; one loss per step)")
+    lines = [
+        "| guarantee, to first order on the batch | methods that need gradients | … and losses |",
+        "| --- | --- | --- |",
+        "| the step for a loss leaves earlier losses unchanged | `orthogonalize`, `osgd`"
+        f" ({CATALOGUE['orthogonal'].paper}) | |",
+        *(f"| {text} | {', '.join(a)} | {', '.join(b)} |" for text, (a, b) in rows.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write() -> None:
+    """Measure all weightings and write their table."""
     rows = [{"name": name, **measure(entry)} for name, entry in CATALOGUE.items()]
     machine = f"{jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}"
     RESULTS.mkdir(exist_ok=True)
