@@ -9,7 +9,7 @@ ALL_EXTRAS := experiments,data,docs,notebooks,test,lint
 PYTEST := pytest -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo benchmark accelerators paper-scale study-smoke docs notebooks test test-slow test-peer test-onnx test-accelerators test-newest check format lock clean
+.PHONY: help demo benchmark accelerators paper-scale study-smoke docs notebooks test test-slow test-peer test-onnx test-accelerators test-newest test-oldest check format lock dist clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -58,6 +58,13 @@ test-newest: ## Run the tests with the newest versions of everything (NEWEST_PYT
 	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager pip -e '.[$(ALL_EXTRAS)]'
 	.venv-newest/bin/python -m $(PYTEST) -m "not slow"
 
+test-oldest: ## Run the tests with the oldest versions that pyproject.toml allows
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --upgrade pip uv
+	.venv-oldest/bin/uv pip install --quiet --resolution lowest-direct --python .venv-oldest/bin/python \
+	  -e '.[$(ALL_EXTRAS)]'
+	.venv-oldest/bin/python -m $(PYTEST) -m "not slow"
+
 check: .venv/ready ## Check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -80,8 +87,15 @@ lock: ## Pin the newest versions of everything in requirements.txt
 	.venv-lock/bin/python -m pip freeze --exclude-editable > requirements.txt
 	rm -rf .venv-lock
 
+dist: ## Build the sdist and the wheel into dist/ and check them
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet 'build>=1.2' 'twine>=6.1'
+	rm -rf dist
+	.venv-dist/bin/python -m build
+	.venv-dist/bin/python -m twine check --strict dist/*
+
 clean: ## Remove the environment, caches and runs
-	rm -rf .venv .venv-lock .venv-peer .venv-onnx .venv-tpu .venv-gpu .venv-newest .pytest_cache .ruff_cache .hypothesis runs build dist
+	rm -rf .venv .venv-lock .venv-peer .venv-onnx .venv-tpu .venv-gpu .venv-newest .venv-oldest .venv-dist .pytest_cache .ruff_cache .hypothesis runs build dist
 
 .venv/demo-ready: pyproject.toml requirements.txt
 	$(PYTHON) -m venv .venv
