@@ -63,7 +63,7 @@ test-oldest: ## Run the tests with the oldest versions that pyproject.toml allow
 	.venv-oldest/bin/python -m pip install --quiet --upgrade pip uv
 	.venv-oldest/bin/uv pip install --quiet --resolution lowest-direct --python .venv-oldest/bin/python \
 	  -e '.[$(ALL_EXTRAS)]'
-	.venv-oldest/bin/python -m $(PYTEST) -m "not slow"
+	.venv-oldest/bin/python -m $(PYTEST) -m "not slow" -W default::DeprecationWarning
 
 check: .venv/ready ## Check format, lint and types
 	$(BIN)/ruff format --check .
