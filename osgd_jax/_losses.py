@@ -1,12 +1,45 @@
 """The K losses that a function returns: one array, or any tree of scalars."""
 
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 _WANTED = "losses must be an array [K], or a tuple, dict or other tree of K real scalars, K >= 1"
+
+
+class Tasks(NamedTuple):
+    """The K tasks as their losses present them.
+
+    Attributes:
+      names: one for each task, as from `task_names`.
+      ordered: whether the user wrote the tasks in this order. False for losses in a dict of more
+        than one key, since JAX sorts the keys.
+    """
+
+    names: tuple[str, ...]
+    ordered: bool = True
+
+
+def tasks_of(losses: Any) -> Tasks:
+    """Return the tasks of losses, given as their function returns them."""
+    return Tasks(task_names(losses), _is_ordered(jax.tree.structure(losses)))
+
+
+def numbered(num_tasks: int) -> Tasks:
+    """Return tasks without names, which are called by their indices."""
+    return Tasks(tuple(map(str, range(num_tasks))))
+
+
+def _is_ordered(treedef: Any) -> bool:
+    kind, children = treedef.node_data(), [c for c in treedef.children() if c.num_leaves]
+    if kind is None or not children:
+        return True
+    is_sorted = issubclass(kind[0], Mapping) and not issubclass(kind[0], OrderedDict)
+    return not (is_sorted and len(children) > 1) and all(map(_is_ordered, children))
 
 
 def task_names(losses: Any) -> tuple[str, ...]:

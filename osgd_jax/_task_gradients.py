@@ -20,8 +20,8 @@ from osgd_jax._arguments import (
     select,
     with_parameters,
 )
-from osgd_jax._losses import as_values
-from osgd_jax._task_rows import TaskRows, is_task_rows
+from osgd_jax._losses import as_values, tasks_of
+from osgd_jax._task_rows import TaskRows, is_task_rows, named
 
 # From this many losses of one array on, all are pulled back together: compiled once for all of
 # them, at the price of K times the memory of one.
@@ -170,7 +170,8 @@ def _result_and_grads(
         rows = _pull_back_at_once(program, leaves, values)
     else:
         rows = _pull_back(_linear_program.elements(program, types), leaves, values)
-    return result, treedef.unflatten(rows)
+    tasks = tasks_of(result[0][0])
+    return result, treedef.unflatten([named(row, tasks) for row in rows])
 
 
 def _check_parameter(path: tuple, leaf: Any, num_args: int) -> jax.Array:

@@ -1,5 +1,6 @@
 """Transformations of the task gradients themselves, to stand before `aggregate` in a chain."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -92,7 +93,7 @@ def _scale_tasks(factors: Callable[[jax.Array], jax.Array]) -> optax.GradientTra
         def scale(leaf: TaskRows | jax.Array):
             if isinstance(leaf, TaskRows):
                 rows = scale_rows(leaf.rows, of_tasks(scales, leaf.tasks))
-                return TaskRows(rows, leaf.tasks, leaf.num_tasks)
+                return dataclasses.replace(leaf, rows=rows)
             return scale_rows(leaf, scales)
 
         def scale_rows(rows: jax.Array, scales: jax.Array) -> jax.Array:

@@ -12,7 +12,8 @@ from osgd_jax._data_parallel import AxisName
 from osgd_jax._scopes import Scope
 from osgd_jax._task_rows import ArrayTree, is_task_rows
 from osgd_jax.weightings import Weighting
-from osgd_jax.weightings._orthogonal import Order, indices_of, is_named, known_order
+from osgd_jax.weightings._base import resolve
+from osgd_jax.weightings._orthogonal import Hold, Order
 
 
 class AggregateState(NamedTuple):
@@ -119,13 +120,15 @@ def aggregate(
         blocks = _row_blocks.merge(leaves, groups.labels(), axis_name)
         shares = [_data_parallel.scatter(block, axis_name) for block in blocks.rows]
         copies = [_data_parallel.copies(block, axis_name) for block in blocks.rows]
+        dtype = _gramian.accumulation_dtype(leaves)
+        values = _balancing.stack_losses(losses, leaves[0].num_tasks, dtype)
         weights, weighting_state = _weigh(
-            weighting,
+            resolve(weighting, _balancing.tasks_of(leaves, losses)),
             shares,
             copies,
             groups.at([members[0] for members in blocks.members]),
             state.weighting,
-            losses,
+            values,
             step_key,
             axis_name,
         )
@@ -151,6 +154,7 @@ def orthogonalize(
     scope: Scope = "all",
     key: jax.Array | int | None = None,
     *,
+    hold: Hold = (),
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Orthogonalize the task gradients in order of priority, and add them up.
@@ -169,10 +173,14 @@ def orthogonalize(
     Args:
       order: priority of the tasks, the most protected first: `"first_to_last"`,
         `"last_to_first"`, `"random"` (a new permutation each step), a permutation of `0 .. K-1`, or
-        of the names of the losses, such as `("ic", "bc", "pde")`; `update` then needs `losses=`,
-        and `osgd_jax.task_names(losses)` says what they are called.
+        of the names of the losses, such as `("ic", "bc", "pde")`. The gradients from `task_grads`
+        know the names; with those from `jax.jacrev`, pass `losses=` to `update`. Losses in a dict
+        of more than one key need names, because JAX sorts the keys.
       scope: which parameters are orthogonalized together, as for `aggregate`.
       key: PRNG key or seed, needed by `order="random"`.
+      hold: tasks, by name or index, that keep their place in the order but are never stepped
+        along: `orthogonalize(("old", "new"), hold=("old",))` trains `new` by steps that are
+        orthogonal to the gradient of `old`. A parameter that only held tasks reach stays.
       axis_name: inside `jax.shard_map`, the mesh axis that the batch is split over, as for
         `aggregate`.
 
@@ -180,27 +188,15 @@ def orthogonalize(
       A transformation that takes task gradients and returns an update.
 
     Raises:
-      ValueError: as `aggregate`; an order that is no permutation; `"random"` without a key; an
-        order of names without losses of these names.
+      ValueError: as `aggregate`; an order that is no permutation; `"random"` without a key; names
+        that are not those of the losses; another order than one of names, or `"random"`, for losses
+        in a dict.
     """
-    order = known_order(order)
     if isinstance(order, str) and order == "random" and key is None:
         raise ValueError(
             "order='random' draws a permutation at each step and needs a PRNG key: pass key=."
         )
-
-    def ordered(order: Order) -> optax.GradientTransformationExtraArgs:
-        return aggregate(weightings.orthogonal(order), scope, key, axis_name=axis_name)
-
-    if not is_named(order):
-        return ordered(order)
-
-    def update(updates: ArrayTree, state: Any, params: ArrayTree | None = None, **extra_args: Any):
-        indices = indices_of(order, extra_args.get("losses"))
-        return ordered(indices).update(updates, state, params, **extra_args)
-
-    # What the state holds does not depend on the order.
-    return optax.GradientTransformationExtraArgs(ordered("first_to_last").init, update)
+    return aggregate(weightings.orthogonal(order, hold), scope, key, axis_name=axis_name)
 
 
 def osgd(
@@ -212,6 +208,7 @@ def osgd(
     order: Order = "first_to_last",
     scope: Scope = "all",
     key: jax.Array | int | None = None,
+    hold: Hold = (),
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Orthogonalized SGD: `orthogonalize`, then `optax.sgd`.
@@ -230,6 +227,7 @@ def osgd(
       order: priority of the tasks, as for `orthogonalize`.
       scope: which parameters are orthogonalized together, as for `orthogonalize`.
       key: PRNG key or seed, needed by `order="random"`.
+      hold: tasks that are never stepped along, as for `orthogonalize`.
       axis_name: mesh axis that the batch is split over, as for `orthogonalize`.
 
     Returns:
@@ -239,7 +237,7 @@ def osgd(
       ValueError: as `orthogonalize`.
     """
     return optax.chain(
-        orthogonalize(order, scope, key, axis_name=axis_name),
+        orthogonalize(order, scope, key, hold=hold, axis_name=axis_name),
         optax.sgd(learning_rate, momentum, nesterov, accumulator_dtype),
     )
 
@@ -249,8 +247,8 @@ def _weigh(
 ) -> tuple[list[jax.Array], Any]:
     """Find the weights `[K]` for each leaf, and the weighting's next state."""
     dtype = _gramian.accumulation_dtype(leaves)
-    losses = _balancing.stack_losses(losses, leaves[0].num_tasks, dtype)
-    own = jnp.ones(leaves[0].num_tasks, dtype)
+    stepped = [task not in weighting.hold for task in range(leaves[0].num_tasks)]
+    own = jnp.array(stepped, dtype)
     if groups.num_groups == 0:
         return [own] * len(leaves), state
     if jax.tree.leaves(state):

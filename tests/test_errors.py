@@ -22,6 +22,18 @@ def update_with(losses):
     return tx.update(TWO, tx.init(PARAMS), PARAMS, losses=losses)
 
 
+def rows_of(*names):
+    return TaskRows(jnp.ones((2, 3)), (0, 1), 2, names, ordered=False)
+
+
+NAMED = {"a": rows_of("ic", "pde"), "b": jnp.ones((2,))}
+
+
+def update_named(weighting, losses=None):
+    tx = osgd_jax.aggregate(weighting or osgd_jax.weightings.sum(), "all")
+    return tx.update(NAMED, tx.init(PARAMS), PARAMS, losses=losses)
+
+
 def update_in_order(order, losses):
     tx = osgd_jax.orthogonalize(order)
     return tx.update(TWO, tx.init(PARAMS), PARAMS, losses=losses)
@@ -35,7 +47,7 @@ CASES = {
     # The gradients.
     "different numbers of tasks": (
         lambda: update({"a": jnp.ones((2, 3)), "b": jnp.ones((3, 3))}),
-        r"\['b'\] has 3 tasks \(leading axis\), others have 2",
+        r"\['b'\] has 3 tasks \(leading axis\), others have 2.*Ordinary gradients have no task",
     ),
     "different numbers of tasks, ragged": (
         lambda: update({"a": TaskRows(jnp.ones((1, 3)), (0,), 2), "b": jnp.ones((3, 3))}),
@@ -94,7 +106,7 @@ CASES = {
     ),
     "another structure than params": (
         lambda: update({"a": jnp.ones((2, 3))}, PARAMS),
-        "the task gradients have the structure .*; params have",
+        r"do not have the structure of params: where params have \['b'\], .* have no array",
     ),
     "nothing to tell K by": (lambda: osgd_jax.gramian({}), "number of tasks is unknown"),
     "norms of nothing": (lambda: osgd_jax.task_norms({}), "number of tasks is unknown"),
@@ -108,21 +120,67 @@ CASES = {
         lambda: osgd_jax.orthogonalize("firstToLast"),
         "order='firstToLast' is unknown; use 'first_to_last', 'last_to_first', 'random' or a perm",
     ),
-    "order of names for a weighting": (
-        lambda: osgd_jax.weightings.orthogonal(("ic", "pde")),
-        r"order=\('ic', 'pde'\) names the tasks.*osgd_jax.orthogonalize",
+    "order of names for a Gramian alone": (
+        lambda: osgd_jax.weightings.orthogonal(("ic", "pde")).weigh(jnp.eye(2), ()),
+        r"order=\('ic', 'pde'\) must name each of the losses '0', '1' once.*pass the losses",
     ),
     "order of names without losses": (
         lambda: update(TWO, order=("ic", "pde")),
-        r"order=\('ic', 'pde'\) names the tasks: pass the losses",
+        r"order=\('ic', 'pde'\) must name .*for dense gradients, pass the losses, update\(",
     ),
     "order of other names": (
-        lambda: update_in_order(("ic", "bc"), {"ic": 1.0, "pde": 1.0}),
-        r"order=\('ic', 'bc'\) must name each of the losses 'ic', 'pde' once",
+        lambda: update(NAMED, order=("ic", "bc")),
+        r"order=\('ic', 'bc'\) must name each of the losses 'ic', 'pde' once\.\n",
     ),
     "order of a name twice": (
         lambda: update_in_order(("ic", "ic"), {"ic": 1.0, "pde": 1.0}),
         "must name each of the losses 'ic', 'pde' once",
+    ),
+    "order of the keys of a dict": (
+        lambda: update(NAMED),
+        r"order='first_to_last' goes by the position .* in a dict, whose keys JAX sorts: the losses"
+        r" 'ic', 'pde'\. Name them: osgd_jax.orthogonalize\(order=\('ic', 'pde'\)\)",
+    ),
+    "order of the keys of a dict, backwards": (
+        lambda: update(NAMED, order="last_to_first"),
+        r"Name them: osgd_jax.orthogonalize\(order=\('ic', 'pde'\)\)",
+    ),
+    "order of indices for a dict": (
+        lambda: update(NAMED, order=(1, 0)),
+        r"order=\(1, 0\) goes by the position of the tasks",
+    ),
+    "order of indices for losses in a dict": (
+        lambda: update_in_order((1, 0), {"ic": 1.0, "pde": 1.0}),
+        r"order=\(1, 0\) goes by the position of the tasks",
+    ),
+    "names that collide": (
+        lambda: update_in_order(("a/b", "a/b"), {"a": {"b": 1.0}, "a/b": 1.0}),
+        "must name each of the losses 'a/b', 'a/b' once",
+    ),
+    "a word to hold": (
+        lambda: osgd_jax.orthogonalize(hold="bc"),
+        r"hold='bc' must be a sequence of names or indices of tasks, such as \('bc',\)",
+    ),
+    "a number to hold": (lambda: osgd_jax.orthogonalize(hold=0), "hold=0 must be a sequence"),
+    "to hold what there is not": (
+        lambda: update(TWO, hold=(2,)),
+        "hold=2 must be a name of a task or an index below 2",
+    ),
+    "to hold an index of a dict": (
+        lambda: update(NAMED, order=("ic", "pde"), hold=(0,)),
+        r"hold=\(0,\) goes by the position of the tasks.*Name them: hold=\('pde',\)",
+    ),
+    "to hold a loss of another name": (
+        lambda: update(NAMED, order=("ic", "pde"), hold=("bc",)),
+        "hold='bc' must be one of the losses 'ic', 'pde'",
+    ),
+    "losses in another container": (
+        lambda: update_named(None, losses=(1.0, 2.0)),
+        "losses are of the tasks '0', '1'; the gradients are of 'ic', 'pde'. Pass the losses as",
+    ),
+    "gradients of differently named tasks": (
+        lambda: osgd_jax.gramian([rows_of("ic", "pde"), rows_of("pde", "ic")]),
+        r"\[1\] is of the tasks \('pde', 'ic'\), others of \('ic', 'pde'\)",
     ),
     "order of names and indices": (
         lambda: osgd_jax.orthogonalize(("ic", 1)),
