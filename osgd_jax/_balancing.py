@@ -42,7 +42,7 @@ def tasks_of(leaves: Sequence[TaskRows], losses: Any) -> Tasks:
     if losses is None:
         return tasks
     of_losses = _losses.tasks_of(losses)
-    if tasks == unnamed or tasks == of_losses:
+    if tasks in (unnamed, of_losses):
         return of_losses
     if of_losses == unnamed and tasks.ordered:
         return tasks
@@ -113,8 +113,3 @@ def unless_spoiled(next_state: Any, state: Any, finite: Any) -> Any:
         next_state,
         state,
     )
-
-
-def python_bools(flags: Any) -> Any:
-    """Return NumPy flags as Python's, which a comparison by `is` can tell from traced ones."""
-    return flags.tolist() if not isinstance(flags, jax.Array) else flags

@@ -10,7 +10,14 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from osgd_jax import _row_blocks, _scopes
-from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows, of_tasks
+from osgd_jax._task_rows import (
+    ArrayTree,
+    TaskRows,
+    accumulation_dtype,
+    is_task_rows,
+    max_abs,
+    of_tasks,
+)
 from osgd_jax.weightings._tools import safe_sqrt, squared_norms
 
 # Up to this many rows are multiplied pair by pair: a product of matrices fills a fraction of the
@@ -171,17 +178,6 @@ def _first_difference(params: ArrayTree, paths: list) -> str:
             names = ["no array" if p is None else jax.tree_util.keystr(p) for p in (theirs, ours)]
             return f"where params have {names[0]}, the gradients have {names[1]}"
     return "the arrays are at the same places, in containers of other types"
-
-
-def accumulation_dtype(leaves: Sequence[TaskRows]) -> jnp.dtype:
-    """Float32, or wider where a gradient is."""
-    return jnp.result_type(jnp.float32, *(leaf.rows.dtype for leaf in leaves))
-
-
-def max_abs(leaf: TaskRows, dtype: Any) -> jax.Array:
-    """Find the largest magnitude in each row, `[tasks]`."""
-    parameter_axes = tuple(range(1, leaf.rows.ndim))
-    return jnp.max(jnp.abs(leaf.rows), axis=parameter_axes, initial=0).astype(dtype)
 
 
 def scales_of(leaves: Sequence[TaskRows]) -> jax.Array:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 _WANTED = "losses must be an array [K], or a tuple, dict or other tree of K real scalars, K >= 1"
 
@@ -72,16 +71,15 @@ def as_values(losses: Any) -> tuple[jax.Array | tuple[jax.Array, ...], Any]:
       An array `[K]` or a tuple of K scalars, and the losses with an array for each number.
 
     Raises:
-      ValueError: if these are not K >= 1 real scalars.
+      ValueError: if these are not K >= 1 real scalars, or look like losses and auxiliary data.
     """
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(losses)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(losses, is_leaf=lambda x: x is None)
+    is_pair = type(losses) in (tuple, list) and len(losses) == 2
     # The commonest reason of a pair that holds other things than losses.
-    hint = (
-        " Is has_aux=True missing?" if isinstance(losses, tuple | list) and len(losses) == 2 else ""
-    )
-    arrays = [_real(jax.tree_util.keystr(path), leaf, hint) for path, leaf in leaves]
-    if not arrays:
+    hint = " Is has_aux=True missing?" if is_pair else ""
+    if losses is None or not leaves:
         raise ValueError(f"{_WANTED}; got {losses!r}, which holds none.")
+    arrays = [_real(jax.tree_util.keystr(path), leaf, hint) for path, leaf in leaves]
     if jax.tree_util.treedef_is_leaf(treedef):
         _shape_of_array(arrays[0])
         return arrays[0], arrays[0]
@@ -91,16 +89,20 @@ def as_values(losses: Any) -> tuple[jax.Array | tuple[jax.Array, ...], Any]:
                 f"losses{jax.tree_util.keystr(path)} has shape {array.shape}; {_WANTED}. Return its"
                 f" mean or sum, or the array alone.{hint}"
             )
+    if is_pair and not all(map(jax.tree_util.treedef_is_leaf, treedef.children())):
+        raise ValueError(
+            f"losses is a pair of containers or of a container and a number, {treedef}, as of losses"
+            f" and auxiliary data.{hint} For losses in both halves, return one flat tuple or a dict."
+        )
     return tuple(arrays), treedef.unflatten(arrays)
 
 
 def _real(name: str, loss: Any, hint: str) -> jax.Array:
-    if isinstance(loss, int | np.integer):
-        loss = float(loss)  # a task that is off
     try:
         array = jnp.asarray(loss)
     except (TypeError, ValueError):
         raise ValueError(f"losses{name}={loss!r} is not a number; {_WANTED}.{hint}") from None
+    # A Python integer too: it is more often a count among the metrics than a loss.
     if not jnp.issubdtype(array.dtype, jnp.floating):
         remedy = (
             "take its real part or its absolute value"

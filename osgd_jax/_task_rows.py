@@ -1,6 +1,7 @@
 """Task gradients: one gradient for each loss, kept only where a loss reaches a parameter."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -125,6 +126,17 @@ def to_task_rows(dense: ArrayTree, reach: ArrayTree) -> ArrayTree:
         tasks = tuple(sorted(known))
         leaves.append(TaskRows(leaf[np.array(tasks, int)], tasks, num_tasks, *naming))
     return treedef.unflatten(leaves)
+
+
+def accumulation_dtype(leaves: Sequence[TaskRows]) -> jnp.dtype:
+    """Float32, or wider where a gradient is."""
+    return jnp.result_type(jnp.float32, *(leaf.rows.dtype for leaf in leaves))
+
+
+def max_abs(leaf: TaskRows, dtype: Any) -> jax.Array:
+    """Find the largest magnitude in each row, `[tasks]`."""
+    parameter_axes = tuple(range(1, leaf.rows.ndim))
+    return jnp.max(jnp.abs(leaf.rows), axis=parameter_axes, initial=0).astype(dtype)
 
 
 def of_all_tasks(values: jax.Array, tasks: tuple[int, ...], num_tasks: int) -> jax.Array:

@@ -10,7 +10,7 @@ from jax import lax
 from osgd_jax import _balancing, _data_parallel, _gramian, _row_blocks, _scopes, weightings
 from osgd_jax._data_parallel import AxisName
 from osgd_jax._scopes import Scope
-from osgd_jax._task_rows import ArrayTree, is_task_rows
+from osgd_jax._task_rows import ArrayTree, accumulation_dtype, is_task_rows, max_abs
 from osgd_jax.weightings import Weighting
 from osgd_jax.weightings._base import resolve
 from osgd_jax.weightings._orthogonal import Hold, Order
@@ -30,7 +30,7 @@ class AggregateState(NamedTuple):
 
 def aggregate(
     weighting: Weighting,
-    scope: Scope = "shared",
+    scope: Scope = "all",
     key: jax.Array | int | None = None,
     *,
     axis_name: AxisName | None = None,
@@ -54,17 +54,18 @@ def aggregate(
     zero after it, `optax.chain(tx, optax.masked(optax.set_to_zero(), frozen))`; under scope `"all"`
     they then still take part in the weights.
 
-    Dense arrays do not tell which losses reach a parameter. With scopes `"shared"` and `"reach"`,
-    the rows that are not zero count as reached, array by array, at every step. While a loss is
-    masked out, so that its gradient is zero, the groups can differ from those of `TaskRows`.
+    With scopes `"shared"` and `"reach"`, a loss reaches a parameter array if its row is not zero at
+    this step. So the result is the same however the losses are written, and for `TaskRows` as for
+    dense arrays; a loss that is masked out reaches nothing. These two scopes read each row that
+    analysis cannot rule out before they form the groups.
 
     Args:
       weighting: one of `osgd_jax.weightings`, such as `weightings.pcgrad()`.
       scope: which parameters are balanced together, each group by weights of its own:
 
+        * `"all"`: all parameters are one group: each paper's formula as it stands.
         * `"shared"`: all parameters reached by two or more losses are one group; the others keep
           their own gradient.
-        * `"all"`: all parameters are one group.
         * `"leaf"`: each parameter array is a group.
         * `"reach"`: parameters reached by the same losses are a group.
         * a tree of labels with the structure of the parameters, or a function from the parameters
@@ -120,7 +121,7 @@ def aggregate(
         blocks = _row_blocks.merge(leaves, groups.labels(), axis_name)
         shares = [_data_parallel.scatter(block, axis_name) for block in blocks.rows]
         copies = [_data_parallel.copies(block, axis_name) for block in blocks.rows]
-        dtype = _gramian.accumulation_dtype(leaves)
+        dtype = accumulation_dtype(leaves)
         values = _balancing.stack_losses(losses, leaves[0].num_tasks, dtype)
         weights, weighting_state = _weigh(
             resolve(weighting, _balancing.tasks_of(leaves, losses)),
@@ -246,7 +247,7 @@ def _weigh(
     weighting, leaves, copies, groups, state, losses, key, axis_name
 ) -> tuple[list[jax.Array], Any]:
     """Find the weights `[K]` for each leaf, and the weighting's next state."""
-    dtype = _gramian.accumulation_dtype(leaves)
+    dtype = accumulation_dtype(leaves)
     stepped = [task not in weighting.hold for task in range(leaves[0].num_tasks)]
     own = jnp.array(stepped, dtype)
     if groups.num_groups == 0:
@@ -254,7 +255,7 @@ def _weigh(
     if jax.tree.leaves(state):
         _balancing.check_one_group(groups, "this weighting")
     largest = _data_parallel.largest(
-        groups.max([_gramian.max_abs(leaf, dtype) for leaf in leaves], leaves), axis_name
+        groups.max([max_abs(leaf, dtype) for leaf in leaves], leaves), axis_name
     )
     # No result depends on the scales.
     largest = lax.stop_gradient(largest)
@@ -285,9 +286,15 @@ def _weigh(
     # Not all weightings let a NaN through, and not all arrays of a group have the row with it.
     weights = jnp.where(finite, _balancing.saturate(weights, largest), jnp.nan).astype(dtype)
     return [
-        own if private is True else jnp.where(private, own, weights[group])
-        for private, group in zip(_balancing.python_bools(groups.private), groups.ids, strict=True)
+        _select(private, own, weights[group])
+        for private, group in zip(groups.private, groups.ids, strict=True)
     ], state
+
+
+def _select(private: Any, own: jax.Array, weights: jax.Array) -> jax.Array:
+    if isinstance(private, bool):
+        return own if private else weights
+    return jnp.where(private, own, weights)
 
 
 def _check_weighting(weighting: Any) -> None:

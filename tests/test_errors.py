@@ -1,5 +1,7 @@
 """Every mistake gets a ValueError, at trace time, in the words that a user needs."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -7,6 +9,12 @@ import pytest
 import osgd_jax
 from osgd_jax import TaskRows
 from osgd_jax.weightings import Weighting
+
+
+class Pair(NamedTuple):
+    first: jax.Array
+    second: jax.Array
+
 
 TWO = {"a": jnp.ones((2, 3)), "b": jnp.ones((2,))}
 PARAMS = {"a": jnp.ones(3), "b": jnp.ones(())}
@@ -302,6 +310,50 @@ CASES = {
     "forgotten has_aux, other things": (
         lambda: osgd_jax.task_grads(lambda p: ((p, p), {"aux": "text"}))(1.0),
         r"losses\[1\]\['aux'\]='text' is not a number.*Is has_aux=True missing\?",
+    ),
+    **{
+        f"forgotten has_aux, {name}": (
+            lambda returned=returned: osgd_jax.task_grads(lambda p: returned(p, p**2))(1.0),
+            words + r".*Is has_aux=True missing\?",
+        )
+        for name, returned, words in (
+            ("tuple and dict", lambda a, b: ((a, b), {"total": a + b}), "losses is a pair of cont"),
+            ("dict and dict", lambda a, b: ({"a": a, "b": b}, {"total": b}), "losses is a pair of"),
+            ("lists", lambda a, b: [[a, b], [a]], "losses is a pair of containers"),
+            ("named tuple and tuple", lambda a, b: (Pair(a, b), (a,)), "losses is a pair of cont"),
+            ("number and dict", lambda a, b: (a + b, {"a": a, "b": b}), "losses is a pair of cont"),
+            ("tuple and number", lambda a, b: ((a, b), a + b), "losses is a pair of containers"),
+            ("number and nothing", lambda a, b: (a + b, {}), "losses is a pair of containers"),
+            (
+                "array and dict",
+                lambda a, b: (jnp.stack([a, b]), {"a": a}),
+                r"losses\[0\] has shape",
+            ),
+            ("a flag", lambda a, b: (a, True), r"losses\[1\] has dtype bool"),
+            ("a traced flag", lambda a, b: (a, b > 0), r"losses\[1\] has dtype bool"),
+            ("a count", lambda a, b: (a, 3), r"losses\[1\] has dtype int32"),
+            ("None", lambda a, b: (a, None), r"losses\[1\]=None is not a number"),
+        )
+    },
+    "an integer for a task that is off": (
+        lambda: osgd_jax.task_grads(lambda p: (p, 0, p))(1.0),
+        r"losses\[1\] has dtype int32; .*give 0.0 for a task that is off",
+    ),
+    "None among the losses": (
+        lambda: osgd_jax.task_grads(lambda p: {"a": p, "b": (p, None)})(1.0),
+        r"losses\['b'\]\[1\]=None is not a number; losses must be",
+    ),
+    "None among the losses of an update": (
+        lambda: update_with((1.0, None, 1.0)),
+        r"losses\[1\]=None is not a number",
+    ),
+    "a flag among the losses of an update": (
+        lambda: update_with((1.0, True)),
+        r"losses\[1\] has dtype bool",
+    ),
+    "losses and auxiliary data for an update": (
+        lambda: update_with(((1.0, 2.0), {"total": 3.0})),
+        "losses is a pair of containers",
     ),
     "aux missing": (
         lambda: osgd_jax.task_grads(lambda p: jnp.stack([p, p, p]), has_aux=True)(1.0),

@@ -215,21 +215,24 @@ def test_random_order_is_the_same_for_all_groups_of_a_step(x64):
         np.testing.assert_array_equal(updates["a"], updates["b"])
 
 
-def test_the_default_scope_is_all_for_orthogonalize_and_shared_for_aggregate():
+def test_the_default_scope_is_all_everywhere():
     rng = np.random.default_rng(0)
     grads = {name: jnp.asarray(rng.normal(size=(2, 4)), jnp.float32) for name in ("stem", "head")}
     grads["head"] = grads["head"].at[1].set(0)
     params = {"stem": jnp.zeros(4), "head": jnp.zeros(4)}
 
     def update(tx):
-        return tx.update(grads, tx.init(params), params)[0]["head"]
+        return tx.update(grads, tx.init(params), params, losses=jnp.ones(2))[0]["head"]
 
+    weighting = osgd_jax.weightings.orthogonal()
     everywhere = update(osgd_jax.orthogonalize(scope="all"))
     np.testing.assert_array_equal(update(osgd_jax.orthogonalize()), everywhere)
     np.testing.assert_array_equal(update(osgd_jax.osgd(1.0)), -everywhere)
-    weighting = osgd_jax.weightings.orthogonal()
-    np.testing.assert_array_equal(update(osgd_jax.aggregate(weighting)), grads["head"][0])
+    np.testing.assert_array_equal(update(osgd_jax.aggregate(weighting)), everywhere)
     assert not np.allclose(everywhere, grads["head"][0])
+    for method in (osgd_jax.moco, osgd_jax.db_mtl, osgd_jax.excess_mtl):
+        np.testing.assert_array_equal(update(method(2)), update(method(2, scope="all")))
+        assert not np.allclose(update(method(2)), update(method(2, scope="shared")))
 
 
 def test_private_parameters_keep_their_gradient_with_scope_shared():
@@ -265,12 +268,14 @@ def test_empty_tree(scope):
     assert updates == {}
 
 
-def test_dense_input_counts_what_is_not_zero_as_reached():
-    # With the second loss masked out, a stem that both losses reach becomes private for dense
-    # input, so that both forms give the first gradient; with scope "reach" too.
+@pytest.mark.parametrize("scope", ["shared", "reach"])
+def test_a_row_of_zeros_reaches_nothing(scope):
+    # With the second loss masked out, a stem that both losses reach is private.
     rows = jnp.asarray([[1.0, 2.0], [0.0, 0.0]])
-    for scope in ("shared", "reach"):
-        np.testing.assert_array_equal(orthogonalized({"w": rows}, scope=scope)["w"], rows[0])
+    tx = osgd_jax.aggregate(osgd_jax.weightings.mean(), scope)
+    for grads in (rows, osgd_jax.TaskRows(rows, (0, 1), 2), osgd_jax.TaskRows(rows[:1], (0,), 2)):
+        update, _ = jax.jit(tx.update)(grads, tx.init(None))
+        np.testing.assert_array_equal(update, rows[0] / (1 if scope == "shared" else 2))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from osgd_jax import _balancing, _data_parallel, _gramian
-from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows, of_tasks
+from osgd_jax._task_rows import ArrayTree, TaskRows, accumulation_dtype, is_task_rows, of_tasks
 from osgd_jax.weightings._checks import check_range
 from osgd_jax.weightings._tools import Numbers
 
@@ -83,7 +83,7 @@ def _one_for_each_task(leak: Numbers, num_tasks: int) -> jax.Array:
 
 
 def _pick_signs(leaf: TaskRows, leaks: jax.Array, key: jax.Array) -> jax.Array:
-    dtype = _gramian.accumulation_dtype([leaf])
+    dtype = accumulation_dtype([leaf])
     rows = leaf.rows.astype(dtype)
     # Divided by the largest of the tasks', so that no sum leaves the range.
     largest = jnp.max(jnp.abs(rows), axis=0, initial=0)
