@@ -89,10 +89,11 @@ def as_values(losses: Any) -> tuple[jax.Array | tuple[jax.Array, ...], Any]:
                 f"losses{jax.tree_util.keystr(path)} has shape {array.shape}; {_WANTED}. Return its"
                 f" mean or sum, or the array alone.{hint}"
             )
-    if is_pair and not all(map(jax.tree_util.treedef_is_leaf, treedef.children())):
+    if is_pair and any(half.node_data() for half in treedef.children()):
         raise ValueError(
-            f"losses is a pair of containers or of a container and a number, {treedef}, as of losses"
-            f" and auxiliary data.{hint} For losses in both halves, return one flat tuple or a dict."
+            "losses is a pair with a container in it, as of losses and auxiliary data:"
+            f" {treedef.unflatten(['*'] * len(arrays))!r}.{hint} If both halves hold losses, return"
+            " all of them in one tuple or dict."
         )
     return tuple(arrays), treedef.unflatten(arrays)
 

@@ -317,13 +317,29 @@ CASES = {
             words + r".*Is has_aux=True missing\?",
         )
         for name, returned, words in (
-            ("tuple and dict", lambda a, b: ((a, b), {"total": a + b}), "losses is a pair of cont"),
-            ("dict and dict", lambda a, b: ({"a": a, "b": b}, {"total": b}), "losses is a pair of"),
-            ("lists", lambda a, b: [[a, b], [a]], "losses is a pair of containers"),
-            ("named tuple and tuple", lambda a, b: (Pair(a, b), (a,)), "losses is a pair of cont"),
-            ("number and dict", lambda a, b: (a + b, {"a": a, "b": b}), "losses is a pair of cont"),
-            ("tuple and number", lambda a, b: ((a, b), a + b), "losses is a pair of containers"),
-            ("number and nothing", lambda a, b: (a + b, {}), "losses is a pair of containers"),
+            (
+                "tuple and dict",
+                lambda a, b: ((a, b), {"total": a + b}),
+                "losses is a pair with a container",
+            ),
+            (
+                "dict and dict",
+                lambda a, b: ({"a": a, "b": b}, {"total": b}),
+                "losses is a pair with a container",
+            ),
+            ("lists", lambda a, b: [[a, b], [a]], "losses is a pair with a container"),
+            (
+                "named tuple and tuple",
+                lambda a, b: (Pair(a, b), (a,)),
+                "losses is a pair with a container",
+            ),
+            (
+                "number and dict",
+                lambda a, b: (a + b, {"a": a, "b": b}),
+                "losses is a pair with a container",
+            ),
+            ("tuple and number", lambda a, b: ((a, b), a + b), "losses is a pair with a container"),
+            ("number and nothing", lambda a, b: (a + b, {}), "losses is a pair with a container"),
             (
                 "array and dict",
                 lambda a, b: (jnp.stack([a, b]), {"a": a}),
@@ -353,7 +369,7 @@ CASES = {
     ),
     "losses and auxiliary data for an update": (
         lambda: update_with(((1.0, 2.0), {"total": 3.0})),
-        "losses is a pair of containers",
+        "losses is a pair with a container",
     ),
     "aux missing": (
         lambda: osgd_jax.task_grads(lambda p: jnp.stack([p, p, p]), has_aux=True)(1.0),

@@ -319,7 +319,7 @@ ORDERED = {
     "dict": (lambda a, b: {"recon": a, "kl": b}, ("kl", "recon"), False),
     "numbers for keys": (lambda a, b: {0: a, 1: b}, ("0", "1"), False),
     "default dict": (lambda a, b: defaultdict(list, recon=a, kl=b), ("kl", "recon"), False),
-    "dict in a list": (lambda a, b: [{"b": a, "a": b}, a], ("0/a", "0/b", "1"), False),
+    "dict in a list": (lambda a, b: [{"b": a, "a": b}, a, b], ("0/a", "0/b", "1", "2"), False),
     "dict around tuples": (lambda a, b: {"b": (a,), "a": (b,)}, ("a/0", "b/0"), False),
     "one key beside nothing": (
         lambda a, b: {"wall": [a, b], "off": {}},
