@@ -159,19 +159,20 @@ def _reach_masks(
     Analysis can take a task for one that reaches a leaf, where a matrix product or a loop mixes
     the losses. Only where it leaves no two tasks does it decide alone.
     """
-    masks = [np.isin(np.arange(leaf.num_tasks), leaf.tasks) for leaf in leaves]
+    masks: list[Any] = [np.isin(np.arange(leaf.num_tasks), leaf.tasks) for leaf in leaves]
     unsure = [i for i, leaf in enumerate(leaves) if len(leaf.tasks) > 1]
     if not unsure:
         return masks
     # The same maxima as the row scales are made of, so that the compiler takes them once.
     dtype = accumulation_dtype(leaves)
-    reached = jnp.stack(
-        [
-            of_all_tasks(max_abs(leaves[i], dtype) != 0, leaves[i].tasks, leaves[i].num_tasks)
-            for i in unsure
-        ]
-    )
-    reached = reached if axis_name is None else lax.psum(reached.astype(int), axis_name) > 0
+    largest = [max_abs(leaves[i], dtype) != 0 for i in unsure]
+    reached = [
+        _filled(m, (leaves[i].tasks, leaves[i].num_tasks))
+        for i, m in zip(unsure, largest, strict=True)
+    ]
+    if axis_name is not None:
+        counts = lax.psum([mask.astype(int) for mask in reached], axis_name)
+        reached = [count > 0 for count in counts]
     for i, mask in zip(unsure, reached, strict=True):
         masks[i] = mask
     return masks

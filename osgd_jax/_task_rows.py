@@ -113,7 +113,7 @@ def to_task_rows(dense: ArrayTree, reach: ArrayTree) -> ArrayTree:
         raise ValueError(f"reach does not have the structure of dense: {error}") from None
     leaves = []
     for (path, leaf), tasks in zip(flat, reaches, strict=True):
-        naming = (leaf.names, leaf.ordered) if isinstance(leaf, TaskRows) else ()
+        given = leaf if isinstance(leaf, TaskRows) else TaskRows(leaf, (), 0)
         leaf = jnp.asarray(densify(leaf))
         num_tasks = leaf.shape[0] if leaf.ndim else 0
         known = set(tasks) & set(range(num_tasks)) if isinstance(tasks, tuple) else None
@@ -124,7 +124,8 @@ def to_task_rows(dense: ArrayTree, reach: ArrayTree) -> ArrayTree:
                 " task axis in front."
             )
         tasks = tuple(sorted(known))
-        leaves.append(TaskRows(leaf[np.array(tasks, int)], tasks, num_tasks, *naming))
+        rows = leaf[np.array(tasks, int)]
+        leaves.append(dataclasses.replace(given, rows=rows, tasks=tasks, num_tasks=num_tasks))
     return treedef.unflatten(leaves)
 
 

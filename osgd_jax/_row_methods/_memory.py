@@ -95,8 +95,9 @@ def with_memory(
         dtype = accumulation_dtype(leaves)
         own = jnp.ones(leaves[0].num_tasks, dtype)
         check_num_tasks(num_tasks, own, method)
-        losses = _balancing.stack_losses(losses, num_tasks, dtype)
-        losses = check_losses(losses, own, method) if needs_losses else None
+        values = _balancing.stack_losses(losses, num_tasks, dtype)
+        _balancing.tasks_of(leaves, losses)
+        losses = check_losses(values, own, method) if needs_losses else None
         groups = _scopes.group(scope, leaves, updates, params)
         _balancing.check_one_group(groups, method)
         treedef = jax.tree.structure(updates, is_leaf=is_task_rows)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from osgd_jax._losses import Tasks, numbered, task_names
@@ -27,7 +28,8 @@ def by_position(argument: str, values: Any, tasks: Tasks) -> Any:
     if isinstance(values, Mapping):
         names, numbers = task_names(dict(values)), jax.tree.leaves(dict(values))
         _check_names(argument, values, names, tasks)
-        return tuple(numbers[names.index(name)] for name in tasks.names)
+        ordered = [numbers[names.index(name)] for name in tasks.names]
+        return jnp.stack(ordered) if is_traced(ordered) else tuple(ordered)
     example = "{" + ", ".join(f"{name!r}: ..." for name in tasks.names) + "}"
     if not _are_equal(values):
         check_ordered(argument, values, tasks, f"{argument}={example}")

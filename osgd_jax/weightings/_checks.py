@@ -30,7 +30,7 @@ def check_range(
             check_range(f"{name}{jax.tree_util.keystr(path)}", number, wanted, holds)
         return
     try:
-        fits = np.ndim(value) <= most_axes and (
+        fits = np.ndim(value) <= most_axes and (  # pyright: ignore[reportArgumentType] - caught
             is_traced(value) or bool(np.all(holds(np.asarray(value, np.float64))))
         )
     except (TypeError, ValueError):

@@ -2,7 +2,7 @@
 
 import contextlib
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -85,6 +85,8 @@ def known_order(order: Order) -> Any:
     Raises:
       ValueError: neither a known name nor integers nor names of tasks.
     """
+    if isinstance(order, Iterator):
+        order = tuple(order)
     if isinstance(order, str):
         if order in ("first_to_last", "last_to_first", "random"):
             return order
@@ -103,7 +105,7 @@ def known_order(order: Order) -> Any:
     )
 
 
-def known_hold(hold: Hold) -> tuple[int, ...]:
+def known_hold(hold: Hold) -> tuple[Any, ...]:
     """Return the held tasks as a tuple.
 
     Raises:
