@@ -41,7 +41,8 @@ def aggregate(
       `osgd_jax.TaskRows`, or arrays with a leading task axis, `[K, *parameter.shape]`. Updates come
       out with the shapes of the parameters. So it stands first in `optax.chain`, or after others
       that work on task gradients, such as `clip_task_norms`. Pass `params` to `update`: they tell
-      task gradients from others.
+      task gradients from others. `optax.clip_by_global_norm` before it clips the norm of the whole
+      Jacobian, and nothing can tell; put it after, or use `clip_task_norms`.
 
     What composes: anything after it in a chain, such as `optax.partition`, `optax.masked` and
     `optax.apply_if_finite`; around it, `optax.partition` with a tree of labels (not a function that

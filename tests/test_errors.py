@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import osgd_jax
@@ -35,6 +36,9 @@ def rows_of(*names):
 
 
 NAMED = {"a": rows_of("ic", "pde"), "b": jnp.ones((2,))}
+
+
+ROWS = osgd_jax.to_task_rows(TWO, {"a": (0, 1), "b": (0, 1)})
 
 
 def update_named(weighting, losses=None):
@@ -95,6 +99,16 @@ CASES = {
     "an update that is none": (
         lambda: jnp.ones(3) + TaskRows(jnp.ones((2, 3)), (0, 1), 2),
         "a TaskRows holds the gradients of several losses.*to freeze parameters",
+    ),
+    "adam without a balancer": (
+        lambda: (tx := optax.adam(0.1)).update(ROWS, tx.init(PARAMS), PARAMS),
+        "subtree of type\n.*TaskRows",
+    ),
+    "sgd without a balancer": (
+        lambda: optax.apply_updates(
+            PARAMS, (tx := optax.sgd(0.1)).update(ROWS, tx.init(PARAMS))[0]
+        ),
+        "a TaskRows holds the gradients of several losses, of which osgd_jax.orthogonalize",
     ),
     "as many rows as tasks": (
         lambda: update({"a": TaskRows(jnp.ones((3, 3)), (0, 1), 2)}),

@@ -21,7 +21,7 @@ def aligned_mtl(preference: Numbers | None = None) -> Weighting:
     Multi-Task Learning", CVPR 2023.
 
     Args:
-      preference: weights of the average; 1/K each if None.
+      preference: weights of the average, by name for losses in a dict; 1/K each if None.
 
     Returns:
       A weighting.

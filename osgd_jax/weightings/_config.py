@@ -21,7 +21,7 @@ def config(preference: Numbers | None = None) -> Weighting:
     Networks", ICLR 2025, arXiv 2408.11104.
 
     Args:
-      preference: ratios of the cosines; equal if None.
+      preference: ratios of the cosines, by name for losses in a dict; equal if None.
 
     Returns:
       A weighting.

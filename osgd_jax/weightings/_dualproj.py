@@ -20,7 +20,7 @@ def dualproj(preference: Numbers | None = None) -> Weighting:
     for the projection; Quinton and Rey, arXiv 2406.16232, for its use here.
 
     Args:
-      preference: weights of the mean; 1/K each if None.
+      preference: weights of the mean, by name for losses in a dict; 1/K each if None.
 
     Returns:
       A weighting.

@@ -26,7 +26,7 @@ def stch(mu: float | jax.Array = 1.0, preference: Numbers | None = None) -> Weig
 
     Args:
       mu: smoothness; near zero only the largest of the p_i L_i counts.
-      preference: the p_i; 1/K each if None.
+      preference: the p_i, by name for losses in a dict; 1/K each if None.
 
     Returns:
       A weighting that needs the losses.

@@ -20,7 +20,7 @@ def upgrad(preference: Numbers | None = None) -> Weighting:
     Source: Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", arXiv 2406.16232.
 
     Args:
-      preference: weights of the average; 1/K each if None.
+      preference: weights of the average, by name for losses in a dict; 1/K each if None.
 
     Returns:
       A weighting.
