@@ -145,16 +145,16 @@ def _order(text: str) -> Any:
     return text if tasks == (text,) else tasks
 
 
-def _primary(order: str, num_tasks: int) -> int:
-    """The first task of an order."""
-    ends = {"first_to_last": 0, "last_to_first": num_tasks - 1}
-    first = ends.get(order, order.split(",")[0])
-    if not str(first).isdigit():
+def _primary(order: str, num_tasks: int) -> int | str:
+    """The first task of an order, by index or name."""
+    if order == "random":
         raise ValueError(
             f"order={order!r} must be first_to_last, last_to_first, or begin with the task that pcd"
             " is to follow."
         )
-    return int(first)
+    ends = {"first_to_last": 0, "last_to_first": num_tasks - 1}
+    first = ends.get(order, order.split(",")[0])
+    return int(first) if str(first).isdigit() else first
 
 
 def _required(weighting: str) -> list[str]:

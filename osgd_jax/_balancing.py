@@ -1,12 +1,15 @@
 """What all transformations share that balance task gradients: losses, keys, and bad numbers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from osgd_jax import _gramian, _losses
+from osgd_jax._losses import Tasks
 from osgd_jax._scopes import Groups
+from osgd_jax._task_rows import TaskRows
 
 
 def stack_losses(losses: Any, num_tasks: int, dtype: Any) -> jax.Array | None:
@@ -25,6 +28,28 @@ def stack_losses(losses: Any, num_tasks: int, dtype: Any) -> jax.Array | None:
             " needs one."
         )
     return values.astype(dtype)
+
+
+def tasks_of(leaves: Sequence[TaskRows], losses: Any) -> Tasks:
+    """Return the tasks by the names that the gradients have, or else by those of the losses.
+
+    Raises:
+      ValueError: the losses are named or ordered in another way than the gradients.
+    """
+    unnamed = _losses.numbered(leaves[0].num_tasks)
+    named = [Tasks(leaf.names, leaf.ordered) for leaf in leaves if leaf.names is not None]
+    tasks = named[0] if named else unnamed
+    if losses is None:
+        return tasks
+    of_losses = _losses.tasks_of(losses)
+    if tasks in (unnamed, of_losses):
+        return of_losses
+    if of_losses == unnamed and tasks.ordered:
+        return tasks
+    raise ValueError(
+        f"losses are of the tasks {', '.join(map(repr, of_losses.names))}; the gradients are of"
+        f" {', '.join(map(repr, tasks.names))}. Pass the losses as their function returned them."
+    )
 
 
 def check_key(key: jax.Array | int | None) -> None:
@@ -88,8 +113,3 @@ def unless_spoiled(next_state: Any, state: Any, finite: Any) -> Any:
         next_state,
         state,
     )
-
-
-def python_bools(flags: Any) -> Any:
-    """Return NumPy flags as Python's, which a comparison by `is` can tell from traced ones."""
-    return flags.tolist() if not isinstance(flags, jax.Array) else flags

@@ -1,5 +1,6 @@
 """The Gramian of the task gradients, and their weighted sum."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,14 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from osgd_jax import _row_blocks, _scopes
-from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows, of_tasks
+from osgd_jax._task_rows import (
+    ArrayTree,
+    TaskRows,
+    accumulation_dtype,
+    is_task_rows,
+    max_abs,
+    of_tasks,
+)
 from osgd_jax.weightings._tools import safe_sqrt, squared_norms
 
 # Up to this many rows are multiplied pair by pair: a product of matrices fills a fraction of the
@@ -17,6 +25,11 @@ from osgd_jax.weightings._tools import safe_sqrt, squared_norms
 _PAIRWISE_ROWS = 4
 # On CPU, elements of all rows together that a core's cache holds.
 _BLOCK_ELEMENTS = 2**15
+# What gradients look like that have no task axis.
+_ORDINARY = (
+    " Ordinary gradients have no task axis: take task gradients by osgd_jax.task_grads or"
+    " osgd_jax.value_and_task_grads."
+)
 # On CPU, products that are added up one by one; then their sums are.
 _SUMMED = 512
 
@@ -109,9 +122,22 @@ def leaves_of(grads: ArrayTree, params: ArrayTree | None = None) -> list[TaskRow
         if leaf.num_tasks != leaves[0].num_tasks:
             raise ValueError(
                 f"the gradient at {jax.tree_util.keystr(path)} has {leaf.num_tasks} tasks (leading"
-                f" axis), others have {leaves[0].num_tasks}; all must have the same."
+                f" axis), others have {leaves[0].num_tasks}; all must have the same.{_ORDINARY}"
             )
+    _check_names([path for path, _ in flat], leaves)
     return leaves
+
+
+def _check_names(paths: list, leaves: list[TaskRows]) -> None:
+    """Raise a ValueError for leaves of differently named tasks; those without names fit all."""
+    named = [each for each in zip(paths, leaves, strict=True) if each[1].names is not None]
+    for path, leaf in named:
+        first = named[0][1]
+        if (leaf.names, leaf.ordered) != (first.names, first.ordered):
+            raise ValueError(
+                f"the gradient at {jax.tree_util.keystr(path)} is of the tasks {leaf.names!r},"
+                f" others of {first.names!r}; take all of one function of the losses."
+            )
 
 
 def check_dtype(name: str, dtype: Any) -> None:
@@ -126,17 +152,16 @@ def check_dtype(name: str, dtype: Any) -> None:
 def _check_against(params: ArrayTree, paths: list, leaves: list[TaskRows], treedef: Any) -> None:
     if jax.tree.structure(params) != treedef:
         raise ValueError(
-            f"the task gradients have the structure {treedef}; params have"
-            f" {jax.tree.structure(params)}."
+            "the task gradients do not have the structure of params:"
+            f" {_first_difference(params, paths)}."
         )
     for path, leaf, param in zip(paths, leaves, jax.tree.leaves(params), strict=True):
         if leaf.rows.shape[1:] != jnp.shape(param):
             hint = ""
             if leaf.rows.shape == jnp.shape(param):
                 hint = (
-                    " Ordinary gradients have no task axis: take them by osgd_jax.task_grads, and"
-                    " let wrappers that accumulate, such as optax.MultiSteps, stand after this in"
-                    " optax.chain, not around it."
+                    f"{_ORDINARY} Let wrappers that accumulate, such as optax.MultiSteps, stand"
+                    " after this in optax.chain, not around it."
                 )
             raise ValueError(
                 f"the gradient at {jax.tree_util.keystr(path) or 'the root'} has shape"
@@ -145,15 +170,14 @@ def _check_against(params: ArrayTree, paths: list, leaves: list[TaskRows], treed
             )
 
 
-def accumulation_dtype(leaves: Sequence[TaskRows]) -> jnp.dtype:
-    """Float32, or wider where a gradient is."""
-    return jnp.result_type(jnp.float32, *(leaf.rows.dtype for leaf in leaves))
-
-
-def max_abs(leaf: TaskRows, dtype: Any) -> jax.Array:
-    """Find the largest magnitude in each row, `[tasks]`."""
-    parameter_axes = tuple(range(1, leaf.rows.ndim))
-    return jnp.max(jnp.abs(leaf.rows), axis=parameter_axes, initial=0).astype(dtype)
+def _first_difference(params: ArrayTree, paths: list) -> str:
+    """Describe the first place where a tree with leaves at these paths is not built as params."""
+    of_params = [path for path, _ in jax.tree.leaves_with_path(params)]
+    for theirs, ours in itertools.zip_longest(of_params, paths):
+        if theirs != ours:
+            names = ["no array" if p is None else jax.tree_util.keystr(p) for p in (theirs, ours)]
+            return f"where params have {names[0]}, the gradients have {names[1]}"
+    return "the arrays are at the same places, in containers of other types"
 
 
 def scales_of(leaves: Sequence[TaskRows]) -> jax.Array:

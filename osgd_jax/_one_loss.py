@@ -1,5 +1,6 @@
 """One loss a step: each step takes the gradient of one loss, and remembers those of the others."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from osgd_jax import weightings
+from osgd_jax._losses import Tasks, numbered
+from osgd_jax._task_rows import TaskRows
 from osgd_jax._transforms import aggregate
+from osgd_jax.weightings._by_task import index_of
 from osgd_jax.weightings._checks import check_decay, check_range
 
 
@@ -23,34 +27,41 @@ class TaskMomentaState(NamedTuple):
     totals: jax.Array
 
 
-def task_momenta(num_tasks: int, decay: float = 0.9) -> optax.GradientTransformationExtraArgs:
+def task_momenta(
+    num_tasks: int | Sequence[str], decay: float = 0.9
+) -> optax.GradientTransformationExtraArgs:
     """Turn the gradient of one loss a step into task gradients, for `aggregate` after it.
 
     Keeps a running mean of the gradients of each loss, without bias, and returns those of all. A
     loss whose turn has not come yet has a gradient of zero, so that it takes no part.
 
     Args:
-      num_tasks: number of losses K.
+      num_tasks: number of losses K, or their names.
       decay: decay of the running means, from one turn of a loss to its next.
 
     Returns:
       A transformation. Its `update(grads, state, params=None, *, task)` takes the gradient of the
-      loss with the index `task`, which may be traced, and returns task gradients. A gradient that
-      is not finite makes the row of its loss NaN and is not remembered.
+      loss `task`, an index, which may be traced, or one of the names. It returns task gradients,
+      `TaskRows` where there are names. A gradient that is not finite makes the row of its loss NaN
+      and is not remembered.
 
     Raises:
       ValueError: `decay` outside [0, 1); from `update`, a task index out of range.
     """
     check_decay(decay)
+    names = tuple(num_tasks) if isinstance(num_tasks, Sequence) else None
+    count = len(num_tasks) if isinstance(num_tasks, Sequence) else num_tasks
 
     def init(params: Any) -> TaskMomentaState:
-        momenta = jax.tree.map(lambda param: jnp.stack([_zeros(param)] * num_tasks), params)
-        return TaskMomentaState(momenta, jnp.zeros(num_tasks))
+        momenta = jax.tree.map(lambda param: jnp.stack([_zeros(param)] * count), params)
+        return TaskMomentaState(momenta, jnp.zeros(count))
 
     def update(updates: Any, state: Any, params: Any = None, *, task: Any = -1, **extra_args: Any):
         del params, extra_args
-        wanted = f"a task index below num_tasks={num_tasks}: tx.update(..., task=step % K)"
-        check_range("task", task, wanted, lambda index: (index >= 0) & (index < num_tasks))
+        if isinstance(task, str):
+            task = index_of("task", task, Tasks(names) if names else numbered(count))
+        wanted = f"a task index below num_tasks={count}: tx.update(..., task=step % K)"
+        check_range("task", task, wanted, lambda index: (index >= 0) & (index < count))
         # 1 + decay + decay^2 + ...: the mean of a first turn is its gradient.
         total = 1 + decay * state.totals[task]
         means = jax.tree.map(
@@ -59,7 +70,12 @@ def task_momenta(num_tasks: int, decay: float = 0.9) -> optax.GradientTransforma
             updates,
         )
         new_state = TaskMomentaState(means, state.totals.at[task].set(total))
-        return means, _unless_spoiled(new_state, state, updates)
+        if names:
+            tasks = tuple(range(count))
+            rows = jax.tree.map(lambda mean: TaskRows(mean, tasks, count, names), means)
+        else:
+            rows = means
+        return rows, _unless_spoiled(new_state, state, updates)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -98,7 +114,7 @@ def _unless_spoiled(new_state: Any, state: Any, updates: Any) -> Any:
 
 def m_config(
     learning_rate: optax.ScalarOrSchedule,
-    num_tasks: int,
+    num_tasks: int | Sequence[str],
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
@@ -114,14 +130,14 @@ def m_config(
 
     Args:
       learning_rate: a number or a schedule.
-      num_tasks: number of losses K.
+      num_tasks: number of losses K, or their names.
       b1: decay of the momenta, from one turn of a loss to its next.
       b2: decay of the mean of the squares.
       eps: added to its root.
 
     Returns:
       A transformation. Its `update(grads, state, params=None, *, task)` takes the gradient of the
-      loss with the index `task`, which may be traced.
+      loss `task`, an index, which may be traced, or one of the names.
     """
     return optax.chain(
         task_momenta(num_tasks, b1),

@@ -4,6 +4,7 @@ Biases and norms are most of the arrays of a net and next to nothing of its size
 costs the compiler as much as a large kernel does.
 """
 
+import dataclasses
 import math
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
@@ -90,7 +91,7 @@ def _together(leaves: list[TaskRows]) -> TaskRows:
     if len(leaves) == 1:
         return leaves[0]
     flat = [leaf.rows.reshape(len(leaf.tasks), _size(leaf)) for leaf in leaves]
-    return TaskRows(jnp.concatenate(flat, axis=1), leaves[0].tasks, leaves[0].num_tasks)
+    return dataclasses.replace(leaves[0], rows=jnp.concatenate(flat, axis=1))
 
 
 def _shape(leaf: TaskRows) -> tuple[int, ...]:

@@ -9,7 +9,14 @@ import numpy as np
 from jax import lax
 
 from osgd_jax._data_parallel import AxisName
-from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows, of_all_tasks
+from osgd_jax._task_rows import (
+    ArrayTree,
+    TaskRows,
+    accumulation_dtype,
+    is_task_rows,
+    max_abs,
+    of_all_tasks,
+)
 
 Scope = str | ArrayTree | Callable[[ArrayTree], ArrayTree]
 
@@ -19,35 +26,30 @@ NAMED_SCOPES = ("shared", "all", "leaf", "reach")
 class Groups(NamedTuple):
     """The partition of L parameter arrays into groups that are balanced together.
 
-    NumPy arrays where it is known at trace time, JAX arrays where it follows from which dense
-    gradients are zero.
+    What is known at trace time is a NumPy array or a Python boolean; what follows from which
+    gradients are zero is a JAX array.
 
     Attributes:
       ids: group of each array, `[L]` integers below `num_groups`.
-      private: arrays that keep their own gradient and belong to no group, `[L]` booleans.
+      private: for each array, whether it keeps its own gradient and belongs to no group.
       num_groups: number of groups.
     """
 
     ids: np.ndarray | jax.Array
-    private: np.ndarray | jax.Array
+    private: list[Any]
     num_groups: int
-
-    @property
-    def is_static(self) -> bool:
-        """Tell whether the groups are known at trace time."""
-        return isinstance(self.ids, np.ndarray) and isinstance(self.private, np.ndarray)
 
     def at(self, indices: Sequence[int]) -> "Groups":
         """Return the groups of some of the arrays."""
-        chosen = np.array(indices, int)
-        return Groups(self.ids[chosen], self.private[chosen], self.num_groups)
+        private = [self.private[i] for i in indices]
+        return Groups(self.ids[np.array(indices, int)], private, self.num_groups)
 
     def labels(self) -> list[int | None]:
         """Name the group of each array; None where it is none, or not known at trace time."""
-        if not self.is_static:
-            return [None] * len(self.ids)
+        if isinstance(self.ids, jax.Array):
+            return [None] * len(self.private)
         return [
-            None if private else int(group)
+            int(group) if private is False else None
             for group, private in zip(self.ids, self.private, strict=True)
         ]
 
@@ -79,25 +81,28 @@ class Groups(NamedTuple):
         reach = (
             [(leaf.tasks, leaf.num_tasks) for leaf in leaves] if leaves else [None] * len(values)
         )
-        if self.is_static:
-            groups = []
-            for group in range(self.num_groups):
-                # Each group stacked by itself, so that nothing is computed for private arrays; what
-                # the same tasks reach is reduced before it is filled up.
-                alike: dict[Any, list[jax.Array]] = {}
-                for i in np.flatnonzero((self.ids == group) & ~self.private).tolist():
+        if isinstance(self.ids, jax.Array):
+            stacked = jnp.stack([_filled(*each) for each in zip(values, reach, strict=True)])
+            return by_segment(stacked, self.ids, num_segments=self.num_groups)
+        groups = []
+        for group in range(self.num_groups):
+            # Each group stacked by itself, so that nothing is computed for private arrays; what
+            # the same tasks reach is reduced before it is filled up.
+            alike: dict[Any, list[jax.Array]] = {}
+            for i in np.flatnonzero(self.ids == group).tolist():
+                if self.private[i] is False:
                     alike.setdefault(reach[i], []).append(values[i])
-                parts = [_filled(reduce(jnp.stack(v), axis=0), key) for key, v in alike.items()]
-                groups.append(reduce(jnp.stack(parts), axis=0))
-            return jnp.stack(groups)
-        stacked = jnp.stack([_filled(*each) for each in zip(values, reach, strict=True)])
-        private = jnp.asarray(self.private).reshape(-1, *[1] * (stacked.ndim - 1))
-        return by_segment(jnp.where(private, 0, stacked), self.ids, num_segments=self.num_groups)
+                elif self.private[i] is not True:
+                    shared = jnp.where(self.private[i], 0, values[i])
+                    alike.setdefault(reach[i], []).append(shared)
+            parts = [_filled(reduce(jnp.stack(v), axis=0), key) for key, v in alike.items()]
+            groups.append(reduce(jnp.stack(parts), axis=0))
+        return jnp.stack(groups)
 
 
 def one_group(leaves: Sequence[TaskRows]) -> Groups:
     """Make one group of all arrays."""
-    return Groups(np.zeros(len(leaves), int), np.zeros(len(leaves), bool), 1)
+    return Groups(np.zeros(len(leaves), int), [False] * len(leaves), 1)
 
 
 def _filled(values: jax.Array, reach: tuple[tuple[int, ...], int] | None) -> jax.Array:
@@ -117,23 +122,23 @@ def group(
       ValueError: an unknown scope, labels that do not fit the tree, or a callable scope without
         params.
     """
-    nobody = np.zeros(len(leaves), bool)
-    if isinstance(scope, str):
-        check_name(scope)
-        if scope == "all":
-            return one_group(leaves)
-        if scope == "leaf":
-            return Groups(np.arange(len(leaves)), nobody, len(leaves))
-        reach = _reach_masks(leaves, grads, axis_name)
-        if scope == "shared":
-            private = reach.sum(axis=1) < 2
-            everybody_private = isinstance(private, np.ndarray) and private.all()
-            return Groups(np.zeros(len(leaves), int), private, 0 if everybody_private else 1)
-        if isinstance(reach, np.ndarray):
-            return _group_by_label([tuple(mask) for mask in reach])
-        same = (reach[:, None] == reach[None]).all(axis=-1)
-        return Groups(jnp.argmax(same, axis=1), nobody, len(leaves))
-    return _group_by_label(_labels(scope, grads, params))
+    if not isinstance(scope, str):
+        return _group_by_label(_labels(scope, grads, params))
+    check_name(scope)
+    if scope == "all":
+        return one_group(leaves)
+    if scope == "leaf":
+        return _group_by_label(range(len(leaves)))
+    reach = _reach_masks(leaves, axis_name)
+    if scope == "shared":
+        private = [bool(r.sum() < 2) if isinstance(r, np.ndarray) else r.sum() < 2 for r in reach]
+        everybody_private = all(each is True for each in private)
+        return Groups(np.zeros(len(leaves), int), private, 0 if everybody_private else 1)
+    if all(isinstance(mask, np.ndarray) for mask in reach):
+        return _group_by_label([tuple(mask.tolist()) for mask in reach])
+    masks = jnp.stack(reach)
+    same = (masks[:, None] == masks[None]).all(axis=-1)
+    return Groups(jnp.argmax(same, axis=1), [False] * len(leaves), len(leaves))
 
 
 def check_name(scope: Scope) -> None:
@@ -147,20 +152,30 @@ def check_name(scope: Scope) -> None:
 
 
 def _reach_masks(
-    leaves: list[TaskRows], grads: ArrayTree, axis_name: AxisName | None
-) -> np.ndarray | jax.Array:
-    """Tell which tasks reach each leaf, `[L, K]`: those with rows, or with dense rows not zero."""
-    dense = [not is_task_rows(leaf) for leaf in jax.tree.leaves(grads, is_leaf=is_task_rows)]
-    static = np.array([[t in leaf.tasks for t in range(leaf.num_tasks)] for leaf in leaves], bool)
-    if not any(dense):
-        return static
-    reached = jnp.stack(
-        [
-            jnp.any(leaf.rows != 0, axis=tuple(range(1, leaf.rows.ndim))) if is_dense else mask
-            for leaf, mask, is_dense in zip(leaves, static, dense, strict=True)
-        ]
-    )
-    return reached if axis_name is None else lax.psum(reached.astype(int), axis_name) > 0
+    leaves: list[TaskRows], axis_name: AxisName | None
+) -> list[np.ndarray | jax.Array]:
+    """Tell which tasks reach each leaf, `[K]` booleans: those with a row that is not zero.
+
+    Analysis can take a task for one that reaches a leaf, where a matrix product or a loop mixes
+    the losses. Only where it leaves no two tasks does it decide alone.
+    """
+    masks: list[Any] = [np.isin(np.arange(leaf.num_tasks), leaf.tasks) for leaf in leaves]
+    unsure = [i for i, leaf in enumerate(leaves) if len(leaf.tasks) > 1]
+    if not unsure:
+        return masks
+    # The same maxima as the row scales are made of, so that the compiler takes them once.
+    dtype = accumulation_dtype(leaves)
+    largest = [max_abs(leaves[i], dtype) != 0 for i in unsure]
+    reached = [
+        _filled(m, (leaves[i].tasks, leaves[i].num_tasks))
+        for i, m in zip(unsure, largest, strict=True)
+    ]
+    if axis_name is not None:
+        counts = lax.psum([mask.astype(int) for mask in reached], axis_name)
+        reached = [count > 0 for count in counts]
+    for i, mask in zip(unsure, reached, strict=True):
+        masks[i] = mask
+    return masks
 
 
 def _labels(scope: Any, grads: ArrayTree, params: ArrayTree | None) -> list[Hashable]:
@@ -191,6 +206,4 @@ def _group_by_label(labels: Sequence[Hashable]) -> Groups:
                 " be hashable, such as strings or integers."
             ) from None
     ids = {label: index for index, label in enumerate(dict.fromkeys(labels))}
-    return Groups(
-        np.array([ids[label] for label in labels], int), np.zeros(len(labels), bool), len(ids)
-    )
+    return Groups(np.array([ids[label] for label in labels], int), [False] * len(labels), len(ids))

@@ -20,8 +20,8 @@ from osgd_jax._arguments import (
     select,
     with_parameters,
 )
-from osgd_jax._losses import as_values
-from osgd_jax._task_rows import TaskRows, is_task_rows
+from osgd_jax._losses import as_values, tasks_of
+from osgd_jax._task_rows import TaskRows, is_task_rows, named
 
 # From this many losses of one array on, all are pulled back together: compiled once for all of
 # them, at the price of K times the memory of one.
@@ -63,10 +63,11 @@ def value_and_task_grads(
       A function with the arguments of `fun` that returns `(losses, grads)`, or
       `((losses, aux), grads)` with `has_aux`. `losses` have the structure that `fun` gave them;
       `grads` has that of the argument (a tuple of them for several `argnums`), or an `nnx.State` in
-      place of a module, with a `TaskRows` in place of each array.
+      place of a module, with a `TaskRows` in place of each array, which has the names of the losses.
 
     Raises:
-      ValueError: while tracing, if the losses are not K >= 1 real scalars, if a parameter is not of
+      ValueError: while tracing, if the losses are not K >= 1 real scalars, if they are a pair with
+        a container in it, which looks like a forgotten `has_aux`, if a parameter is not of
         a real floating dtype of 16 bits or more, or if `argnums` does not name arguments.
     """
 
@@ -170,7 +171,8 @@ def _result_and_grads(
         rows = _pull_back_at_once(program, leaves, values)
     else:
         rows = _pull_back(_linear_program.elements(program, types), leaves, values)
-    return result, treedef.unflatten(rows)
+    tasks = tasks_of(result[0][0])
+    return result, treedef.unflatten([named(row, tasks) for row in rows])
 
 
 def _check_parameter(path: tuple, leaf: Any, num_args: int) -> jax.Array:

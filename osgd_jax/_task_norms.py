@@ -1,19 +1,23 @@
 """Transformations of the task gradients themselves, to stand before `aggregate` in a chain."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from osgd_jax import _data_parallel, _gramian, _row_blocks, _scopes
+from osgd_jax import _balancing, _data_parallel, _gramian, _row_blocks, _scopes
+from osgd_jax._losses import Tasks
 from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows, of_tasks
+from osgd_jax.weightings._by_task import by_position
 from osgd_jax.weightings._checks import check_range
-from osgd_jax.weightings._tools import safe_sqrt
+from osgd_jax.weightings._tools import Numbers, numbers_like, safe_sqrt
 
 
-def clip_task_norms(max_norm: float) -> optax.GradientTransformation:
+def clip_task_norms(max_norm: Numbers) -> optax.GradientTransformationExtraArgs:
     """Scale down each task's gradient whose norm over all parameters is above a limit.
 
     The counterpart of `optax.clip_by_global_norm`, task by task. Takes and returns task gradients:
@@ -21,21 +25,29 @@ def clip_task_norms(max_norm: float) -> optax.GradientTransformation:
     `axis_name`: each device would clip the gradients of its own examples.
 
     Args:
-      max_norm: the largest norm that passes unchanged, above zero.
+      max_norm: the largest norm that passes unchanged, above zero: one number, or one for each
+        task, by name for losses in a dict.
 
     Returns:
       A transformation of task gradients.
 
     Raises:
-      ValueError: `max_norm` is not above zero; from `update`, as `aggregate`, and for gradients
-        that differ between the devices of a mesh axis, inside `jax.shard_map` (with
-        `check_vma=False` nothing tells).
+      ValueError: `max_norm` is not above zero; from `update`, as `aggregate`, for limits that are
+        not one for each task, and for gradients that differ between the devices of a mesh axis,
+        inside `jax.shard_map` (with `check_vma=False` nothing tells).
     """
-    check_range("max_norm", max_norm, "above zero", lambda norm: norm > 0)
-    return _scale_tasks(lambda norms: jnp.where(norms > max_norm, max_norm / norms, 1))
+    check_range("max_norm", max_norm, "above zero", lambda norm: norm > 0, most_axes=1)
+
+    def factors(norms: jax.Array, tasks: Tasks) -> jax.Array:
+        limits = by_position("max_norm", max_norm, tasks)
+        if np.ndim(limits):
+            limits = numbers_like("max_norm", limits, norms)
+        return jnp.where(norms > limits, limits / norms, 1)
+
+    return _scale_tasks(factors)
 
 
-def normalize_task_norms() -> optax.GradientTransformation:
+def normalize_task_norms() -> optax.GradientTransformationExtraArgs:
     """Scale each task's gradient to norm one over all parameters; a zero gradient stays zero.
 
     Takes and returns task gradients: it stands before `aggregate` or `orthogonalize` in
@@ -47,7 +59,9 @@ def normalize_task_norms() -> optax.GradientTransformation:
     Raises:
       ValueError: from `update`, as `clip_task_norms`.
     """
-    return _scale_tasks(lambda norms: jnp.where(norms == 0, 0, 1 / jnp.where(norms == 0, 1, norms)))
+    return _scale_tasks(
+        lambda norms, _: jnp.where(norms == 0, 0, 1 / jnp.where(norms == 0, 1, norms))
+    )
 
 
 def task_norms(grads: ArrayTree) -> jax.Array:
@@ -78,8 +92,18 @@ def _squares(leaf: TaskRows, factors: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(scaled), axis=tuple(range(1, leaf.rows.ndim)))
 
 
-def _scale_tasks(factors: Callable[[jax.Array], jax.Array]) -> optax.GradientTransformation:
-    def update(updates: ArrayTree, state: Any, params: ArrayTree | None = None):
+def _scale_tasks(
+    factors: Callable[[jax.Array, Tasks], jax.Array],
+) -> optax.GradientTransformationExtraArgs:
+    def update(
+        updates: ArrayTree,
+        state: Any,
+        params: ArrayTree | None = None,
+        *,
+        losses: Any = None,
+        **extra_args: Any,
+    ):
+        del extra_args
         leaves = _gramian.leaves_of(updates, params)
         if not leaves:
             return updates, state
@@ -87,12 +111,12 @@ def _scale_tasks(factors: Callable[[jax.Array], jax.Array]) -> optax.GradientTra
             leaves,
             "average them first, by jax.lax.pmean, and leave out axis_name in what comes after",
         )
-        scales = factors(task_norms(updates))
+        scales = factors(task_norms(updates), _balancing.tasks_of(leaves, losses))
 
         def scale(leaf: TaskRows | jax.Array):
             if isinstance(leaf, TaskRows):
                 rows = scale_rows(leaf.rows, of_tasks(scales, leaf.tasks))
-                return TaskRows(rows, leaf.tasks, leaf.num_tasks)
+                return dataclasses.replace(leaf, rows=rows)
             return scale_rows(leaf, scales)
 
         def scale_rows(rows: jax.Array, scales: jax.Array) -> jax.Array:
@@ -101,4 +125,4 @@ def _scale_tasks(factors: Callable[[jax.Array], jax.Array]) -> optax.GradientTra
 
         return jax.tree.map(scale, updates, is_leaf=is_task_rows), state
 
-    return optax.GradientTransformation(optax.init_empty_state, update)
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

@@ -1,11 +1,14 @@
 """Task gradients: one gradient for each loss, kept only where a loss reaches a parameter."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from osgd_jax._losses import Tasks, numbered
 
 ArrayTree = Any
 
@@ -24,11 +27,17 @@ class TaskRows:
       rows: gradients, shape `[len(tasks), *parameter.shape]`.
       tasks: indices of the losses that the rows belong to, ascending.
       num_tasks: K, the number of losses.
+      names: K names of the losses, as from `osgd_jax.task_names`; None where they have none, as in
+        a tuple, a list or an array.
+      ordered: whether the tasks are in an order that the user wrote. False for losses from a dict
+        of more than one key: JAX sorts the keys. An order or numbers by position are then refused.
     """
 
     rows: jax.Array
     tasks: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     num_tasks: int = dataclasses.field(metadata={"static": True})
+    names: tuple[str, ...] | None = dataclasses.field(default=None, metadata={"static": True})
+    ordered: bool = dataclasses.field(default=True, metadata={"static": True})
 
     def _refuse(self, _: Any) -> NoReturn:
         # Where optax meets one, in `apply_updates` or in a wrapper.
@@ -48,6 +57,12 @@ class TaskRows:
 def is_task_rows(node: Any) -> bool:
     """Tell whether `node` is a `TaskRows`, for `is_leaf=`."""
     return isinstance(node, TaskRows)
+
+
+def named(leaf: TaskRows, tasks: Tasks) -> TaskRows:
+    """Return the rows with the names of the tasks; without any where these are the indices."""
+    names = None if tasks == numbered(leaf.num_tasks) else tasks.names
+    return dataclasses.replace(leaf, names=names, ordered=tasks.ordered)
 
 
 def densify(grads: ArrayTree) -> ArrayTree:
@@ -81,24 +96,25 @@ def to_task_rows(dense: ArrayTree, reach: ArrayTree) -> ArrayTree:
     """Keep of dense task gradients only the rows that the reach names.
 
     Args:
-      dense: leaves `[K, *parameter.shape]`, as from `jax.jacrev` of stacked losses.
+      dense: leaves `[K, *parameter.shape]`, as from `jax.jacrev` of stacked losses, or `TaskRows`.
       reach: the same tree with a tuple of task indices for each array, as from `osgd_jax.reach`.
 
     Returns:
-      The tree with a `TaskRows` for each array.
+      The tree with a `TaskRows` for each array, with the names that it had, if any.
 
     Raises:
       ValueError: a reach that is not a tuple of different indices in `0 .. K-1`, or a tree whose
         structure is not that of `dense`.
     """
-    flat, treedef = jax.tree_util.tree_flatten_with_path(dense)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(dense, is_leaf=is_task_rows)
     try:
         reaches = treedef.flatten_up_to(reach)
     except (ValueError, TypeError) as error:
         raise ValueError(f"reach does not have the structure of dense: {error}") from None
     leaves = []
     for (path, leaf), tasks in zip(flat, reaches, strict=True):
-        leaf = jnp.asarray(leaf)
+        given = leaf if isinstance(leaf, TaskRows) else TaskRows(leaf, (), 0)
+        leaf = jnp.asarray(densify(leaf))
         num_tasks = leaf.shape[0] if leaf.ndim else 0
         known = set(tasks) & set(range(num_tasks)) if isinstance(tasks, tuple) else None
         if known is None or len(known) < len(tasks):
@@ -108,8 +124,20 @@ def to_task_rows(dense: ArrayTree, reach: ArrayTree) -> ArrayTree:
                 " task axis in front."
             )
         tasks = tuple(sorted(known))
-        leaves.append(TaskRows(leaf[np.array(tasks, int)], tasks, num_tasks))
+        rows = leaf[np.array(tasks, int)]
+        leaves.append(dataclasses.replace(given, rows=rows, tasks=tasks, num_tasks=num_tasks))
     return treedef.unflatten(leaves)
+
+
+def accumulation_dtype(leaves: Sequence[TaskRows]) -> jnp.dtype:
+    """Float32, or wider where a gradient is."""
+    return jnp.result_type(jnp.float32, *(leaf.rows.dtype for leaf in leaves))
+
+
+def max_abs(leaf: TaskRows, dtype: Any) -> jax.Array:
+    """Find the largest magnitude in each row, `[tasks]`."""
+    parameter_axes = tuple(range(1, leaf.rows.ndim))
+    return jnp.max(jnp.abs(leaf.rows), axis=parameter_axes, initial=0).astype(dtype)
 
 
 def of_all_tasks(values: jax.Array, tasks: tuple[int, ...], num_tasks: int) -> jax.Array:

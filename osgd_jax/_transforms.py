@@ -10,9 +10,10 @@ from jax import lax
 from osgd_jax import _balancing, _data_parallel, _gramian, _row_blocks, _scopes, weightings
 from osgd_jax._data_parallel import AxisName
 from osgd_jax._scopes import Scope
-from osgd_jax._task_rows import ArrayTree, is_task_rows
+from osgd_jax._task_rows import ArrayTree, accumulation_dtype, is_task_rows, max_abs
 from osgd_jax.weightings import Weighting
-from osgd_jax.weightings._orthogonal import Order, indices_of, is_named, known_order
+from osgd_jax.weightings._base import resolve
+from osgd_jax.weightings._orthogonal import Hold, Order
 
 
 class AggregateState(NamedTuple):
@@ -29,7 +30,7 @@ class AggregateState(NamedTuple):
 
 def aggregate(
     weighting: Weighting,
-    scope: Scope = "shared",
+    scope: Scope = "all",
     key: jax.Array | int | None = None,
     *,
     axis_name: AxisName | None = None,
@@ -40,7 +41,8 @@ def aggregate(
       `osgd_jax.TaskRows`, or arrays with a leading task axis, `[K, *parameter.shape]`. Updates come
       out with the shapes of the parameters. So it stands first in `optax.chain`, or after others
       that work on task gradients, such as `clip_task_norms`. Pass `params` to `update`: they tell
-      task gradients from others.
+      task gradients from others. `optax.clip_by_global_norm` before it clips the norm of the whole
+      Jacobian, and nothing can tell; put it after, or use `clip_task_norms`.
 
     What composes: anything after it in a chain, such as `optax.partition`, `optax.masked` and
     `optax.apply_if_finite`; around it, `optax.partition` with a tree of labels (not a function that
@@ -53,17 +55,18 @@ def aggregate(
     zero after it, `optax.chain(tx, optax.masked(optax.set_to_zero(), frozen))`; under scope `"all"`
     they then still take part in the weights.
 
-    Dense arrays do not tell which losses reach a parameter. With scopes `"shared"` and `"reach"`,
-    the rows that are not zero count as reached, array by array, at every step. While a loss is
-    masked out, so that its gradient is zero, the groups can differ from those of `TaskRows`.
+    With scopes `"shared"` and `"reach"`, a loss reaches a parameter array if its row is not zero at
+    this step. So the result is the same however the losses are written, and for `TaskRows` as for
+    dense arrays; a loss that is masked out reaches nothing. These two scopes read each row that
+    analysis cannot rule out before they form the groups.
 
     Args:
       weighting: one of `osgd_jax.weightings`, such as `weightings.pcgrad()`.
       scope: which parameters are balanced together, each group by weights of its own:
 
+        * `"all"`: all parameters are one group: each paper's formula as it stands.
         * `"shared"`: all parameters reached by two or more losses are one group; the others keep
           their own gradient.
-        * `"all"`: all parameters are one group.
         * `"leaf"`: each parameter array is a group.
         * `"reach"`: parameters reached by the same losses are a group.
         * a tree of labels with the structure of the parameters, or a function from the parameters
@@ -119,13 +122,15 @@ def aggregate(
         blocks = _row_blocks.merge(leaves, groups.labels(), axis_name)
         shares = [_data_parallel.scatter(block, axis_name) for block in blocks.rows]
         copies = [_data_parallel.copies(block, axis_name) for block in blocks.rows]
+        dtype = accumulation_dtype(leaves)
+        values = _balancing.stack_losses(losses, leaves[0].num_tasks, dtype)
         weights, weighting_state = _weigh(
-            weighting,
+            resolve(weighting, _balancing.tasks_of(leaves, losses)),
             shares,
             copies,
             groups.at([members[0] for members in blocks.members]),
             state.weighting,
-            losses,
+            values,
             step_key,
             axis_name,
         )
@@ -151,6 +156,7 @@ def orthogonalize(
     scope: Scope = "all",
     key: jax.Array | int | None = None,
     *,
+    hold: Hold = (),
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Orthogonalize the task gradients in order of priority, and add them up.
@@ -169,10 +175,14 @@ def orthogonalize(
     Args:
       order: priority of the tasks, the most protected first: `"first_to_last"`,
         `"last_to_first"`, `"random"` (a new permutation each step), a permutation of `0 .. K-1`, or
-        of the names of the losses, such as `("ic", "bc", "pde")`; `update` then needs `losses=`,
-        and `osgd_jax.task_names(losses)` says what they are called.
+        of the names of the losses, such as `("ic", "bc", "pde")`. The gradients from `task_grads`
+        know the names; with those from `jax.jacrev`, pass `losses=` to `update`. Losses in a dict
+        of more than one key need names, because JAX sorts the keys.
       scope: which parameters are orthogonalized together, as for `aggregate`.
       key: PRNG key or seed, needed by `order="random"`.
+      hold: tasks, by name or index, that keep their place in the order but are never stepped
+        along: `orthogonalize(("old", "new"), hold=("old",))` trains `new` by steps that are
+        orthogonal to the gradient of `old`. A parameter that only held tasks reach stays.
       axis_name: inside `jax.shard_map`, the mesh axis that the batch is split over, as for
         `aggregate`.
 
@@ -180,27 +190,15 @@ def orthogonalize(
       A transformation that takes task gradients and returns an update.
 
     Raises:
-      ValueError: as `aggregate`; an order that is no permutation; `"random"` without a key; an
-        order of names without losses of these names.
+      ValueError: as `aggregate`; an order that is no permutation; `"random"` without a key; names
+        that are not those of the losses; another order than one of names, or `"random"`, for losses
+        in a dict.
     """
-    order = known_order(order)
     if isinstance(order, str) and order == "random" and key is None:
         raise ValueError(
             "order='random' draws a permutation at each step and needs a PRNG key: pass key=."
         )
-
-    def ordered(order: Order) -> optax.GradientTransformationExtraArgs:
-        return aggregate(weightings.orthogonal(order), scope, key, axis_name=axis_name)
-
-    if not is_named(order):
-        return ordered(order)
-
-    def update(updates: ArrayTree, state: Any, params: ArrayTree | None = None, **extra_args: Any):
-        indices = indices_of(order, extra_args.get("losses"))
-        return ordered(indices).update(updates, state, params, **extra_args)
-
-    # What the state holds does not depend on the order.
-    return optax.GradientTransformationExtraArgs(ordered("first_to_last").init, update)
+    return aggregate(weightings.orthogonal(order, hold), scope, key, axis_name=axis_name)
 
 
 def osgd(
@@ -212,6 +210,7 @@ def osgd(
     order: Order = "first_to_last",
     scope: Scope = "all",
     key: jax.Array | int | None = None,
+    hold: Hold = (),
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Orthogonalized SGD: `orthogonalize`, then `optax.sgd`.
@@ -230,6 +229,7 @@ def osgd(
       order: priority of the tasks, as for `orthogonalize`.
       scope: which parameters are orthogonalized together, as for `orthogonalize`.
       key: PRNG key or seed, needed by `order="random"`.
+      hold: tasks that are never stepped along, as for `orthogonalize`.
       axis_name: mesh axis that the batch is split over, as for `orthogonalize`.
 
     Returns:
@@ -239,7 +239,7 @@ def osgd(
       ValueError: as `orthogonalize`.
     """
     return optax.chain(
-        orthogonalize(order, scope, key, axis_name=axis_name),
+        orthogonalize(order, scope, key, hold=hold, axis_name=axis_name),
         optax.sgd(learning_rate, momentum, nesterov, accumulator_dtype),
     )
 
@@ -248,15 +248,15 @@ def _weigh(
     weighting, leaves, copies, groups, state, losses, key, axis_name
 ) -> tuple[list[jax.Array], Any]:
     """Find the weights `[K]` for each leaf, and the weighting's next state."""
-    dtype = _gramian.accumulation_dtype(leaves)
-    losses = _balancing.stack_losses(losses, leaves[0].num_tasks, dtype)
-    own = jnp.ones(leaves[0].num_tasks, dtype)
+    dtype = accumulation_dtype(leaves)
+    stepped = [task not in weighting.hold for task in range(leaves[0].num_tasks)]
+    own = jnp.array(stepped, dtype)
     if groups.num_groups == 0:
         return [own] * len(leaves), state
     if jax.tree.leaves(state):
         _balancing.check_one_group(groups, "this weighting")
     largest = _data_parallel.largest(
-        groups.max([_gramian.max_abs(leaf, dtype) for leaf in leaves], leaves), axis_name
+        groups.max([max_abs(leaf, dtype) for leaf in leaves], leaves), axis_name
     )
     # No result depends on the scales.
     largest = lax.stop_gradient(largest)
@@ -287,9 +287,15 @@ def _weigh(
     # Not all weightings let a NaN through, and not all arrays of a group have the row with it.
     weights = jnp.where(finite, _balancing.saturate(weights, largest), jnp.nan).astype(dtype)
     return [
-        own if private is True else jnp.where(private, own, weights[group])
-        for private, group in zip(_balancing.python_bools(groups.private), groups.ids, strict=True)
+        _select(private, own, weights[group])
+        for private, group in zip(groups.private, groups.ids, strict=True)
     ], state
+
+
+def _select(private: Any, own: jax.Array, weights: jax.Array) -> jax.Array:
+    if isinstance(private, bool):
+        return own if private else weights
+    return jnp.where(private, own, weights)
 
 
 def _check_weighting(weighting: Any) -> None:

@@ -1,12 +1,21 @@
 """Every mistake gets a ValueError, at trace time, in the words that a user needs."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import osgd_jax
 from osgd_jax import TaskRows
 from osgd_jax.weightings import Weighting
+
+
+class Pair(NamedTuple):
+    first: jax.Array
+    second: jax.Array
+
 
 TWO = {"a": jnp.ones((2, 3)), "b": jnp.ones((2,))}
 PARAMS = {"a": jnp.ones(3), "b": jnp.ones(())}
@@ -22,6 +31,21 @@ def update_with(losses):
     return tx.update(TWO, tx.init(PARAMS), PARAMS, losses=losses)
 
 
+def rows_of(*names):
+    return TaskRows(jnp.ones((2, 3)), (0, 1), 2, names, ordered=False)
+
+
+NAMED = {"a": rows_of("ic", "pde"), "b": jnp.ones((2,))}
+
+
+ROWS = osgd_jax.to_task_rows(TWO, {"a": (0, 1), "b": (0, 1)})
+
+
+def update_named(weighting, losses=None):
+    tx = osgd_jax.aggregate(weighting or osgd_jax.weightings.sum(), "all")
+    return tx.update(NAMED, tx.init(PARAMS), PARAMS, losses=losses)
+
+
 def update_in_order(order, losses):
     tx = osgd_jax.orthogonalize(order)
     return tx.update(TWO, tx.init(PARAMS), PARAMS, losses=losses)
@@ -35,7 +59,7 @@ CASES = {
     # The gradients.
     "different numbers of tasks": (
         lambda: update({"a": jnp.ones((2, 3)), "b": jnp.ones((3, 3))}),
-        r"\['b'\] has 3 tasks \(leading axis\), others have 2",
+        r"\['b'\] has 3 tasks \(leading axis\), others have 2.*Ordinary gradients have no task",
     ),
     "different numbers of tasks, ragged": (
         lambda: update({"a": TaskRows(jnp.ones((1, 3)), (0,), 2), "b": jnp.ones((3, 3))}),
@@ -76,6 +100,16 @@ CASES = {
         lambda: jnp.ones(3) + TaskRows(jnp.ones((2, 3)), (0, 1), 2),
         "a TaskRows holds the gradients of several losses.*to freeze parameters",
     ),
+    "adam without a balancer": (
+        lambda: (tx := optax.adam(0.1)).update(ROWS, tx.init(PARAMS), PARAMS),
+        "subtree of type\n.*TaskRows",
+    ),
+    "sgd without a balancer": (
+        lambda: optax.apply_updates(
+            PARAMS, (tx := optax.sgd(0.1)).update(ROWS, tx.init(PARAMS))[0]
+        ),
+        "a TaskRows holds the gradients of several losses, of which osgd_jax.orthogonalize",
+    ),
     "as many rows as tasks": (
         lambda: update({"a": TaskRows(jnp.ones((3, 3)), (0, 1), 2)}),
         r"\['a'\] has rows of shape \(3, 3\) for the tasks \(0, 1\)",
@@ -94,7 +128,7 @@ CASES = {
     ),
     "another structure than params": (
         lambda: update({"a": jnp.ones((2, 3))}, PARAMS),
-        "the task gradients have the structure .*; params have",
+        r"do not have the structure of params: where params have \['b'\], .* have no array",
     ),
     "nothing to tell K by": (lambda: osgd_jax.gramian({}), "number of tasks is unknown"),
     "norms of nothing": (lambda: osgd_jax.task_norms({}), "number of tasks is unknown"),
@@ -108,21 +142,67 @@ CASES = {
         lambda: osgd_jax.orthogonalize("firstToLast"),
         "order='firstToLast' is unknown; use 'first_to_last', 'last_to_first', 'random' or a perm",
     ),
-    "order of names for a weighting": (
-        lambda: osgd_jax.weightings.orthogonal(("ic", "pde")),
-        r"order=\('ic', 'pde'\) names the tasks.*osgd_jax.orthogonalize",
+    "order of names for a Gramian alone": (
+        lambda: osgd_jax.weightings.orthogonal(("ic", "pde")).weigh(jnp.eye(2), ()),
+        r"order=\('ic', 'pde'\) must name each of the losses '0', '1' once.*pass the losses",
     ),
     "order of names without losses": (
         lambda: update(TWO, order=("ic", "pde")),
-        r"order=\('ic', 'pde'\) names the tasks: pass the losses",
+        r"order=\('ic', 'pde'\) must name .*for dense gradients, pass the losses, update\(",
     ),
     "order of other names": (
-        lambda: update_in_order(("ic", "bc"), {"ic": 1.0, "pde": 1.0}),
-        r"order=\('ic', 'bc'\) must name each of the losses 'ic', 'pde' once",
+        lambda: update(NAMED, order=("ic", "bc")),
+        r"order=\('ic', 'bc'\) must name each of the losses 'ic', 'pde' once\.\n",
     ),
     "order of a name twice": (
         lambda: update_in_order(("ic", "ic"), {"ic": 1.0, "pde": 1.0}),
         "must name each of the losses 'ic', 'pde' once",
+    ),
+    "order of the keys of a dict": (
+        lambda: update(NAMED),
+        r"order='first_to_last' goes by the position .* in a dict, whose keys JAX sorts: the losses"
+        r" 'ic', 'pde'\. Name them: osgd_jax.orthogonalize\(order=\('ic', 'pde'\)\)",
+    ),
+    "order of the keys of a dict, backwards": (
+        lambda: update(NAMED, order="last_to_first"),
+        r"Name them: osgd_jax.orthogonalize\(order=\('ic', 'pde'\)\)",
+    ),
+    "order of indices for a dict": (
+        lambda: update(NAMED, order=(1, 0)),
+        r"order=\(1, 0\) goes by the position of the tasks",
+    ),
+    "order of indices for losses in a dict": (
+        lambda: update_in_order((1, 0), {"ic": 1.0, "pde": 1.0}),
+        r"order=\(1, 0\) goes by the position of the tasks",
+    ),
+    "names that collide": (
+        lambda: update_in_order(("a/b", "a/b"), {"a": {"b": 1.0}, "a/b": 1.0}),
+        "must name each of the losses 'a/b', 'a/b' once",
+    ),
+    "a word to hold": (
+        lambda: osgd_jax.orthogonalize(hold="bc"),
+        r"hold='bc' must be a sequence of names or indices of tasks, such as \('bc',\)",
+    ),
+    "a number to hold": (lambda: osgd_jax.orthogonalize(hold=0), "hold=0 must be a sequence"),
+    "to hold what there is not": (
+        lambda: update(TWO, hold=(2,)),
+        "hold=2 must be a name of a task or an index below 2",
+    ),
+    "to hold an index of a dict": (
+        lambda: update(NAMED, order=("ic", "pde"), hold=(0,)),
+        r"hold=\(0,\) goes by the position of the tasks.*Name them: hold=\('pde',\)",
+    ),
+    "to hold a loss of another name": (
+        lambda: update(NAMED, order=("ic", "pde"), hold=("bc",)),
+        "hold='bc' must be one of the losses 'ic', 'pde'",
+    ),
+    "losses in another container": (
+        lambda: update_named(None, losses=(1.0, 2.0)),
+        "losses are of the tasks '0', '1'; the gradients are of 'ic', 'pde'. Pass the losses as",
+    ),
+    "gradients of differently named tasks": (
+        lambda: osgd_jax.gramian([rows_of("ic", "pde"), rows_of("pde", "ic")]),
+        r"\[1\] is of the tasks \('pde', 'ic'\), others of \('ic', 'pde'\)",
     ),
     "order of names and indices": (
         lambda: osgd_jax.orthogonalize(("ic", 1)),
@@ -244,6 +324,66 @@ CASES = {
     "forgotten has_aux, other things": (
         lambda: osgd_jax.task_grads(lambda p: ((p, p), {"aux": "text"}))(1.0),
         r"losses\[1\]\['aux'\]='text' is not a number.*Is has_aux=True missing\?",
+    ),
+    **{
+        f"forgotten has_aux, {name}": (
+            lambda returned=returned: osgd_jax.task_grads(lambda p: returned(p, p**2))(1.0),
+            words + r".*Is has_aux=True missing\?",
+        )
+        for name, returned, words in (
+            (
+                "tuple and dict",
+                lambda a, b: ((a, b), {"total": a + b}),
+                "losses is a pair with a container",
+            ),
+            (
+                "dict and dict",
+                lambda a, b: ({"a": a, "b": b}, {"total": b}),
+                "losses is a pair with a container",
+            ),
+            ("lists", lambda a, b: [[a, b], [a]], "losses is a pair with a container"),
+            (
+                "named tuple and tuple",
+                lambda a, b: (Pair(a, b), (a,)),
+                "losses is a pair with a container",
+            ),
+            (
+                "number and dict",
+                lambda a, b: (a + b, {"a": a, "b": b}),
+                "losses is a pair with a container",
+            ),
+            ("tuple and number", lambda a, b: ((a, b), a + b), "losses is a pair with a container"),
+            ("number and nothing", lambda a, b: (a + b, {}), "losses is a pair with a container"),
+            (
+                "array and dict",
+                lambda a, b: (jnp.stack([a, b]), {"a": a}),
+                r"losses\[0\] has shape",
+            ),
+            ("a flag", lambda a, b: (a, True), r"losses\[1\] has dtype bool"),
+            ("a traced flag", lambda a, b: (a, b > 0), r"losses\[1\] has dtype bool"),
+            ("a count", lambda a, b: (a, 3), r"losses\[1\] has dtype int32"),
+            ("None", lambda a, b: (a, None), r"losses\[1\]=None is not a number"),
+        )
+    },
+    "an integer for a task that is off": (
+        lambda: osgd_jax.task_grads(lambda p: (p, 0, p))(1.0),
+        r"losses\[1\] has dtype int32; .*give 0.0 for a task that is off",
+    ),
+    "None among the losses": (
+        lambda: osgd_jax.task_grads(lambda p: {"a": p, "b": (p, None)})(1.0),
+        r"losses\['b'\]\[1\]=None is not a number; losses must be",
+    ),
+    "None among the losses of an update": (
+        lambda: update_with((1.0, None, 1.0)),
+        r"losses\[1\]=None is not a number",
+    ),
+    "a flag among the losses of an update": (
+        lambda: update_with((1.0, True)),
+        r"losses\[1\] has dtype bool",
+    ),
+    "losses and auxiliary data for an update": (
+        lambda: update_with(((1.0, 2.0), {"total": 3.0})),
+        "losses is a pair with a container",
     ),
     "aux missing": (
         lambda: osgd_jax.task_grads(lambda p: jnp.stack([p, p, p]), has_aux=True)(1.0),

@@ -111,6 +111,60 @@ def test_equals_the_formula(scope, order, num_tasks, x64):
         assert_update(tx, dense, params, expected, 1e-10)
 
 
+HELD = [(scope, (2,) if i % 2 else (1, 0)) for i, scope in enumerate(SCOPES)]
+
+
+@pytest.mark.parametrize(("scope", "hold"), HELD)
+def test_held_tasks_keep_their_place_and_are_not_stepped_along(scope, hold, x64):
+    params, dense, ragged, grads, reach = example(3, seed=3)
+    scope, groups = make_scope(scope, params)
+    expected = reference.orthogonalize(grads, reach, (2, 0, 1), groups, hold=hold)
+    tx = osgd_jax.orthogonalize((2, 0, 1), scope, hold=hold)
+    for form in (ragged, dense):
+        assert_update(tx, form, params, expected, 1e-10)
+
+
+@pytest.mark.parametrize("scope", ["all", "shared", "leaf", "reach"])
+def test_a_step_of_the_others_is_orthogonal_to_held_rows_that_come_first(scope, x64):
+    params, dense, ragged, _, reach = example(4, seed=7)
+    updates = {}
+    for hold in ((), (1,), (3, 1), range(4)):
+        tx = osgd_jax.osgd(-1.0, order=(1, 3, 0, 2), scope=scope, hold=hold)
+        updates[tuple(hold)], _ = jax.jit(tx.update)(ragged, tx.init(params), params)
+    for hold in ((1,), (3, 1)):
+        # Over each group, and so over all: parameters of one task have no part, or are its own.
+        for rows, reached, update in zip(
+            jax.tree.leaves(dense), reach, jax.tree.leaves(updates[hold]), strict=True
+        ):
+            if scope == "leaf":
+                products = np.tensordot(np.asarray(rows), np.asarray(update), update.ndim)
+                np.testing.assert_allclose(products[list(hold)], 0, atol=1e-10)
+            if reached <= set(hold) and scope != "all":
+                np.testing.assert_array_equal(update, 0)
+        products = sum(
+            np.tensordot(np.asarray(rows), np.asarray(update), update.ndim)
+            for rows, update in zip(
+                jax.tree.leaves(dense), jax.tree.leaves(updates[hold]), strict=True
+            )
+        )
+        np.testing.assert_allclose(products[list(hold)], 0, atol=1e-10)
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(updates[0, 1, 2, 3]))
+    assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(updates[()]))
+
+
+def test_held_tasks_in_a_random_order(x64):
+    rows = np.random.default_rng(3).normal(size=(3, 7))
+    directions = [
+        reference.gram_schmidt(rows, order)[[0, 2]].sum(axis=0)
+        for order in itertools.permutations(range(3))
+    ]
+    tx = osgd_jax.orthogonalize("random", key=0, hold=np.array([1]))
+    update, state = jax.jit(tx.update), tx.init(None)
+    for _ in range(4):
+        found, state = update(jnp.asarray(rows), state)
+        assert sum(np.allclose(found, direction) for direction in directions) == 1
+
+
 @pytest.mark.parametrize("make", [osgd_jax.orthogonalize, functools.partial(osgd_jax.osgd, -1.0)])
 def test_an_order_of_names_is_that_of_the_losses(make, x64):
     # Tasks are numbered by sorted keys: bc, ic, pde; this permutation is not its own inverse.
@@ -215,21 +269,24 @@ def test_random_order_is_the_same_for_all_groups_of_a_step(x64):
         np.testing.assert_array_equal(updates["a"], updates["b"])
 
 
-def test_the_default_scope_is_all_for_orthogonalize_and_shared_for_aggregate():
+def test_the_default_scope_is_all_everywhere():
     rng = np.random.default_rng(0)
     grads = {name: jnp.asarray(rng.normal(size=(2, 4)), jnp.float32) for name in ("stem", "head")}
     grads["head"] = grads["head"].at[1].set(0)
     params = {"stem": jnp.zeros(4), "head": jnp.zeros(4)}
 
     def update(tx):
-        return tx.update(grads, tx.init(params), params)[0]["head"]
+        return tx.update(grads, tx.init(params), params, losses=jnp.ones(2))[0]["head"]
 
+    weighting = osgd_jax.weightings.orthogonal()
     everywhere = update(osgd_jax.orthogonalize(scope="all"))
     np.testing.assert_array_equal(update(osgd_jax.orthogonalize()), everywhere)
     np.testing.assert_array_equal(update(osgd_jax.osgd(1.0)), -everywhere)
-    weighting = osgd_jax.weightings.orthogonal()
-    np.testing.assert_array_equal(update(osgd_jax.aggregate(weighting)), grads["head"][0])
+    np.testing.assert_array_equal(update(osgd_jax.aggregate(weighting)), everywhere)
     assert not np.allclose(everywhere, grads["head"][0])
+    for method in (osgd_jax.moco, osgd_jax.db_mtl, osgd_jax.excess_mtl):
+        np.testing.assert_array_equal(update(method(2)), update(method(2, scope="all")))
+        assert not np.allclose(update(method(2)), update(method(2, scope="shared")))
 
 
 def test_private_parameters_keep_their_gradient_with_scope_shared():
@@ -265,12 +322,14 @@ def test_empty_tree(scope):
     assert updates == {}
 
 
-def test_dense_input_counts_what_is_not_zero_as_reached():
-    # With the second loss masked out, a stem that both losses reach becomes private for dense
-    # input, so that both forms give the first gradient; with scope "reach" too.
+@pytest.mark.parametrize("scope", ["shared", "reach"])
+def test_a_row_of_zeros_reaches_nothing(scope):
+    # With the second loss masked out, a stem that both losses reach is private.
     rows = jnp.asarray([[1.0, 2.0], [0.0, 0.0]])
-    for scope in ("shared", "reach"):
-        np.testing.assert_array_equal(orthogonalized({"w": rows}, scope=scope)["w"], rows[0])
+    tx = osgd_jax.aggregate(osgd_jax.weightings.mean(), scope)
+    for grads in (rows, osgd_jax.TaskRows(rows, (0, 1), 2), osgd_jax.TaskRows(rows[:1], (0,), 2)):
+        update, _ = jax.jit(tx.update)(grads, tx.init(None))
+        np.testing.assert_array_equal(update, rows[0] / (1 if scope == "shared" else 2))
 
 
 # ---------------------------------------------------------------------------------------------

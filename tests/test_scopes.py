@@ -107,3 +107,92 @@ def test_private_parameters_have_weight_one_under_every_weighting():
     updates, _ = tx.update(DENSE, tx.init(PARAMS), PARAMS)
     np.testing.assert_array_equal(updates["e"], DENSE["e"][1])
     np.testing.assert_allclose(updates["a"], DENSE["a"].mean(axis=0), atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------
+# The same losses, written in other ways
+# ---------------------------------------------------------------------------------------------
+
+
+def parts(params):
+    """Two losses through a shared array, each with a head; a third of the first head alone."""
+    hidden = jnp.tanh(jnp.linspace(-1, 1, 12).reshape(4, 3) @ params["stem"])
+    return (
+        jnp.mean((hidden @ params["heads"][0] - 1) ** 2),
+        3 * jnp.mean(jnp.abs(hidden @ params["heads"][1] + 0.3) ** 1.5),
+        0.2 * jnp.sum(params["heads"][0] ** 2),
+    )
+
+
+def filled(params):
+    losses = jnp.zeros(3)
+    for k, loss in enumerate(parts(params)):
+        losses = losses.at[k].set(loss)
+    return losses
+
+
+WRITTEN = {
+    "tuple": parts,
+    "stack": lambda params: jnp.stack(parts(params)),
+    "at set": filled,
+    "checkpoint": jax.checkpoint(lambda params: jnp.stack(parts(params))),
+    "matrix": lambda params: jnp.eye(3) @ jnp.stack(parts(params)),
+    "map": lambda params: jax.lax.map(
+        lambda k: jax.lax.switch(k, [lambda i=i: parts(params)[i] for i in range(3)]), jnp.arange(3)
+    ),
+    "scan": lambda params: jax.lax.scan(
+        lambda carry, k: (carry.at[k].set(jnp.stack(parts(params))[k]), None),
+        jnp.zeros(3),
+        jnp.arange(3),
+    )[0],
+}
+METHODS = {
+    "orthogonal": lambda: osgd_jax.weightings.orthogonal(),
+    "mgda": lambda: osgd_jax.weightings.mgda(),
+    "upgrad": lambda: osgd_jax.weightings.upgrad((1.0, 2.0, 3.0)),
+    "mean": lambda: osgd_jax.weightings.mean(),
+    "config": lambda: osgd_jax.weightings.config(),
+    "held": lambda: osgd_jax.weightings.orthogonal((2, 0, 1), hold=(2,)),
+}
+
+
+def test_the_update_does_not_depend_on_how_the_losses_are_written(x64):
+    rng = np.random.default_rng(0)
+    arrays = {"stem": (3, 2), "heads": [(2,), (2,)], "unused": (2,)}
+    params = jax.tree.map(
+        lambda shape: jnp.asarray(rng.normal(size=shape)),
+        arrays,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+    transformations = {
+        (scope, name): osgd_jax.aggregate(make(), scope)
+        for scope in GROUPS
+        for name, make in METHODS.items()
+    }
+
+    @jax.jit
+    def updates(grads):
+        return {
+            key: tx.update(grads, tx.init(params), params)[0] for key, tx in transformations.items()
+        }
+
+    dense = jax.jit(jax.jacrev(WRITTEN["stack"]))(params)
+    expected = updates(dense)
+    reaches = set()
+    for name, losses in WRITTEN.items():
+        grads = jax.jit(osgd_jax.task_grads(losses))(params)
+        reaches.add(str(osgd_jax.reach(losses)(params)))
+        found = updates(grads)
+        for key in expected:
+            for u, e in zip(
+                jax.tree.leaves(found[key]), jax.tree.leaves(expected[key]), strict=True
+            ):
+                np.testing.assert_allclose(u, e, rtol=0, atol=1e-10, err_msg=f"{name}, {key}")
+    # Otherwise nothing was tested.
+    assert len(reaches) > 1
+    np.testing.assert_allclose(
+        expected["shared", "mgda"]["heads"][1], dense["heads"][1].sum(axis=0), atol=1e-12
+    )
+    assert not np.allclose(
+        expected["all", "mgda"]["heads"][1], expected["shared", "mgda"]["heads"][1]
+    )

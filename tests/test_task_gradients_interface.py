@@ -1,10 +1,14 @@
 """Task gradients: what goes in and comes out, under transformations, and the work done."""
 
+import copy
+import pickle
+from collections import OrderedDict, defaultdict
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -77,11 +81,6 @@ TREES = {
         ("inside/0", "wall/left", "wall/top"),
         (2, 1, 0),
     ),
-    "with None": (
-        lambda a, b, c: {"a": a, "off": None, "z": (b, None, c)},
-        ("a", "z/0", "z/2"),
-        (),
-    ),
     "tuple": (lambda a, b, c: (a, b, c), ("0", "1", "2"), ()),
     "array": (lambda a, b, c: jnp.stack([a, b, c]), ("0", "1", "2"), ()),
 }
@@ -102,7 +101,10 @@ def test_trees_of_losses(name):
     assert osgd_jax.task_names(values) == osgd_jax.task_names(losses(params)) == names
     # The gradients are those of a tuple in the order of the names, the reach is, too.
     in_order = lambda params: tuple(branched(params)[task] for task in order)  # noqa: E731
-    assert_trees_close(grads, osgd_jax.task_grads(in_order)(params), rtol=1e-5, atol=1e-6)
+    expected = osgd_jax.task_grads(in_order)(params)
+    for leaf, other in zip(rows_of(grads), rows_of(expected), strict=True):
+        assert leaf.tasks == other.tasks
+        np.testing.assert_allclose(leaf.rows, other.rows, rtol=1e-5, atol=1e-6)
     reach, expected = osgd_jax.reach(losses)(params), osgd_jax.reach(in_order)(params)
     assert reach == expected
 
@@ -112,13 +114,17 @@ def test_trees_of_losses(name):
     assert osgd_jax.reach(with_aux, has_aux=True)(params) == expected
 
 
+def rows_of(grads):
+    return jax.tree.leaves(grads, is_leaf=is_rows)
+
+
 def test_names_of_one_number_or_a_matrix():
     for losses in (jnp.ones(()), jnp.ones((2, 2))):
         with pytest.raises(ValueError, match=r"losses has shape .*array \[K\]"):
             osgd_jax.task_names(losses)
 
 
-@pytest.mark.parametrize("off", [0, 0.0, np.int64(0), np.float32(0)])
+@pytest.mark.parametrize("off", [0.0, np.float32(0), jnp.zeros((), jnp.bfloat16)])
 def test_a_number_is_a_loss_that_no_parameter_reaches(off):
     losses, grads = osgd_jax.value_and_task_grads(lambda p: {"off": off, "on": p**2})(3.0)
     assert jnp.issubdtype(losses["off"].dtype, jnp.floating)
@@ -301,6 +307,69 @@ def test_reach_takes_what_task_grads_takes():
 # ---------------------------------------------------------------------------------------------
 # TaskRows
 # ---------------------------------------------------------------------------------------------
+
+
+ORDERED = {
+    "tuple": (lambda a, b: (a, b), None, True),
+    "list": (lambda a, b: [a, b], None, True),
+    "array": (lambda a, b: jnp.stack([a, b]), None, True),
+    "named tuple": (Losses._make, ("ic", "bc", "pde"), True),
+    "one key": (lambda a, b: {"wall": (a, b)}, ("wall/0", "wall/1"), True),
+    "ordered dict": (lambda a, b: OrderedDict(recon=a, kl=b), ("recon", "kl"), True),
+    "dict": (lambda a, b: {"recon": a, "kl": b}, ("kl", "recon"), False),
+    "numbers for keys": (lambda a, b: {0: a, 1: b}, ("0", "1"), False),
+    "default dict": (lambda a, b: defaultdict(list, recon=a, kl=b), ("kl", "recon"), False),
+    "dict in a list": (lambda a, b: [{"b": a, "a": b}, a, b], ("0/a", "0/b", "1", "2"), False),
+    "dict around tuples": (lambda a, b: {"b": (a,), "a": (b,)}, ("a/0", "b/0"), False),
+    "one key beside nothing": (
+        lambda a, b: {"wall": [a, b], "off": {}},
+        ("wall/0", "wall/1"),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ORDERED)
+def test_rows_know_the_names_and_whether_their_order_was_written(name):
+    tree, names, ordered = ORDERED[name]
+    losses = tree if name != "named tuple" else lambda a, b: Losses(a, b, a)
+
+    @jax.jit
+    def grads_fn(p):
+        return osgd_jax.task_grads(lambda p: losses(jnp.sum(p**2), jnp.sum(p)))(p)
+
+    grads = grads_fn(jnp.ones(3))
+    assert (grads.names, grads.ordered) == (names, ordered)
+    # What makes task gradients of task gradients keeps the names, as `jax.tree.map` does.
+    kept = [
+        osgd_jax.clip_task_norms(1.0).update(grads, optax.EmptyState())[0],
+        osgd_jax.normalize_task_norms().update(grads, optax.EmptyState())[0],
+        osgd_jax.to_task_rows(grads, (0,)),
+        jax.vmap(grads_fn)(jnp.ones((2, 3))),
+        jax.lax.scan(lambda sums, _: (jax.tree.map(jnp.add, sums, grads), None), grads, length=2)[
+            0
+        ],
+        pickle.loads(pickle.dumps(grads)),
+        copy.deepcopy(grads),
+    ]
+    assert [(leaf.names, leaf.ordered) for leaf in kept] == [(names, ordered)] * len(kept)
+
+
+def test_names_are_part_of_what_a_compiled_program_is_for():
+    # Were they not, the second call would run the program of the first.
+    tx = osgd_jax.orthogonalize(("b", "a"))
+    update = jax.jit(lambda grads: tx.update(grads, tx.init(None))[0])
+    rows = jnp.array([[1.0, 0.0], [1.0, 1.0]])
+    for names, expected in ((("a", "b"), [1.5, 0.5]), (("b", "a"), [1.0, 1.0])):
+        np.testing.assert_allclose(update(TaskRows(rows, (0, 1), 2, names, False)), expected)
+
+
+def test_exported_gradients_keep_their_names():
+    grads_fn = jax.jit(osgd_jax.task_grads(lambda p: {"b": p**2, "a": p}))
+    exported = jax.export.export(grads_fn)(1.0)
+    assert exported.call(1.0).names == ("a", "b")
+    with_rows = jax.export.export(jax.jit(osgd_jax.gramian))(grads_fn(1.0))
+    np.testing.assert_allclose(with_rows.call(grads_fn(1.0)), [[1, 2], [2, 4]])
 
 
 def test_round_trips():

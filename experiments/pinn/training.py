@@ -253,10 +253,9 @@ def method(settings: Settings, names: tuple[str, ...]) -> methods.Method:
     if settings.method == "m_config":
         return methods.Method("m_config", lambda rate: osgd_jax.m_config(rate, len(names)))
     name = "sgd" if settings.method == "sum" else settings.method
-    order = settings.order
-    if name == "pcd":
-        indices = {each: str(index) for index, each in enumerate(names)}
-        order = ",".join(indices.get(each, each) for each in order.split(","))
+    # The library takes no order by position for losses in a dict.
+    ends = {"first_to_last": ",".join(names), "last_to_first": ",".join(reversed(names))}
+    order = ends.get(settings.order, settings.order)
     chosen = methods.Settings(name, scope="all", order=order, tau=settings.tau)
     made = methods.method(chosen, num_tasks=len(names))
 

@@ -20,7 +20,7 @@ from osgd_jax.weightings._tools import safe_sqrt
 
 
 def db_mtl(
-    num_tasks: int, beta: optax.ScalarOrSchedule = 0.9, scope: Scope = "shared"
+    num_tasks: int, beta: optax.ScalarOrSchedule = 0.9, scope: Scope = "all"
 ) -> optax.GradientTransformationExtraArgs:
     """Add up running means of the gradients of the log losses, each scaled to the longest's norm.
 
@@ -42,8 +42,8 @@ def db_mtl(
     Args:
       num_tasks: number of tasks K.
       beta: how much of the running means is kept, between 0 and 1; a number or a schedule.
-      scope: which parameters are balanced together, as for `aggregate`, in one group: `"shared"` or
-        `"all"`.
+      scope: which parameters are balanced together, as for `aggregate`, in one group: `"all"` or
+        `"shared"`.
 
     Returns:
       A transformation that takes task gradients and returns an update. Its `update` needs the

@@ -29,7 +29,7 @@ class _Risks(NamedTuple):
 
 
 def excess_mtl(
-    num_tasks: int, step_size: float = 0.01, scope: Scope = "shared"
+    num_tasks: int, step_size: float = 0.01, scope: Scope = "all"
 ) -> optax.GradientTransformationExtraArgs:
     """Weigh the tasks by estimates of their excess risks, which label noise does not raise.
 
@@ -55,8 +55,8 @@ def excess_mtl(
     Args:
       num_tasks: number of tasks K.
       step_size: how fast the weights follow the excess risks, at least 0.
-      scope: which parameters are balanced together, as for `aggregate`, in one group: `"shared"` or
-        `"all"`.
+      scope: which parameters are balanced together, as for `aggregate`, in one group: `"all"` or
+        `"shared"`.
 
     Returns:
       A transformation that takes task gradients and returns an update. A NaN or infinity in a

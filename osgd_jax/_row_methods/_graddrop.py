@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from osgd_jax import _balancing, _data_parallel, _gramian
-from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows, of_tasks
+from osgd_jax._task_rows import ArrayTree, TaskRows, accumulation_dtype, is_task_rows, of_tasks
+from osgd_jax.weightings._by_task import by_position
 from osgd_jax.weightings._checks import check_range
 from osgd_jax.weightings._tools import Numbers
 
@@ -37,7 +38,7 @@ def graddrop(key: jax.Array | int, leak: Numbers = 0.0) -> optax.GradientTransfo
     Args:
       key: PRNG key or seed; kept in the state and split at every step.
       leak: share of its gradient that a task keeps where its sign is not the one drawn, between 0
-        and 1: one number, or one for each task.
+        and 1: one number, or one for each task, by name for losses in a dict.
 
     Returns:
       A transformation that takes task gradients and returns an update.
@@ -59,14 +60,20 @@ def graddrop(key: jax.Array | int, leak: Numbers = 0.0) -> optax.GradientTransfo
         return GradDropState(_balancing.random_key(key))  # pyright: ignore[reportArgumentType] - not None
 
     def update(
-        updates: ArrayTree, state: Any, params: ArrayTree | None = None, **extra_args: Any
+        updates: ArrayTree,
+        state: Any,
+        params: ArrayTree | None = None,
+        *,
+        losses: Any = None,
+        **extra_args: Any,
     ) -> tuple[ArrayTree, Any]:
         del extra_args
         leaves = _gramian.leaves_of(updates, params)
         if not leaves:
             return updates, state
         _data_parallel.check_same(leaves, "average them first, by jax.lax.pmean")
-        leaks = _one_for_each_task(leak, leaves[0].num_tasks)
+        shares = by_position("leak", leak, _balancing.tasks_of(leaves, losses))
+        leaks = _one_for_each_task(shares, leaves[0].num_tasks)
         next_key, *keys = jax.random.split(state.key, len(leaves) + 1)
         picked = [_pick_signs(leaf, leaks, k) for leaf, k in zip(leaves, keys, strict=True)]
         treedef = jax.tree.structure(updates, is_leaf=is_task_rows)
@@ -83,7 +90,7 @@ def _one_for_each_task(leak: Numbers, num_tasks: int) -> jax.Array:
 
 
 def _pick_signs(leaf: TaskRows, leaks: jax.Array, key: jax.Array) -> jax.Array:
-    dtype = _gramian.accumulation_dtype([leaf])
+    dtype = accumulation_dtype([leaf])
     rows = leaf.rows.astype(dtype)
     # Divided by the largest of the tasks', so that no sum leaves the range.
     largest = jnp.max(jnp.abs(rows), axis=0, initial=0)

@@ -9,7 +9,7 @@ import optax
 
 from osgd_jax import _balancing, _data_parallel, _gramian, _scopes
 from osgd_jax._scopes import Groups, Scope
-from osgd_jax._task_rows import ArrayTree, TaskRows, densify, is_task_rows
+from osgd_jax._task_rows import ArrayTree, TaskRows, accumulation_dtype, densify, is_task_rows
 from osgd_jax.weightings._checks import check_range
 from osgd_jax.weightings._tools import check_losses, check_num_tasks
 
@@ -92,11 +92,12 @@ def with_memory(
         if not leaves:
             return updates, state
         _data_parallel.check_same(leaves, "average them first, by jax.lax.pmean")
-        dtype = _gramian.accumulation_dtype(leaves)
+        dtype = accumulation_dtype(leaves)
         own = jnp.ones(leaves[0].num_tasks, dtype)
         check_num_tasks(num_tasks, own, method)
-        losses = _balancing.stack_losses(losses, num_tasks, dtype)
-        losses = check_losses(losses, own, method) if needs_losses else None
+        values = _balancing.stack_losses(losses, num_tasks, dtype)
+        _balancing.tasks_of(leaves, losses)
+        losses = check_losses(values, own, method) if needs_losses else None
         groups = _scopes.group(scope, leaves, updates, params)
         _balancing.check_one_group(groups, method)
         treedef = jax.tree.structure(updates, is_leaf=is_task_rows)
@@ -115,7 +116,7 @@ def with_memory(
             finite &= jnp.all(jnp.isfinite(losses))
         weights = _balancing.saturate(new.weights[None], largest_of(new.rows, groups)[None])[0]
         weights = jnp.where(finite, weights, jnp.nan)
-        private = _balancing.python_bools(groups.private)
+        private = groups.private
         together = [
             combine_rows(rows, weights, leaf) for rows, leaf in zip(new.rows, leaves, strict=True)
         ]

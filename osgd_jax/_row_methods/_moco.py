@@ -22,7 +22,7 @@ def moco(
     beta: optax.ScalarOrSchedule = 0.5,
     gamma: optax.ScalarOrSchedule = 0.1,
     rho: float = 0.0,
-    scope: Scope = "shared",
+    scope: Scope = "all",
 ) -> optax.GradientTransformationExtraArgs:
     """Combine running means of the task gradients, which are less noisy than those of a batch.
 
@@ -51,8 +51,8 @@ def moco(
         guarantees are for rates that fall.
       gamma: rate of the weights; a number or a schedule.
       rho: pull of the weights towards equal ones.
-      scope: which parameters are balanced together, as for `aggregate`, in one group: `"shared"` or
-        `"all"`.
+      scope: which parameters are balanced together, as for `aggregate`, in one group: `"all"` or
+        `"shared"`.
 
     Returns:
       A transformation that takes task gradients and returns an update. A NaN or infinity in a

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._by_task import by_position
 from osgd_jax.weightings._jacobi import orthogonal_combinations
 from osgd_jax.weightings._least_norm import above_rounding
 from osgd_jax.weightings._tools import Numbers, check_preference, preference_like
@@ -20,7 +21,7 @@ def aligned_mtl(preference: Numbers | None = None) -> Weighting:
     Multi-Task Learning", CVPR 2023.
 
     Args:
-      preference: weights of the average; 1/K each if None.
+      preference: weights of the average, by name for losses in a dict; 1/K each if None.
 
     Returns:
       A weighting.
@@ -35,7 +36,9 @@ def aligned_mtl(preference: Numbers | None = None) -> Weighting:
         shares = preference_like(preference, rows.norms, 1 / len(rows.norms))
         return _aligned(rows.cosines, jnp.where(rows.active, rows.norms, 0), shares)
 
-    return of_unit_rows(weigh)
+    return of_unit_rows(weigh)._replace(
+        for_tasks=lambda tasks: aligned_mtl(by_position("preference", preference, tasks))
+    )
 
 
 @jax.custom_jvp

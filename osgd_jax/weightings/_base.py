@@ -5,6 +5,8 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
+from osgd_jax._losses import Tasks
+
 State = Any
 """The state of a weighting: any pytree of arrays, `()` where there is none."""
 
@@ -31,11 +33,22 @@ class Weighting(NamedTuple):
           change when all gradients are multiplied by one constant.
         * `"row"`: each gradient divided by a power of two of its own, given to `weigh` as
           `scales=`, shape `[K]`; the weights returned are those of the gradients as they were.
+      for_tasks: from the tasks to the weighting for them, for arguments that name tasks; called
+        while tracing. None where there are no such arguments.
+      hold: indices of tasks whose gradients are never stepped along, not even for parameters that
+        they alone reach.
     """
 
     init: Callable[[], State]
     weigh: Callable[..., tuple[jax.Array, State]]
     scaling: Scaling = "none"
+    for_tasks: "Callable[[Tasks], Weighting] | None" = None
+    hold: tuple[int, ...] = ()
+
+
+def resolve(weighting: Weighting, tasks: Tasks) -> Weighting:
+    """Return the weighting with the indices of these tasks in place of their names."""
+    return weighting if weighting.for_tasks is None else weighting.for_tasks(tasks)
 
 
 def stateless(weigh: Callable[..., jax.Array], scaling: Scaling = "none") -> Weighting:

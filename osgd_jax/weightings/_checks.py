@@ -1,6 +1,6 @@
 """Checks of hyperparameters that may be traced."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,13 +20,17 @@ def check_range(
 
     Args:
       name: name of the argument.
-      value: A number, or an array of them.
+      value: A number, or an array of them; with an axis allowed, also a mapping to numbers.
       wanted: what they must be, as in "tau=2 must be in [0, 1]."
       holds: from a NumPy array to booleans; false for NaN.
       most_axes: how many axes the array may have.
     """
+    if isinstance(value, Mapping) and most_axes:
+        for path, number in jax.tree.leaves_with_path(dict(value)):
+            check_range(f"{name}{jax.tree_util.keystr(path)}", number, wanted, holds)
+        return
     try:
-        fits = np.ndim(value) <= most_axes and (
+        fits = np.ndim(value) <= most_axes and (  # pyright: ignore[reportArgumentType] - caught
             is_traced(value) or bool(np.all(holds(np.asarray(value, np.float64))))
         )
     except (TypeError, ValueError):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._by_task import by_position
 from osgd_jax.weightings._least_norm import solve_least_norm
 from osgd_jax.weightings._tools import Numbers, check_preference, preference_like
 from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
@@ -20,7 +21,7 @@ def config(preference: Numbers | None = None) -> Weighting:
     Networks", ICLR 2025, arXiv 2408.11104.
 
     Args:
-      preference: ratios of the cosines; equal if None.
+      preference: ratios of the cosines, by name for losses in a dict; equal if None.
 
     Returns:
       A weighting.
@@ -42,4 +43,6 @@ def config(preference: Numbers | None = None) -> Weighting:
         length = jnp.where(has_direction, length / jnp.where(has_direction, squared_norm, 1), 0)
         return length * solution / rows.norms
 
-    return of_unit_rows(weigh)
+    return of_unit_rows(weigh)._replace(
+        for_tasks=lambda tasks: config(by_position("preference", preference, tasks))
+    )

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._by_task import by_position
 from osgd_jax.weightings._solvers import nonnegative_qp
 from osgd_jax.weightings._tools import Numbers, check_preference, preference_like
 from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
@@ -19,7 +20,7 @@ def dualproj(preference: Numbers | None = None) -> Weighting:
     for the projection; Quinton and Rey, arXiv 2406.16232, for its use here.
 
     Args:
-      preference: weights of the mean; 1/K each if None.
+      preference: weights of the mean, by name for losses in a dict; 1/K each if None.
 
     Returns:
       A weighting.
@@ -39,4 +40,6 @@ def dualproj(preference: Numbers | None = None) -> Weighting:
         added = largest * nonnegative_qp(rows.cosines, rows.cosines @ (mean / largest))
         return shares + added / rows.norms
 
-    return of_unit_rows(weigh)
+    return of_unit_rows(weigh)._replace(
+        for_tasks=lambda tasks: dualproj(by_position("preference", preference, tasks))
+    )

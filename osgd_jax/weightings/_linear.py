@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._by_task import by_position
 from osgd_jax.weightings._checks import check_range
 from osgd_jax.weightings._tools import Numbers, numbers_like
 
@@ -31,17 +32,20 @@ def constant(weights: Numbers) -> Weighting:
     """Weigh the tasks by fixed numbers: the gradient of the sum of w_i L_i.
 
     Args:
-      weights: one number for each task.
+      weights: one number for each task, by name for losses in a dict: `{"pde": 1.0, "bc": 100.0}`.
 
     Returns:
       A weighting.
 
     Raises:
-      ValueError: while tracing, where there are not as many weights as tasks.
+      ValueError: while tracing, where there are not as many weights as tasks, or not of their
+        names; numbers by position, unless they are equal, for losses in a dict.
     """
     check_range("weights", weights, "a finite number for each task", np.isfinite, most_axes=1)
 
     def weigh(gramian: jax.Array, **_: jax.Array | None) -> jax.Array:
         return numbers_like("weights", weights, gramian[0])
 
-    return stateless(weigh, scaling="common")
+    return stateless(weigh, scaling="common")._replace(
+        for_tasks=lambda tasks: constant(by_position("weights", weights, tasks))
+    )

@@ -2,7 +2,7 @@
 
 import contextlib
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -10,21 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from osgd_jax._losses import task_names
+from osgd_jax._losses import Tasks, numbered
 from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._by_task import check_ordered, indices_of, is_named, permutation_of
 from osgd_jax.weightings._checks import is_traced
 from osgd_jax.weightings._tools import UNROLLED_TASKS, squared_norms
 
 Order = Literal["first_to_last", "last_to_first", "random"] | Sequence[int] | Sequence[str]
+Hold = Sequence[int] | Sequence[str]
 
 
-def orthogonal(order: Order = "first_to_last") -> Weighting:
+def orthogonal(order: Order = "first_to_last", hold: Hold = ()) -> Weighting:
     """Weigh the tasks so that the direction is the sum of their orthogonalized gradients.
 
     The gradients are taken in the order of priority, and each is made orthogonal to those before
     it, without normalisation: u_i = g_i - sum_{j<i} (<g_i, u_j> / <u_j, u_j>) u_j. The direction is
-    the sum of the u_i. A gradient whose part that is orthogonal to the earlier ones is below 1e-6
-    (float32; 1e-12 in float64) of it, in squared norm, adds nothing.
+    the sum of the u_i of the tasks that are not held. A gradient whose part that is orthogonal to
+    the earlier ones is below 1e-6 (float32; 1e-12 in float64) of it, in squared norm, adds nothing.
 
     Source: Wan, Hoffmann, Lu and Maire, "Orthogonalized SGD and Nested Architectures for Anytime
     Neural Networks", ICML 2020.
@@ -32,21 +34,22 @@ def orthogonal(order: Order = "first_to_last") -> Weighting:
     Args:
       order: priority of the tasks, the most protected first: `"first_to_last"` (the order of the
         paper), `"last_to_first"`, `"random"` (a new permutation each step, which needs a key), or a
-        permutation of `0 .. K-1`.
+        permutation of `0 .. K-1` or of the names of the losses. Losses in a dict of more than one
+        key need names, or `"random"`.
+      hold: names or indices of tasks that are protected in their place of the order, but whose
+        losses are not trained: the direction has no part along their u_i.
 
     Returns:
       A weighting, invariant to the scale of the gradients.
 
     Raises:
-      ValueError: `order` is none of these (from here, or while tracing, where K becomes known), or
-        it is `"random"` and there is no key.
+      ValueError: `order` or `hold` is none of these (from here, or while tracing, where the tasks
+        become known), or `order` is `"random"` and there is no key.
     """
-    order = known_order(order)
-    if is_named(order):
-        raise ValueError(
-            f"order={order!r} names the tasks, which a weighting does not know; give indices, or"
-            " use osgd_jax.orthogonalize(order=...), whose update takes the losses."
-        )
+    order, hold = known_order(order), known_hold(hold)
+
+    def for_tasks(tasks: Tasks) -> Weighting:
+        return orthogonal(_order_for(order, tasks), indices_of("hold", hold, tasks))
 
     def weigh(
         gramian: jax.Array,
@@ -56,10 +59,16 @@ def orthogonal(order: Order = "first_to_last") -> Weighting:
         scales: jax.Array | None = None,
     ) -> jax.Array:
         del losses
-        permutation = _permutation(order, gramian.shape[0], key)
+        tasks = numbered(gramian.shape[0])
+        permutation = _permutation(_order_for(order, tasks), len(tasks.names), key)
+        stepped = np.ones(len(tasks.names), bool)
+        stepped[indices_of("hold", hold, tasks)] = False
         scales = jnp.ones_like(gramian, shape=gramian.shape[:1]) if scales is None else scales
         ordered_scales = _in_order(scales, permutation)
         coefficients = _gram_schmidt(_in_order(gramian, permutation))
+        if hold:
+            stepped = _in_order(jnp.asarray(stepped), permutation)
+            coefficients = jnp.where(stepped[:, None], coefficients, 0)
         # Relative scales, so that the sum below stays in range wherever the gradients are.
         ordered_scales = ordered_scales / ordered_scales.max()
         ordered_scales = jnp.maximum(ordered_scales, jnp.finfo(ordered_scales.dtype).tiny)
@@ -67,7 +76,7 @@ def orthogonal(order: Order = "first_to_last") -> Weighting:
         sort = np.argsort if isinstance(permutation, np.ndarray) else jnp.argsort
         return _in_order(weights, sort(permutation))
 
-    return stateless(weigh, scaling="row")
+    return stateless(weigh, scaling="row")._replace(for_tasks=for_tasks, hold=hold)
 
 
 def known_order(order: Order) -> Any:
@@ -76,6 +85,8 @@ def known_order(order: Order) -> Any:
     Raises:
       ValueError: neither a known name nor integers nor names of tasks.
     """
+    if isinstance(order, Iterator):
+        order = tuple(order)
     if isinstance(order, str):
         if order in ("first_to_last", "last_to_first", "random"):
             return order
@@ -85,6 +96,7 @@ def known_order(order: Order) -> Any:
         # An array is read at once: under `jit` its elements would be traced.
         tasks: Any = np.asarray(order) if isinstance(order, jax.Array) else order
         with contextlib.suppress(TypeError):
+            tasks = tuple(tasks)
             named = is_named(tasks)
             return tuple(task if named else operator.index(task) for task in tasks)
     raise ValueError(
@@ -93,47 +105,43 @@ def known_order(order: Order) -> Any:
     )
 
 
-def is_named(order: Any) -> bool:
-    """Tell whether an order is of names of tasks."""
-    if isinstance(order, str) or is_traced(order):
-        return False
-    return len(order) > 0 and all(isinstance(task, str) for task in order)
-
-
-def indices_of(names: Any, losses: Any) -> tuple[int, ...]:
-    """Return the order as indices of the tasks of these losses.
+def known_hold(hold: Hold) -> tuple[Any, ...]:
+    """Return the held tasks as a tuple.
 
     Raises:
-      ValueError: there are no losses, or their names are others.
+      ValueError: not a sequence of names or indices of tasks.
     """
-    if losses is None:
-        raise ValueError(f"order={names!r} names the tasks: pass the losses, update(..., losses=).")
-    known = task_names(losses)
-    if sorted(names) != sorted(known):
-        raise ValueError(
-            f"order={names!r} must name each of the losses {', '.join(map(repr, known))} once."
-        )
-    return tuple(map(known.index, names))
+    with contextlib.suppress(TypeError):
+        if not isinstance(hold, str):
+            tasks: Any = tuple(np.asarray(hold) if isinstance(hold, jax.Array) else hold)
+            return tuple(t if isinstance(t, str) else operator.index(t) for t in tasks)
+    raise ValueError(
+        f"hold={hold!r} must be a sequence of names or indices of tasks, such as ('bc',)."
+    )
 
 
-def _permutation(order: Order, num_tasks: int, key: jax.Array | None) -> Any:
-    if isinstance(order, str) and order == "first_to_last":
+def _order_for(order: Any, tasks: Tasks) -> Any:
+    """Return an order with indices in place of names."""
+    if not isinstance(order, str):
+        return permutation_of("order", order, tasks)
+    if order != "random":
+        example = f"osgd_jax.orthogonalize(order={tasks.names!r})"
+        check_ordered("order", order, tasks, example)
+    return order
+
+
+def _permutation(order: Any, num_tasks: int, key: jax.Array | None) -> Any:
+    if not isinstance(order, str):
+        return order if is_traced(order) else np.array(order)
+    if order == "first_to_last":
         return np.arange(num_tasks)
-    if isinstance(order, str) and order == "last_to_first":
+    if order == "last_to_first":
         return np.arange(num_tasks)[::-1]
-    if isinstance(order, str):
-        if key is None:
-            raise ValueError(
-                "order='random' draws a permutation at each step and needs a PRNG key: pass key=."
-            )
-        return jax.random.permutation(key, num_tasks)
-    known = range(num_tasks) if is_traced(order) else sorted(order)
-    if len(order) != num_tasks or list(known) != list(range(num_tasks)):
+    if key is None:
         raise ValueError(
-            f"order={order!r} is not a permutation of the {num_tasks} tasks: each of"
-            f" 0 .. {num_tasks - 1} must appear once."
+            "order='random' draws a permutation at each step and needs a PRNG key: pass key=."
         )
-    return order if is_traced(order) else np.array(order)
+    return jax.random.permutation(key, num_tasks)
 
 
 def _in_order(values: jax.Array, permutation: Any) -> jax.Array:

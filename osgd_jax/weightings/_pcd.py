@@ -1,15 +1,16 @@
 """PCD: the primary gradient, bent as little as the progress of the other tasks needs."""
 
-import operator
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from osgd_jax._losses import Tasks, numbered
 from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._by_task import by_position, index_of
 from osgd_jax.weightings._checks import check_decay, check_range
 from osgd_jax.weightings._tools import check_num_tasks, safe_hypot, safe_sqrt, squared_norms
 from osgd_jax.weightings._unit_rows import UnitRows, unit_rows
@@ -29,10 +30,10 @@ class PCDState(NamedTuple):
 
 def pcd(
     num_tasks: int,
-    tau: float | Sequence[float] | jax.Array = 0.02,
+    tau: float | Sequence[float] | Mapping[str, float] | jax.Array = 0.02,
     decay: float | jax.Array = 0.999,
     eps: float | jax.Array = 1e-8,
-    primary: int = 0,
+    primary: int | str = 0,
 ) -> Weighting:
     """Follow one task's gradient as closely as a promise to each other task allows.
 
@@ -50,28 +51,38 @@ def pcd(
 
     Args:
       num_tasks: number of tasks K.
-      tau: the share, in [0, 1]: a number, or one for each other task, in the order of the tasks.
+      tau: the share, in [0, 1]: a number, or one for each other task, in the order of the tasks or
+        by their names.
       decay: decay of the running mean, in [0, 1).
       eps: added to the mean squared norm; with 0, the direction does not change when all gradients
         of a task are multiplied by one number.
-      primary: index of the task to follow.
+      primary: name or index of the task to follow; its name for losses in a dict.
 
     Returns:
       A weighting with state. The weights are not negative. `tau`, `decay` and `eps` may be traced.
 
     Raises:
-      ValueError: a number out of its range; while tracing, another number of tasks.
+      ValueError: a number out of its range; while tracing, another number of tasks, or other names.
     """
     check_range("tau", tau, "in [0, 1]", lambda t: (t >= 0) & (t <= 1), most_axes=1)
     check_decay(decay)
     check_range("eps", eps, "at least 0", lambda e: e >= 0)
-    if np.shape(tau) not in ((), (num_tasks - 1,)):
+    if not isinstance(tau, Mapping) and np.shape(tau) not in ((), (num_tasks - 1,)):
         raise ValueError(
             f"tau={tau!r} must be a number, or one for each of the {num_tasks - 1} tasks beside"
             " the primary one."
         )
-    if not 0 <= operator.index(primary) < num_tasks:
-        raise ValueError(f"primary={primary!r} must be a task index below num_tasks={num_tasks}.")
+    if not isinstance(primary, str):
+        index_of("primary", primary, numbered(num_tasks))
+
+    def positions(tasks: Tasks) -> tuple[int, Any]:
+        index = index_of("primary", primary, tasks)
+        others = tasks._replace(names=tasks.names[:index] + tasks.names[index + 1 :])
+        return index, by_position("tau", tau, others)
+
+    def for_tasks(tasks: Tasks) -> Weighting:
+        index, shares = positions(tasks)
+        return pcd(num_tasks, shares, decay, eps, index)
 
     def init() -> PCDState:
         return PCDState(jnp.zeros(num_tasks), jnp.zeros(()))
@@ -86,6 +97,7 @@ def pcd(
     ) -> tuple[jax.Array, PCDState]:
         del losses, key
         check_num_tasks(num_tasks, gramian, "pcd")
+        index, shares = positions(numbered(num_tasks))
         # In units of norms: their squares would leave the range of float32.
         norms = safe_sqrt(squared_norms(gramian)) * (1 if scales is None else scales)
         total = 1 + decay * state.total
@@ -93,16 +105,16 @@ def pcd(
         divisors = safe_hypot(means, jnp.sqrt(eps))
         normalised = norms / jnp.where(divisors > 0, divisors, 1)
 
-        shares = jnp.broadcast_to(jnp.asarray(tau), num_tasks - 1)
-        own = normalised[primary]
-        wanted = jnp.insert(shares, primary, 0) * normalised / jnp.where(own > 0, own, 1)
+        shares = jnp.broadcast_to(jnp.asarray(shares), num_tasks - 1)
+        own = normalised[index]
+        wanted = jnp.insert(shares, index, 0) * normalised / jnp.where(own > 0, own, 1)
         # Beside a primary gradient next to nothing.
         wanted = jnp.minimum(wanted, 1e30)
-        weights = _nearest(unit_rows(gramian, scales), wanted.astype(gramian.dtype), primary)
+        weights = _nearest(unit_rows(gramian, scales), wanted.astype(gramian.dtype), index)
         next_state = PCDState(means.astype(state.norms.dtype), total.astype(state.total.dtype))
         return weights, next_state
 
-    return Weighting(init, weigh, scaling="row")
+    return Weighting(init, weigh, "row", for_tasks)
 
 
 def _nearest(rows: UnitRows, wanted: jax.Array, primary: int) -> jax.Array:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._base import Weighting, resolve
 from osgd_jax.weightings._checks import check_decay
 from osgd_jax.weightings._tools import check_num_tasks, squared_norms
 
@@ -66,4 +66,8 @@ def smooth(weighting: Weighting, num_tasks: int, decay: float | jax.Array) -> We
         )
         return means.astype(weights.dtype), next_state
 
-    return Weighting(init, weigh, weighting.scaling)
+    return weighting._replace(
+        init=init,
+        weigh=weigh,
+        for_tasks=lambda tasks: smooth(resolve(weighting, tasks), num_tasks, decay),
+    )

@@ -3,6 +3,7 @@
 import jax
 
 from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._by_task import by_position
 from osgd_jax.weightings._checks import check_range
 from osgd_jax.weightings._tools import (
     Numbers,
@@ -25,7 +26,7 @@ def stch(mu: float | jax.Array = 1.0, preference: Numbers | None = None) -> Weig
 
     Args:
       mu: smoothness; near zero only the largest of the p_i L_i counts.
-      preference: the p_i; 1/K each if None.
+      preference: the p_i, by name for losses in a dict; 1/K each if None.
 
     Returns:
       A weighting that needs the losses.
@@ -43,4 +44,6 @@ def stch(mu: float | jax.Array = 1.0, preference: Numbers | None = None) -> Weig
         shares = preference_like(preference, losses, 1 / len(losses))
         return shares * softmax_of_active(shares * losses / mu, squared_norms(gramian) > 0)
 
-    return stateless(weigh, scaling="common")
+    return stateless(weigh, scaling="common")._replace(
+        for_tasks=lambda tasks: stch(mu, by_position("preference", preference, tasks))
+    )

@@ -1,18 +1,20 @@
 """What several weightings share: a softmax, preferences, and checks of their arguments."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from osgd_jax._losses import numbered
+from osgd_jax.weightings._by_task import by_position
 from osgd_jax.weightings._checks import is_traced
 
 # Up to this number of tasks a loop over them is unrolled, which lets the compiler fuse it.
 UNROLLED_TASKS = 16
 
-Numbers = float | Sequence[float] | np.ndarray | jax.Array
-"""One number for each task; it may be traced."""
+Numbers = float | Sequence[float] | Mapping[str, float] | np.ndarray | jax.Array
+"""One number for each task, in their order or by their names; it may be traced."""
 
 
 def softmax_of_active(logits: jax.Array, active: jax.Array) -> jax.Array:
@@ -44,6 +46,9 @@ def check_preference(preference: Numbers | None) -> Numbers | None:
     """
     if preference is None or is_traced(preference):
         return preference
+    if isinstance(preference, Mapping):
+        check_preference(jax.tree.leaves(dict(preference)))
+        return preference
     try:
         numbers = tuple(float(number) for number in np.ravel(preference))
     except (TypeError, ValueError):
@@ -71,8 +76,9 @@ def numbers_like(name: str, numbers: Numbers, like: jax.Array) -> jax.Array:
     """Return one number for each task as an array `[K]`, as `like` is.
 
     Raises:
-      ValueError: another number of them than K.
+      ValueError: another number of them than K, or names.
     """
+    numbers = by_position(name, numbers, numbered(len(like)))
     array = jnp.ravel(jnp.asarray(numbers, like.dtype))
     if len(array) != len(like):
         raise ValueError(f"{name} has {len(array)} numbers; there are {len(like)} tasks.")
@@ -88,7 +94,10 @@ def check_losses(losses: jax.Array | None, gramian: jax.Array, method: str) -> j
     if losses is None:
         raise ValueError(
             f"{method} weighs the tasks by their losses: pass them,"
-            " tx.update(grads, state, params, losses=losses)."
+            " tx.update(grads, state, params, losses=losses). For a TrainState, in place of"
+            " apply_gradients: updates, opt_state = state.tx.update(grads, state.opt_state,"
+            " state.params, losses=losses); params = optax.apply_updates(state.params, updates);"
+            " state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)."
         )
     losses = jnp.asarray(losses, gramian.dtype)
     if losses.shape != gramian.shape[:1]:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._by_task import by_position
 from osgd_jax.weightings._solvers import nonnegative_qp
 from osgd_jax.weightings._tools import Numbers, check_preference, preference_like
 from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows, weights_of_rows
@@ -19,7 +20,7 @@ def upgrad(preference: Numbers | None = None) -> Weighting:
     Source: Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", arXiv 2406.16232.
 
     Args:
-      preference: weights of the average; 1/K each if None.
+      preference: weights of the average, by name for losses in a dict; 1/K each if None.
 
     Returns:
       A weighting.
@@ -37,4 +38,6 @@ def upgrad(preference: Numbers | None = None) -> Weighting:
         shares = preference_like(preference, rows.norms, 1 / len(rows.norms))
         return weights_of_rows(shares[:, None] * projections, rows.norms)
 
-    return of_unit_rows(weigh)
+    return of_unit_rows(weigh)._replace(
+        for_tasks=lambda tasks: upgrad(by_position("preference", preference, tasks))
+    )

@@ -57,17 +57,20 @@ def orthogonalize(
     order: Sequence[int],
     scope: str | Sequence[Hashable] = "all",
     tolerance: float = 1e-12,
+    hold: Sequence[int] = (),
 ) -> list[np.ndarray]:
-    """The direction of orthogonalized SGD for each parameter array."""
+    """The direction of orthogonalized SGD for each parameter array, without that of held tasks."""
+    stepped = [task for task in range(len(order)) if task not in hold]
     direction = [np.zeros(np.shape(grad)[1:]) for grad in grads]
     together, private = groups(scope, reach)
     for i in private:
-        direction[i] = np.sum(np.asarray(grads[i], np.float64), axis=0)
+        direction[i] = np.sum(np.asarray(grads[i], np.float64)[stepped], axis=0)
     for members in together:
         if not members:
             continue
         flat = [np.asarray(grads[i], np.float64).reshape(len(order), -1) for i in members]
-        total = gram_schmidt(np.concatenate(flat, axis=1), order, tolerance).sum(axis=0)
+        rows = gram_schmidt(np.concatenate(flat, axis=1), order, tolerance)
+        total = rows[stepped].sum(axis=0)
         parts = np.split(total, np.cumsum([part.shape[1] for part in flat])[:-1])
         for i, part in zip(members, parts, strict=True):
             direction[i] = part.reshape(np.shape(grads[i])[1:])

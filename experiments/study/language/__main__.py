@@ -136,7 +136,7 @@ class _Compared:
     def _trainer(self) -> Trainer:
         way, sizes = self._way, {"epochs": 1, "batch_size": self._config.batch_size}
         settings = methods.Settings(
-            way.optimizer, order=way.order, update=way.update, clip_norm=1.0
+            way.optimizer, way.scope, way.order, update=way.update, clip_norm=1.0
         )
         method = methods.method(settings, num_tasks=OUTPUTS)
         method = dataclasses.replace(method, output=way.output)

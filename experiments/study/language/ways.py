@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from experiments.methods import Scope
 from osgd_jax import nets
 
 OUTPUTS = 3
@@ -62,6 +63,7 @@ class Way(NamedTuple):
       net: a key of `NETS`.
       optimizer: how the losses are balanced, as for `python -m experiments.train`.
       order: of OSGD.
+      scope: which parameters are balanced together.
       update: the optimizer after it.
       output: train this output alone; all if None.
     """
@@ -69,6 +71,7 @@ class Way(NamedTuple):
     net: str
     optimizer: str = "sgd"
     order: str = "first_to_last"
+    scope: Scope = "all"
     update: Update = "adamw"
     output: int | None = None
 
@@ -91,8 +94,8 @@ BALANCES: Mapping[str, dict[str, Any]] = MappingProxyType(
         "sum": {},
         "osgd, first to last": {"optimizer": "osgd"},
         "osgd, last to first": {"optimizer": "osgd", "order": "last_to_first"},
-        "pcd": {"optimizer": "pcd"},
-        "aligned_mtl": {"optimizer": "aligned_mtl"},
+        "pcd": {"optimizer": "pcd", "scope": "shared"},
+        "aligned_mtl": {"optimizer": "aligned_mtl", "scope": "shared"},
     }
 )
 
