@@ -131,6 +131,7 @@ class Dataset:
         be is named here, although the next one takes its place.
       rule: how splits were drawn that the data does not name. A run of an older version, which drew
         them differently, has another.
+      held_out: splits that the data does not name, which are held out of the training examples.
     """
 
     name: str
@@ -147,6 +148,7 @@ class Dataset:
     standardised: Raw | None = None
     files: Mapping[str, tuple[str, ...]] | None = None
     rule: str = ""
+    held_out: tuple[str, ...] = ()
 
     @property
     def raw(self) -> Raw:

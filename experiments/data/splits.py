@@ -156,6 +156,7 @@ def make_image_dataset(source: Source, found: Found) -> Dataset:
         about=_about(source.data, found, splits, side),
         files={split: names for split, names in files.items() if names is not None} or None,
         rule="" if {"validation", "test"} <= found.sources.keys() else found.rule,
+        held_out=tuple(split for split in indices if split not in found.sources),
     )
 
 

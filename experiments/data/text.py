@@ -54,6 +54,7 @@ def load(source: Source) -> Dataset:
         dtype="int32",
         about=_about(source.data, found, parts, vocab_size),
         rule="by file" if found.places or len(found.files) > 1 else "",
+        held_out=tuple(split for split in parts if split not in found.parts),
     )
 
 

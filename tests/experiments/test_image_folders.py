@@ -59,6 +59,8 @@ def test_each_split_has_the_images_of_its_folder_and_the_line_says_so(tmp_path, 
             assert size == 8
         words.append(f"{split} {size}" + (f" ({place})" if place else ""))
     assert cut == 8
+    assert {*dataset.held_out} == {"validation", "test"} - _LAYOUTS[names].keys()
+    assert dataset.rule == ("by content" if dataset.held_out else "")
     count = 8 * max(1, len(names))
     assert dataset.about == (
         f"folder:{tmp_path}: 2 classes; {', '.join(words)}; images {count} RGB as 8-bit colour,"

@@ -138,6 +138,7 @@ def test_files_and_folders_named_by_split_are_the_splits(tmp_path, layout):
         place = name if "/" not in name else f"{name.split('/')[0]}/"
         assert f" ({place})" in dataset.about
     assert "left out: beside the splits: more.txt, prepare.py." in dataset.about
+    assert {*dataset.held_out} == {"validation", "test"} - names.keys()
     sizes = [int(getattr(dataset, split).inputs.size) for split in ("validation", "test")]
     assert sizes == [992 if split in names else 96 for split in ("validation", "test")]
 
@@ -147,11 +148,14 @@ def test_programs_called_train_and_test_are_no_splits(tmp_path):
     assert "3 files of text (model.py, test.py, train.py); train " in _load(tmp_path).about
 
 
-@pytest.mark.parametrize("dtype", ["uint16", "uint32", "int64"])
-@pytest.mark.parametrize("most", [4, 65, 50_257, 151_936])
+@pytest.mark.parametrize(
+    ("dtype", "most"),
+    [
+        *((dtype, most) for dtype in ("uint16", "uint32", "int64") for most in (4, 65, 50_257)),
+        *(("uint32", 151_936), ("int64", 151_936), ("uint32", 4_000_000)),
+    ],
+)
 def test_a_folder_as_nano_gpt_prepares_it(tmp_path, dtype, most):
-    if most > 2**16 and dtype == "uint16":
-        pytest.skip("such ids need more than 16 bits")
     train, val = _ids(3000, most, dtype), _ids(1000, most, dtype)
     beside = {"input.txt": _text("raw"), "prepare.py": b"import os", "readme.md": b"# data"}
     meta = {"meta.pkl": b"cos\nsystem\n(S'false'\ntR."}  # would run a command when unpickled
