@@ -1,6 +1,7 @@
 """Examples that are held out keep their split, whatever comes, goes, or changes its name."""
 
 import hashlib
+import json
 import shutil
 
 import hypothesis
@@ -11,6 +12,7 @@ from PIL import Image
 
 from experiments import data
 from experiments.data import splits
+from experiments.training import workdir
 
 _PARTS = st.sampled_from([("validation", "test"), ("validation",), ("test",)])
 _FRACTIONS = st.sampled_from([0.05, 0.1, 0.3])
@@ -121,3 +123,19 @@ def test_sets_of_tfds_are_cut_as_before():
     order = np.random.default_rng(0).permutation(20)
     for part, wanted in (("validation", order[:2]), ("test", order[2:4]), ("train", order[4:])):
         np.testing.assert_array_equal(chosen[part], wanted)
+
+
+def test_a_run_of_a_version_that_cut_differently_is_refused(pets, tmp_path):
+    dataset = _load(pets)
+    workdir.keep_data(tmp_path, dataset)
+    (tmp_path / "summary.json").write_text("{}")
+    workdir.keep_data(tmp_path, dataset)
+    saved = json.loads((tmp_path / "data.json").read_text())
+    assert saved.pop("rule") == "by content"
+    (tmp_path / "data.json").write_text(json.dumps(saved))
+    for check in (workdir.keep_data, workdir.check_rule):
+        with pytest.raises(ValueError, match="of an earlier version, which held out other exam"):
+            check(tmp_path, dataset)
+    for name in ("train", "val", "test"):
+        shutil.copytree(pets, tmp_path / "named" / name)
+    workdir.check_rule(tmp_path, _load(tmp_path / "named"))
