@@ -28,6 +28,10 @@ _MARKS = {
 # Characters below the space that texts have: backspace to carriage return, end of file, escape.
 _CONTROLS = bytes(set(range(32)) - {*range(8, 14), 26, 27})
 
+# First number of the header of 256 int32 that llm.c writes, and the type of the ids after it.
+_HEADERS = {20240520: "uint16", 20240801: "uint32"}
+_HEADER_BYTES = 1024
+
 # Numbers by which the type of ids is guessed.
 _COMPARED = 1_000_000
 
@@ -150,6 +154,13 @@ def _numpy_ids(path: Path, content: bytes) -> np.ndarray:
 
 
 def _binary_ids(path: Path, content: bytes, dtype: str | None) -> np.ndarray:
+    header = np.frombuffer(content[:12], np.int32) if len(content) >= _HEADER_BYTES else [0]
+    if dtype is None and header[0] in _HEADERS:
+        dtype, content = _HEADERS[header[0]], content[_HEADER_BYTES:]
+        if len(content) != header[2] * np.dtype(dtype).itemsize:
+            raise ValueError(
+                f"{path} is damaged: its header promises {header[2]:,} ids of {dtype}."
+            )
     read_as = np.dtype(dtype or _guessed(path, content))
     if len(content) % read_as.itemsize:
         raise ValueError(

@@ -118,6 +118,13 @@ def test_a_folder_that_is_too_small_is_refused(tmp_path):
         _load(tmp_path)
 
 
+def test_a_link_to_nothing_is_left_out_with_skip_corrupt(pets):
+    (pets / "cat" / "gone.png").symlink_to(pets / "nowhere.png")
+    with pytest.raises(ValueError, match=r"gone.png is no readable image \(FileNotFoundError\)"):
+        _load(pets)
+    assert sum(map(len, _load(pets, skip_corrupt=True).files.values())) == 12
+
+
 def test_sets_of_tfds_are_cut_as_before():
     chosen = splits.hold_out_at_random(20, ("validation", "test"), 0.1)
     order = np.random.default_rng(0).permutation(20)

@@ -174,6 +174,24 @@ def test_a_folder_as_nano_gpt_prepares_it(tmp_path, dtype, most):
     )
 
 
+@pytest.mark.parametrize(
+    ("magic", "dtype", "most"), [(20240520, "uint16", 50_257), (20240801, "uint32", 128_256)]
+)
+def test_headers_of_llm_c_are_no_ids(tmp_path, magic, dtype, most):
+    header = np.zeros(256, np.int32)
+    header[:3] = magic, 1, 1000
+    shard = header.tobytes() + _ids(1000, most, dtype).tobytes()
+    names = ("fineweb_train_000001.bin", "fineweb_train_000002.bin", "fineweb_val_000000.bin")
+    _write(tmp_path, dict.fromkeys(names, shard))
+    dataset = _load(tmp_path)
+    assert dataset.num_classes == most
+    assert "train 1,800 (fineweb_train_000001.bin, fineweb_train_000002.bin)" in dataset.about
+    np.testing.assert_array_equal(_tokens(dataset.validation), _ids(1000, most, dtype)[:992])
+    _write(tmp_path, {names[0]: shard[:-1]})
+    with pytest.raises(ValueError, match=r"01.bin is damaged: its header promises 1,000 ids"):
+        _load(tmp_path)
+
+
 def test_a_type_that_is_given_is_the_one_that_is_read(tmp_path):
     bytes_ids = _ids(1000, 200, np.uint8)
     _write(tmp_path, {"x.bin": bytes_ids})
