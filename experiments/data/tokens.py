@@ -176,18 +176,22 @@ def _guessed(path: Path, content: bytes) -> str:
     Successive ids have one distribution. The halves of one id do not, since a vocabulary is far
     smaller than the range of its type. Compare their 90th percentiles: -1 may pad some ids.
     """
-    for wide, half in (("int64", "uint32"), ("uint32", "uint16")):
-        if len(content) % np.dtype(wide).itemsize:
+    for wide, half in (("int64", "uint32"), ("uint32", "uint16"), ("uint16", "uint8")):
+        size = np.dtype(wide).itemsize
+        numbers = np.frombuffer(content[: len(content) // size * size], half)[:_COMPARED]
+        if not len(numbers):
             continue
-        numbers = np.frombuffer(content, half)[:_COMPARED]
         low, high = (np.quantile(numbers[start::2], 0.9) for start in (0, 1))
         if 10 * min(low, high) > max(low, high):
             continue
         if low < high:
             raise ValueError(f"{path} has big-endian ids; write them as little-endian.")
-        if 100 * high >= low:
+        if half != "uint8" and 100 * high >= low:
             raise ValueError(f"{path} may have ids of {half} or {wide}; give --token-dtype.")
         return wide
+    # A vocabulary of which both bytes are in use has ids with a low byte of almost 255.
+    if max(content[::2]) < 224:
+        raise ValueError(f"{path} may have ids of uint8 or uint16; give --token-dtype.")
     return "uint16"
 
 

@@ -239,8 +239,15 @@ _ERRORS = {
             _ids().tobytes() + b"\0"
         ),
         r"x.bin has big-endian ids; write them as little-endian": _ids(1000, 500, ">u4"),
+        r"in has big-endian ids; write them": _ids(1000, 500, ">u2"),
         r"may have ids of uint16 or uint32; give --token-dtype": np.array([600, 20] * 50, "<u2"),
-        r"it has 4294967295, of uint32": np.array([7, 70000] * 99 + [2**32 - 1], np.uint32),
+        r"may have ids of uint8 or uint16; give --token-dtype": _ids(1000, 65, np.uint8),
+        r"has 4,002 bytes, which is no whole number of uint32 ids": (
+            _ids(1001, 500, np.uint32).tobytes()[:-2]
+        ),
+        r"it has 4294967295, of uint32": np.append(
+            _ids(1000, 70_000, np.uint32), np.uint32(2**32 - 1)
+        ),
         r"x.bin is empty": b"",
     },
     "x.txt.gz": {
