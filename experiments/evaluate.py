@@ -24,7 +24,13 @@ import osgd_jax
 from experiments import data, generation, metrics
 from experiments.settings import require
 from experiments.training import devices, programs
-from experiments.training.workdir import keep_data, read_config, read_data, write_json
+from experiments.training.workdir import (
+    check_rule,
+    keep_data,
+    read_config,
+    read_data,
+    write_json,
+)
 from osgd_jax.plots import anytime_curve
 
 
@@ -141,6 +147,7 @@ def load_data(config: Config) -> data.Dataset:
     known = read_data(config.workdir)
     side = known.input_shape[0] if len(known.input_shape) == 3 else None
     dataset = data.load(dataclasses.replace(source, data=config.data, image_size=side))
+    check_rule(config.workdir, dataset)
     for name in ("num_classes", "classes", "input_shape"):
         here, there = getattr(dataset, name), getattr(known, name)
         if here != there:

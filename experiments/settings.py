@@ -1,6 +1,7 @@
 """What all classes of settings share: checks of their ranges, and flat fields for JSON."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,11 @@ def require(
                 raise ValueError(f"{field}={value} must be one or more numbers, each {wanted}.")
         elif value is not None and not holds(value):
             raise ValueError(f"{field}={value} must be {wanted}.")
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with `~` or `~user` at its beginning replaced by the home directory."""
+    return Path(os.path.expanduser(path))
 
 
 def flat(config: Any) -> dict[str, Any]:

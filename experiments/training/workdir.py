@@ -74,9 +74,11 @@ def keep_data(workdir: Path, dataset: Dataset) -> None:
         "input_shape": list(dataset.input_shape),
         **dataset.raw._asdict(),
         "examples": {part: getattr(dataset, part).size for part in ("train", "validation", "test")},
+        "rule": dataset.rule,
     }
     if has_results(workdir) and _file(workdir, "data").exists():
-        saved = _read(workdir, "data")
+        check_rule(workdir, dataset)
+        saved = {"rule": dataset.rule} | _read(workdir, "data")
         measured = ("mean", "deviation")  # equal to rounding on another machine
         changed = [
             f"{name}: {saved[name]} → {found[name]}"
@@ -94,6 +96,20 @@ def keep_data(workdir: Path, dataset: Dataset) -> None:
             )
     if jax.process_index() == 0:
         write_json(_file(workdir, "data"), found)
+
+
+def check_rule(workdir: Path, dataset: Dataset) -> None:
+    """Refuse a data set whose held-out examples a run of an older version may have trained on.
+
+    Raises:
+      ValueError: the run knew no rule by which examples are held out, and the data set has one.
+    """
+    if dataset.rule and "rule" not in _read(workdir, "data"):
+        raise ValueError(
+            f"the run in {workdir} is of an earlier version, which held out other examples of"
+            f" {dataset.name}, so it would be tested on examples that it was trained on; train"
+            " again in another --workdir, or name the splits of the data."
+        )
 
 
 def read_config(workdir: Path) -> Config:
