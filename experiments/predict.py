@@ -7,7 +7,7 @@ mode and orientation are read as in training. It needs osgd_jax and pillow alone
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ _SHOWN = 3
 
 def predict(
     file: Path,
-    images: Sequence[Path],
+    images: Iterable[Path],
     *,
     confidence: float | Sequence[float | None] | None = None,
     rule: str = "confidence",
@@ -49,7 +49,9 @@ def predict(
     Raises:
       ValueError: the file is no exported net for images, or the limits are out of range.
     """
-    predictor, about = AnytimePredictor.load(file), _about(file)
+    predictor, about, images = AnytimePredictor.load(file), _about(file), list(images)
+    if np.iterable(confidence):  # each batch reads it
+        confidence = list(confidence)
     shape = tuple(about["input_shape"])
     if len(shape) != 3:
         raise ValueError(f"{file} takes examples of shape {shape}, which are no images.")

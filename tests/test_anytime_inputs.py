@@ -115,7 +115,10 @@ def test_shapes_may_be_integers_of_numpy(tmp_path):
 
 
 WRONG_CALLS = [
-    (lambda p, x: jax.jit(lambda x: p.predict(x).logits)(x), "x is traced: a predictor runs"),
+    (
+        lambda p, x: jax.jit(lambda x: p.predict(x).logits)(x),
+        "x is traced: predictors and generators run",
+    ),
     (lambda p, x: jax.vmap(lambda x: p.predict(x).logits)(x[None]), "x is traced"),
     (lambda p, x: jax.grad(lambda x: p.predict(x).logits.sum())(x), "x is traced"),
     (lambda p, x: jax.jit(lambda x: list(p.stream(x)))(x), "x is traced"),
@@ -123,7 +126,7 @@ WRONG_CALLS = [
     (lambda p, x: p.predict("image.png"), "x has the dtype <U9 and must be floating"),
     (lambda p, x: p.predict(x > 0), "x has the dtype bool and must be floating"),
     (lambda p, x: p.predict(x + 0j), "x has the dtype complex64 and must be floating"),
-    (lambda p, x: p.predict([[1.0], [1.0, 2.0]]), "x must be an array"),
+    (lambda p, x: p.predict([[1.0], [1.0, 2.0]]), "`x` must be an array: setting an array element"),
     (lambda p, x: p.predict(x, deadline="0.1"), "deadline='0.1' must be 0 seconds or more"),
     (lambda p, x: p.predict(x, deadline=[0.1]), r"deadline=\[0.1\] must be 0 seconds or more"),
     (lambda p, x: p.predict(x, budget="1e9"), "budget='1e9' must be at least"),

@@ -9,10 +9,9 @@ import pytest
 from flax import nnx
 
 from osgd_jax import AnytimeGenerator, AnytimePredictor, nets
-from osgd_jax._anytime.runner import KeyedCache
-from osgd_jax._generate.decoder import Answer, Text
-from osgd_jax._generate.generator import _choose
-from osgd_jax._generate.inputs import Sampling
+from osgd_jax._generate.decoder import Text, answer_of
+from osgd_jax._generate.sampling import check_sampling, choose
+from osgd_jax._serving.latencies import Latencies
 from tests.nets.small_nets import TRANSFORMERS, build, randomise
 
 VOCAB, ROOM = 3, 8
@@ -122,7 +121,7 @@ class Clock:
 def test_no_stage_starts_that_would_end_late(monkeypatch, deadline, output):
     net, text = generator("width-nested-transformer")
     monkeypatch.setattr(text, "_clock", Clock((1.0, 2.0, 4.0), monkeypatch))
-    monkeypatch.setattr(text, "_latencies", KeyedCache())
+    monkeypatch.setattr(text, "_latencies", Latencies({}))
     text.calibrate(3, repeats=1)
     assert text.latencies[3] == dict.fromkeys((1, 2, 4, 8), (1.0, 2.0, 4.0))
     prompts = random_prompts(3)
@@ -159,15 +158,32 @@ def test_texts_stop_one_by_one():
 
 
 def test_draws_follow_the_softmax():
-    logits = np.tile(np.log([0.5, 0.3, 0.2]), (4000, 1))
-    key = jax.random.key(0)
-    answer = Answer(logits, logits.argmax(-1))
-    shares = lambda *sampling: np.bincount(_choose(answer, Sampling(*sampling), 3)) / 4000  # noqa: E731
-    np.testing.assert_allclose(shares(1.0, None, key), [0.5, 0.3, 0.2], atol=0.03)
+    np.testing.assert_allclose(shares(1.0), [0.5, 0.3, 0.2], atol=0.03)
     warm = np.sqrt([0.5, 0.3, 0.2])
-    np.testing.assert_allclose(shares(2.0, None, key), warm / warm.sum(), atol=0.03)
-    np.testing.assert_allclose(shares(1.0, 2, key), [0.625, 0.375], atol=0.03)
-    np.testing.assert_array_equal(shares(0.0, None, None), [1.0])
+    np.testing.assert_allclose(shares(2.0), warm / warm.sum(), atol=0.03)
+    np.testing.assert_allclose(shares(1.0, 2), [0.625, 0.375, 0], atol=0.03)
+    np.testing.assert_array_equal(shares(0.0), [1, 0, 0])
+
+
+def shares(temperature, top_k=None, probabilities=(0.5, 0.3, 0.2)):
+    """How often each token is drawn."""
+    logits = jnp.tile(jnp.log(jnp.array(probabilities)), (4000, 1))
+    sizes = {"vocab_size": 3, "num_texts": 4000, "device": jax.devices()[0]}
+    sampling = check_sampling(temperature, top_k, 0, **sizes)
+    drawn = choose(answer_of(logits), sampling, 3)
+    return np.bincount(drawn, minlength=3) / 4000
+
+
+def test_draws_at_the_extremes():
+    for temperature in (1e-45, 1e-38, 1.2e-38, 1e-30):
+        np.testing.assert_array_equal(shares(temperature), [1, 0, 0])
+        np.testing.assert_array_equal(shares(temperature, 2, (0.2, 0.3, 0.5)), [0, 0, 1])
+    for temperature in (1e30, 3.4e38, 1e300):
+        np.testing.assert_allclose(shares(temperature), [1 / 3] * 3, atol=0.03)
+        np.testing.assert_allclose(shares(temperature, 2), [1 / 2, 1 / 2, 0], atol=0.03)
+        np.testing.assert_allclose(shares(temperature, 3, (0.5, 0, 0.5)), [0.5, 0, 0.5], atol=0.03)
+    # Two tokens are as likely, and one may be drawn.
+    assert sorted(shares(1.0, 1, (0.2, 0.4, 0.4))) == [0, 0, 1]
 
 
 def test_a_key_determines_the_text():
@@ -233,12 +249,16 @@ WRONG = [
     ),
     (([0], 0), {}, "max_new_tokens=0 must be an integer of at least 1."),
     (([0], 1), {"output": 3}, "output=3 must be one from 0 to 2."),
-    (([0], 1), {"output": 1, "deadline": 1.0}, "output=1 and deadline=1.0 are too many"),
+    (
+        ([0], 1),
+        {"output": 1, "deadline": 1.0},
+        "Pass at most one of `output`, `confidence` and `deadline`; got output=1 and deadline=1.0.",
+    ),
     (([0], 1), {"confidence": 2.0}, "confidence=2.0 must be a number in (0, 1]"),
     (([0], 1), {"confidence": 0.5, "rule": "luck"}, "rule='luck' must be one of"),
-    (([0], 1), {"deadline": -1.0}, "deadline=-1.0 must be 0 seconds or more for each token."),
+    (([0], 1), {"deadline": -1.0}, "deadline=-1.0 must be 0 seconds or more."),
     (([0], 1), {"temperature": -1}, "temperature=-1 must be a number of 0 or more."),
-    (([0], 1), {"temperature": 1.0}, "temperature=1.0 needs key=, such as jax.random.key(0)."),
+    (([0], 1), {"temperature": 1.0}, "temperature=1.0 needs key=, such as key=0."),
     (([0], 1), {"top_k": 0}, "top_k=0 must be an integer of at least 1."),
     (([0], 1), {"top_k": 9}, "top_k=9 must be at most vocab_size=3."),
     (([0], 1), {"stop": 3}, "stop=3 must be a token from 0 to 2, or several, or None."),

@@ -30,6 +30,7 @@ import numpy as np
 from jax import export
 
 from osgd_jax._anytime.paths import as_path
+from osgd_jax._serving.placement import alone, default_device
 
 _VERSION = 1
 _PLATFORMS = ("cpu", "cuda", "tpu")
@@ -65,7 +66,9 @@ class Content(NamedTuple):
 
 def lower(function: Callable[..., Any], *arguments: Any) -> export.Exported:
     """A function lowered for all platforms; the machine needs none of them but CPU."""
-    return export.export(jax.jit(function), platforms=_PLATFORMS)(*arguments)
+    shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), arguments)
+    with alone(default_device()):
+        return export.export(jax.jit(function), platforms=_PLATFORMS)(*shapes)
 
 
 def write(path: Path, kind: str, about: Mapping[str, Any], parts: Sequence[Part]) -> None:

@@ -14,6 +14,7 @@ from jax import export
 
 from osgd_jax._anytime import container
 from osgd_jax._anytime.stages import Stage
+from osgd_jax._serving.placement import copy_to_one_device
 
 _KIND = "AnytimePredictor"
 
@@ -31,7 +32,7 @@ class FileModel:
         self.num_outputs = len(manifest["stages"])
         self.input_shape: tuple[int | None, ...] | None = tuple(manifest["input_shape"])
         self.input_dtype = jnp.dtype(manifest["input_dtype"])
-        arrays = [jnp.array(weight) for weight in weights]
+        self.device, arrays = copy_to_one_device(weights)
         self._parts = manifest, arrays, members
         self._stages = [
             Stage(

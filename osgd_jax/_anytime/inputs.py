@@ -4,29 +4,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 
 from osgd_jax._anytime.stages import Input, Model
+from osgd_jax._host_arrays import as_array, as_dtype
+from osgd_jax._serving.placement import alone, move
 from osgd_jax._tracing import check_shape
 
 
 def check_input(model: Model, x: Any) -> Input:
-    """`x` as an array of the dtype that the model takes; what is on the host stays there.
+    """Return `x` on the model's device, in a dtype that it takes; host arrays stay on the host.
 
     Raises:
-      ValueError: `x` is traced, empty, or of a dtype or shape that the model does not take.
+      ValueError: `x` is traced, empty, masked, or of a dtype or shape that the model does not take.
     """
-    if isinstance(x, Tracer):
-        raise ValueError(
-            "x is traced: a predictor runs programs that are compiled already and cannot stand"
-            " under jax.jit, jax.vmap or jax.grad; call it outside, or the net itself inside."
-        )
-    if not isinstance(x, jax.Array):
-        try:
-            x = np.asarray(x)
-        except ValueError as error:
-            raise ValueError(f"x must be an array: {error}") from None
+    x = as_array("x", x)
     _check_kind(model, x)
     if x.ndim == 0 or len(x) == 0 or not _suits(model, x.shape[1:]):
         raise ValueError(
@@ -35,9 +26,9 @@ def check_input(model: Model, x: Any) -> Input:
         )
     dtype = model.input_dtype or jax.dtypes.canonicalize_dtype(x.dtype)
     if isinstance(x, jax.Array):
-        return jnp.asarray(x, dtype)  # strips a weak type, which would need programs of its own
-    # A compiled call takes host arrays as they are, faster than a transfer before it.
-    return np.asarray(x, dtype)
+        x = move("x", x, model.device)
+    with alone(model.device):
+        return as_dtype("x", x, dtype)
 
 
 def check_example_shape(model: Model, shape: Any) -> tuple[int, ...]:

@@ -14,14 +14,20 @@ from osgd_jax._anytime.answers import AnytimeOutput, Prediction
 from osgd_jax._anytime.combine import COMBINATIONS
 from osgd_jax._anytime.exits import last_affordable, stop_when_all_are_sure, until_sure
 from osgd_jax._anytime.inputs import check_example_shape, check_input
-from osgd_jax._anytime.latency import REPEATS, Latencies
 from osgd_jax._anytime.paths import as_folder, check_target
 from osgd_jax._anytime.rules import make_exit
-from osgd_jax._anytime.runner import ExampleKey, KeyedCache, Runner
+from osgd_jax._anytime.runner import ExampleKey, Runner
 from osgd_jax._anytime.stages import Input, Model, NetModel
-from osgd_jax.nets._checks import as_number, check_choice, check_positive
+from osgd_jax._serving.cache import KeyedCache
+from osgd_jax._serving.latencies import Latencies, usual
+from osgd_jax._serving.limits import check_at_most_one, check_deadline
+from osgd_jax._serving.placement import alone, move
+from osgd_jax.nets._checks import check_choice, check_positive
 
 Threshold = float | Sequence[float | None] | np.ndarray | None
+
+_REPEATS = 50
+_WARM_UP = 3
 
 
 class AnytimePredictor:
@@ -147,25 +153,21 @@ class AnytimePredictor:
             given, or a budget is less than output 0 costs.
         """
         start = self._clock()
-        limits = {"deadline": deadline, "confidence": confidence, "budget": budget}
-        given = [f"{name}={limit!r}" for name, limit in limits.items() if limit is not None]
-        if len(given) > 1:
-            raise ValueError(
-                f"{' and '.join(given)} are too many: predict takes one limit at most."
-            )
+        check_at_most_one(deadline=deadline, confidence=confidence, budget=budget)
         x = check_input(self._runner.model, x)
         leave = make_exit(confidence, rule, self.num_outputs)
         if deadline is not None:
             return self._until(x, start, deadline)
         if leave is not None:
             logits, exits = until_sure(self._runner, x, leave)
-            return Prediction(jnp.asarray(logits), exits, self._clock() - start, 0.0)
+            answer = move("logits", logits, self._runner.model.device)
+            return Prediction(answer, exits, self._clock() - start, 0.0)
         last = self.num_outputs - 1
         if budget is not None:
             last = last_affordable(budget, self._multiply_adds((x.shape[1:], x.dtype.name)))
         return self._until_output(x, start, last)
 
-    def calibrate(self, x: Any, *, repeats: int = REPEATS) -> tuple[float, ...]:
+    def calibrate(self, x: Any, *, repeats: int = _REPEATS) -> tuple[float, ...]:
         """Compile all stages and measure how long each takes, for this shape, dtype and device.
 
         Calibrate on the machine and under the load that predictions will meet. A second call
@@ -183,7 +185,7 @@ class AnytimePredictor:
         """
         repeats = check_positive("repeats", repeats)
         x = check_input(self._runner.model, x)
-        self._latencies.renew(_key(x), lambda: self._seconds(x), repeats)
+        self._latencies.renew(_key(x), lambda: self._measure(x, repeats))
         return self.latencies[_key(x)]
 
     def export(
@@ -239,7 +241,9 @@ class AnytimePredictor:
                 "this predictor was loaded from a file, which holds no net; export_onnx needs"
                 " AnytimePredictor(net)."
             )
-        onnx_files.write(target, self._runner, self._example(input_shape))
+        example = self._example(input_shape)
+        with alone(self._runner.model.device):
+            onnx_files.write(target, self._runner, example)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -276,16 +280,18 @@ class AnytimePredictor:
             jax.block_until_ready(logits)
             yield k, logits, self._clock()
 
-    def _seconds(self, x: Input) -> np.ndarray:
-        """Seconds of each stage in one run."""
-        start = self._clock()
-        return np.diff([start, *(now for _, _, now in self._outputs(x))])
+    def _measure(self, x: Input, repeats: int = _REPEATS) -> tuple[float, ...]:
+        """Return the usual seconds of each stage."""
+
+        def run() -> np.ndarray:
+            start = self._clock()
+            return np.diff([start, *(now for _, _, now in self._outputs(x))])
+
+        return usual([run() for _ in range(_WARM_UP + repeats)][_WARM_UP:])
 
     def _until(self, x: Input, start: float, deadline: float) -> Prediction:
-        if not as_number(deadline) >= 0:
-            raise ValueError(f"deadline={deadline!r} must be 0 seconds or more.")
-        deadline = float(deadline)
-        latencies = self._latencies.get(_key(x), lambda: self._seconds(x))
+        deadline = check_deadline(deadline)
+        latencies = self._latencies.get(_key(x), lambda: self._measure(x))
         outputs = self._outputs(x)
         k, logits, now = next(outputs)
         while k + 1 < self.num_outputs and now - start + latencies[k + 1] <= deadline:

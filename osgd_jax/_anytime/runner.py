@@ -1,8 +1,7 @@
 """The stages of a model, each compiled once for each shape, and run one after the other."""
 
 import functools
-import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,35 +10,10 @@ import numpy as np
 
 from osgd_jax._anytime.combine import COMBINATIONS
 from osgd_jax._anytime.stages import Arrays, Input, Model, Stage
+from osgd_jax._serving.cache import KeyedCache
+from osgd_jax._serving.placement import alone
 
 ExampleKey = tuple[tuple[int, ...], str]
-
-
-class KeyedCache:
-    """A dictionary whose missing values are made once, also when several threads ask at a time."""
-
-    def __init__(self, values: dict[Any, Any] | None = None):
-        self._lock = threading.Lock()
-        self._locks: dict[Hashable, threading.Lock] = {}
-        self._values: dict[Hashable, Any] = dict(values or {})
-
-    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The value of `key`, from `make()` the first time; other keys do not wait for it."""
-        if key not in self._values:
-            with self._lock:
-                lock = self._locks.setdefault(key, threading.Lock())
-            with lock:
-                if key not in self._values:
-                    self._values[key] = make()
-        return self._values[key]
-
-    def put(self, key: Hashable, value: Any) -> None:
-        """Set the value of `key`."""
-        self._values[key] = value
-
-    def as_dict(self) -> dict[Any, Any]:
-        """A copy of what has been made so far."""
-        return self._values.copy()
 
 
 class Progress(NamedTuple):
@@ -115,7 +89,8 @@ class Runner:
 
     def take(self, progress: Progress, rows: np.ndarray) -> Progress:
         """The progress of some rows of the batch."""
-        carry, combined = _take((progress.carry, progress.combined), rows)
+        with alone(self.model.device):
+            carry, combined = _take((progress.carry, progress.combined), rows)
         return progress._replace(batch=len(rows), carry=carry, combined=combined)
 
     def run(
@@ -129,7 +104,8 @@ class Runner:
 
     def _compile(self, k: int, stage: Stage, arguments: Any) -> Any:
         run = functools.partial(self.run, k, stage)
-        return jax.jit(run).lower(*arguments).compile()
+        with alone(self.model.device):
+            return jax.jit(run).lower(*arguments).compile()
 
 
 @jax.jit

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from osgd_jax._cost import cost
+from osgd_jax._serving.placement import alone, copy_to_one_device
 from osgd_jax._tracing import check_net, find_dtype
 
 Input = jax.Array | np.ndarray
@@ -47,11 +48,13 @@ class Model(Protocol):
       num_outputs: K.
       input_shape: of one example, None for an axis of any length; None for any shape.
       input_dtype: the only dtype that it takes, None for any.
+      device: where its weights are, and its stages run.
     """
 
     num_outputs: int
     input_shape: tuple[int | None, ...] | None
     input_dtype: Any
+    device: Any
 
     def takes_integers(self, input_shape: tuple[int, ...]) -> bool:
         """Whether examples of this shape are integers."""
@@ -90,9 +93,15 @@ class NetModel:
         )
         self._graphdef, state = nnx.split(evaluated)
         leaves, self._treedef = jax.tree.flatten(state)
-        # Copies, since a training step that donates its buffers would delete the net's own.
-        self._leaves = [jnp.array(leaf, copy=True) for leaf in leaves]
+        self.device, self._leaves = copy_to_one_device(leaves)
         self._integers: dict[tuple[int, ...], bool] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "device"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.device, self._leaves = copy_to_one_device(self._leaves)
 
     def stages(self, input_shape: tuple[int, ...], dtype: Any) -> list[Stage]:
         """Trace the net.
@@ -105,9 +114,10 @@ class NetModel:
         stages = []
         for k in range(self.num_outputs):
             advance = functools.partial(self._advance, k, treedef)
-            closed, (logits, following) = jax.make_jaxpr(advance, return_shape=True)(
-                self._leaves, carry
-            )
+            with alone(self.device):
+                closed, (logits, following) = jax.make_jaxpr(advance, return_shape=True)(
+                    self._leaves, carry
+                )
             inputs = closed.jaxpr.invars[len(self._leaves) :]
             made = closed.jaxpr.outvars[len(jax.tree.leaves(logits)) :]
             # Stage 0 gets the caller's own array, on the host maybe: no carry may hold it.
@@ -132,13 +142,15 @@ class NetModel:
     def takes_integers(self, input_shape: tuple[int, ...]) -> bool:
         """Whether the net refuses floats of this shape and takes integers."""
         if input_shape not in self._integers:
-            found = find_dtype(self._merge(self._leaves), input_shape)
+            with alone(self.device):
+                found = find_dtype(self._merge(self._leaves), input_shape)
             self._integers[input_shape] = jnp.issubdtype(found, jnp.integer)
         return self._integers[input_shape]
 
     def multiply_adds(self, input_shape: tuple[int, ...], dtype: Any) -> list[int]:
         """As `osgd_jax.cost`."""
-        costs = cost(self._merge(self._leaves), input_shape, dtype=dtype)
+        with alone(self.device):
+            costs = cost(self._merge(self._leaves), input_shape, dtype=dtype)
         return [each.multiply_adds for each in costs]
 
     def _merge(self, leaves: Arrays) -> Any:

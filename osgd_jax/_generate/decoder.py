@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from osgd_jax._anytime.runner import KeyedCache
 from osgd_jax._generate.stages import Arrays, Stages, take
+from osgd_jax._serving.cache import KeyedCache
+from osgd_jax._serving.placement import alone
 from osgd_jax.nets._attention import put
 
 
@@ -32,11 +33,19 @@ class Answer(NamedTuple):
 
     Attributes:
       logits: `[batch, vocab_size]`.
-      likeliest: `[batch]`, the tokens with the largest.
+      likeliest: `[batch]`, the tokens with the largest; −1 where that is no finite number: the
+        softmax of such logits is NaN.
     """
 
     logits: Any
     likeliest: Any
+
+
+def answer_of(logits: jax.Array) -> Answer:
+    """Return logits with the likeliest tokens."""
+    tokens = logits.argmax(-1)  # the first NaN, where there is one
+    largest = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
+    return Answer(logits, jnp.where(jnp.isfinite(largest), tokens, -1))
 
 
 class Decoder:
@@ -70,8 +79,9 @@ class Decoder:
             return [jnp.zeros(each.shape, each.dtype) for each in shapes]
 
         size, kept = (batch, self.max_length), self.stages.kept
-        pasts = [empty(each.past_of(*size)) for each in kept]
-        return pasts, [empty(each.state_of(*size)) for each in kept]
+        with alone(self.stages.device):
+            pasts = [empty(each.past_of(*size)) for each in kept]
+            return pasts, [empty(each.state_of(*size)) for each in kept]
 
     def run(self, call: Call, *arguments: Any) -> tuple[Answer, list[Arrays], Arrays]:
         """Run stages; see `_run` for what it takes and gives."""
@@ -84,7 +94,8 @@ class Decoder:
             return self._run(call, *arguments)
 
         # Caches and the next states are written in place.
-        return jax.jit(run, donate_argnums=(1, 3)).lower(*arguments).compile()
+        with alone(self.stages.device):
+            return jax.jit(run, donate_argnums=(1, 3)).lower(*arguments).compile()
 
     def _run(
         self,
@@ -122,7 +133,7 @@ class Decoder:
             kept.append(past)
         left = [put(old, starts, new) for old, new in zip(following, state, strict=True)]
         assert logits is not None
-        return Answer(logits, logits.argmax(-1)), kept, left
+        return answer_of(logits), kept, left
 
 
 class Text:

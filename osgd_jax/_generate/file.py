@@ -14,6 +14,7 @@ from jax import export
 
 from osgd_jax._anytime import container
 from osgd_jax._generate.stages import Arrays, Kept, Stages
+from osgd_jax._serving.placement import copy_to_one_device
 
 _KIND = "AnytimeGenerator"
 
@@ -26,10 +27,10 @@ class FileStages:
     """
 
     def __init__(self, content: container.Content):
-        manifest = content.manifest
+        self._content, manifest = content, content.manifest
         self.num_outputs = len(manifest["stages"])
         self.vocab_size: int = manifest["vocab_size"]
-        arrays = [jnp.array(weight) for weight in content.weights]
+        self.device, arrays = copy_to_one_device(content.weights)
         self.weights, self.kept, self._calls = [], [], []
         for k, entry in enumerate(manifest["stages"]):
             stage = export.deserialize(bytearray(content.members[entry["member"]]))
@@ -40,6 +41,9 @@ class FileStages:
             left = [jax.ShapeDtypeStruct(a.shape[2:], a.dtype) for a in state if k]
             self.kept.append(Kept(heads, left))
             self._calls.append(cast(Any, stage.call))
+
+    def __reduce__(self) -> Any:
+        return FileStages, (self._content,)
 
     def call(self, k: int, *arguments: Any) -> tuple[jax.Array, Arrays, Arrays]:
         """As in `Stages`."""

@@ -1,32 +1,23 @@
 """Text, token by token, each by as much of a net as time or need allow."""
 
-import functools
 import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from osgd_jax._anytime.latency import QUANTILE
 from osgd_jax._anytime.paths import check_target
 from osgd_jax._anytime.predictor import Threshold
-from osgd_jax._anytime.runner import KeyedCache
 from osgd_jax._generate import file
 from osgd_jax._generate.answers import GeneratedToken, Generation
 from osgd_jax._generate.decoder import Answer, Decoder, Text
-from osgd_jax._generate.inputs import (
-    Limits,
-    Sampling,
-    check_limits,
-    check_prompts,
-    check_room,
-    check_sampling,
-    check_stop,
-)
+from osgd_jax._generate.inputs import Limits, check_limits, check_prompts, check_room, check_stop
+from osgd_jax._generate.sampling import Sampling, check_sampling, choose
 from osgd_jax._generate.stages import NetStages, Stages
+from osgd_jax._serving.latencies import Latencies, usual
+from osgd_jax._serving.placement import alone
 from osgd_jax.nets._checks import check_positive
 from osgd_jax.nets._transformer import Transformer
 
@@ -63,10 +54,18 @@ class AnytimeGenerator:
             )
         self._set_up(NetStages(net), check_positive("max_length", max_length))
 
-    def _set_up(self, stages: Stages, max_length: int) -> None:
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self._decoder.stages, self.max_length, self.latencies
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._set_up(*state)
+
+    def _set_up(
+        self, stages: Stages, max_length: int, latencies: dict[int, Any] | None = None
+    ) -> None:
         self._decoder = Decoder(stages, max_length)
         self._clock = time.perf_counter
-        self._latencies = KeyedCache()
+        self._latencies = Latencies(latencies or {})
 
     @property
     def num_outputs(self) -> int:
@@ -95,7 +94,7 @@ class AnytimeGenerator:
         temperature: float = 0.0,
         top_k: int | None = None,
         stop: Any = None,
-        key: jax.Array | None = None,
+        key: Any = None,
     ) -> Generation:
         """Continue one text or several.
 
@@ -158,7 +157,7 @@ class AnytimeGenerator:
         temperature: float = 0.0,
         top_k: int | None = None,
         stop: Any = None,
-        key: jax.Array | None = None,
+        key: Any = None,
     ) -> Iterator[GeneratedToken]:
         """Yield each token when it is there; the next is begun when it is asked for.
 
@@ -166,9 +165,16 @@ class AnytimeGenerator:
         """
         start, vocab_size = self._clock(), self._decoder.stages.vocab_size
         limits = check_limits(self.num_outputs, output, confidence, rule, deadline)
-        sampling = check_sampling(temperature, top_k, key, vocab_size)
         stops = check_stop(stop, vocab_size)
         prompts = check_prompts(prompt, vocab_size)
+        sampling = check_sampling(
+            temperature,
+            top_k,
+            key,
+            vocab_size=vocab_size,
+            num_texts=len(prompts),
+            device=self._decoder.stages.device,
+        )
         count = check_room(prompts, max_new_tokens, self.max_length)
         return self._tokens(start, prompts, count, limits, sampling, stops)
 
@@ -187,7 +193,7 @@ class AnytimeGenerator:
         """
         batch_size = check_positive("batch_size", batch_size)
         repeats = check_positive("repeats", repeats)
-        self._latencies.put(batch_size, self._measure(batch_size, repeats))
+        self._latencies.renew(batch_size, lambda: self._measure(batch_size, repeats))
 
     def export(self, path: str | os.PathLike[str]) -> None:
         """Write all stages with their weights to one file, which `load` runs without the net.
@@ -225,10 +231,10 @@ class AnytimeGenerator:
                 answer, times = None, [self._clock()]
                 for k in range(self.num_outputs):
                     answer = text.advance(k, k, answer)
-                    _choose(answer, Sampling(0.0, None, None), 0)
+                    choose(answer, Sampling(), 0)
                     times.append(self._clock())
                 runs.append(np.diff(times))
-            found[size] = tuple(np.quantile(runs[1:], QUANTILE, axis=0).tolist())
+            found[size] = usual(runs[1:])
         return found
 
     def _tokens(
@@ -245,7 +251,9 @@ class AnytimeGenerator:
         for index in range(count):
             began = start if index == 0 else self._clock()
             answer, exits = self._answer(text, going, limits, began)
-            tokens = _choose(answer, sampling, index)
+            _check_finite(answer, going, index)
+            with alone(self._decoder.stages.device):
+                tokens = choose(answer, sampling, index)
             tokens, exits = np.where(going, tokens, -1), np.where(going, exits, -1)
             yield GeneratedToken(index, tokens, answer.logits, exits, self._clock() - start)
             going = going & ~np.isin(tokens, list(stops))
@@ -271,20 +279,21 @@ class AnytimeGenerator:
         last = self.num_outputs - 1
         exits = np.full(len(going), last)
         unsure, before, answer = going, None, None
-        logits = None
+        chosen = None
         for k in range(last + 1):
             answer = text.advance(k, k, answer)
             host = np.asarray(answer.logits)
-            logits = host.copy() if logits is None else logits
-            logits[unsure] = host[unsure]
+            chosen = chosen or Answer(*map(np.array, answer))
+            for part, new in zip(chosen, answer, strict=True):
+                part[unsure] = np.asarray(new)[unsure]
             if k < last:
                 leaving = unsure & sure(k, host, before)
                 exits[leaving] = k
                 unsure, before = unsure & ~leaving, host
             if not unsure.any():
                 break
-        assert logits is not None
-        return Answer(logits, logits.argmax(-1)), exits
+        assert chosen is not None
+        return chosen, exits
 
     def _until(self, text: Text, end: float) -> tuple[Answer, np.ndarray]:
         batch = len(text.lengths)
@@ -301,17 +310,11 @@ class AnytimeGenerator:
         return answer, np.full(batch, k)
 
 
-def _choose(answer: Answer, sampling: Sampling, index: int) -> np.ndarray:
-    """The next tokens, `[batch]`."""
-    if sampling.key is None:
-        return np.asarray(answer.likeliest)
-    key = jax.random.fold_in(sampling.key, index)
-    return np.asarray(_draw(answer.logits, sampling.temperature, sampling.top_k, key))
-
-
-@functools.partial(jax.jit, static_argnames="top_k")
-def _draw(logits: jax.Array, temperature: float, top_k: int | None, key: jax.Array) -> jax.Array:
-    if top_k is not None:
-        least = jax.lax.top_k(logits, top_k)[0][..., -1:]
-        logits = jnp.where(logits < least, -jnp.inf, logits)
-    return jax.random.categorical(key, logits / temperature)
+def _check_finite(answer: Answer, going: np.ndarray, index: int) -> None:
+    """Raise a ValueError where the logits of a text that goes on give no probabilities."""
+    lost = np.flatnonzero(going & (np.asarray(answer.likeliest) < 0))
+    if len(lost):
+        raise ValueError(
+            f"net gives text {', '.join(map(str, lost))} logits whose largest is no finite number,"
+            f" after {index} new tokens. Look for NaN among its parameters; or its dtype overflows."
+        )

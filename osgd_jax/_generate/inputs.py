@@ -1,14 +1,16 @@
 """Checks of what a generator is given."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from osgd_jax._anytime.rules import Exit, make_exit
+from osgd_jax._host_arrays import as_array
+from osgd_jax._serving.limits import check_at_most_one, check_deadline
 from osgd_jax.nets._checks import as_number, check_positive
+
+_BYTES = (bytes, bytearray, memoryview)
 
 
 class Limits(NamedTuple):
@@ -33,18 +35,13 @@ def check_limits(
     Raises:
       ValueError: one is wrong, or there is more than one.
     """
-    limits = {"output": output, "confidence": confidence, "deadline": deadline}
-    given = [f"{name}={limit!r}" for name, limit in limits.items() if limit is not None]
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} are too many: give one of them at most.")
+    check_at_most_one(output=output, confidence=confidence, deadline=deadline)
     if output is not None and as_number(output) not in range(num_outputs):
         raise ValueError(f"output={output!r} must be one from 0 to {num_outputs - 1}.")
-    if deadline is not None and not as_number(deadline) >= 0:
-        raise ValueError(f"deadline={deadline!r} must be 0 seconds or more for each token.")
     return Limits(
         None if output is None else int(output),
         make_exit(confidence, rule, num_outputs),
-        None if deadline is None else float(deadline),
+        None if deadline is None else check_deadline(deadline),
     )
 
 
@@ -54,24 +51,33 @@ def check_prompts(prompt: Any, vocab_size: int) -> list[np.ndarray]:
     Raises:
       ValueError: there is none, one is empty, or holds something other than tokens.
     """
-    if isinstance(prompt, str):
-        raise ValueError(f"prompt={prompt!r:.60} must be tokens: encode the text first.")
-    if isinstance(prompt, bytes) or np.ndim(_first(prompt)) == 0:
-        prompt = [prompt]
-    prompts = [_check_prompt(each, vocab_size) for each in prompt]
-    if not prompts:
+    if isinstance(prompt, str) or not np.iterable(prompt):
+        raise _no_tokens(prompt)
+    parts = [prompt] if isinstance(prompt, _BYTES) else _entries(prompt)
+    if not len(parts):
         raise ValueError("prompt holds no text; give one sequence of tokens at least.")
-    return prompts
+    several = isinstance(parts[0], _BYTES) or np.iterable(parts[0])
+    return [_check_prompt(part, vocab_size) for part in (parts if several else [parts])]
 
 
-def _first(prompt: Any) -> Any:
-    if not np.iterable(prompt):
-        raise ValueError(f"prompt={prompt!r:.60} must be a sequence of tokens, or several.")
-    return next(iter(prompt), ())
+def _entries(values: Iterable[Any]) -> Any:
+    """Return an array as it is, and another iterable, which may end after one pass, as a list."""
+    return values if hasattr(values, "__array__") else list(values)
+
+
+def _no_tokens(prompt: Any) -> ValueError:
+    if isinstance(prompt, str):
+        return ValueError(f"prompt={prompt!r:.60} must be tokens: encode the text first.")
+    return ValueError(f"prompt={prompt!r:.60} must be a sequence of tokens, or several.")
 
 
 def _check_prompt(prompt: Any, vocab_size: int) -> np.ndarray:
-    tokens = np.asarray(list(prompt) if isinstance(prompt, bytes) else prompt)
+    if isinstance(prompt, str) or not np.iterable(prompt):
+        raise _no_tokens(prompt)
+    if isinstance(prompt, _BYTES):
+        tokens = np.frombuffer(prompt, np.uint8)
+    else:
+        tokens = np.asarray(as_array("prompt", _entries(prompt)))
     if tokens.size == 0:
         raise ValueError("prompt is empty; begin with one token at least, such as a separator.")
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
@@ -111,41 +117,14 @@ def check_stop(stop: Any, vocab_size: int) -> frozenset[int]:
     """
     if stop is None:
         return frozenset()
-    tokens: list[Any] = [stop] if np.ndim(stop) == 0 else list(stop)
+    several = np.iterable(stop) and not isinstance(stop, str | bytes)
+    given = list(stop) if several else [stop]
+    tokens: list[Any] = [
+        ord(each) if isinstance(each, bytes) and len(each) == 1 else each for each in given
+    ]
     if not all(as_number(token) in range(vocab_size) for token in tokens):
         raise ValueError(
-            f"stop={stop!r} must be a token from 0 to {vocab_size - 1}, or several, or None."
+            f"stop={(given if several else stop)!r} must be a token from 0 to {vocab_size - 1}, or"
+            " several, or None. Of bytes, each token is one."
         )
     return frozenset(int(token) for token in tokens)
-
-
-class Sampling(NamedTuple):
-    """How a token is chosen.
-
-    Attributes:
-      temperature: 0 for the likeliest.
-      top_k: of how many of the likeliest; None for all.
-      key: of the draws; None where there are none.
-    """
-
-    temperature: float
-    top_k: int | None
-    key: jax.Array | None
-
-
-def check_sampling(temperature: Any, top_k: Any, key: Any, vocab_size: int) -> Sampling:
-    """Give how tokens are chosen.
-
-    Raises:
-      ValueError: an argument is wrong, or there is no key where one is needed.
-    """
-    number = as_number(temperature)
-    if not 0 <= number < math.inf:
-        raise ValueError(f"temperature={temperature!r} must be a number of 0 or more.")
-    if top_k is not None:
-        top_k = check_positive("top_k", top_k)
-        if top_k > vocab_size:
-            raise ValueError(f"top_k={top_k} must be at most vocab_size={vocab_size}.")
-    if number > 0 and key is None:
-        raise ValueError(f"temperature={temperature!r} needs key=, such as jax.random.key(0).")
-    return Sampling(number, top_k, key if number > 0 else None)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from osgd_jax._serving.placement import alone, copy_to_one_device
 from osgd_jax.nets._attention import Past
 from osgd_jax.nets._transformer import Transformer
 from osgd_jax.nets._transformer_layers import Attention, TransformerLayer
@@ -44,10 +45,12 @@ class Stages(Protocol):
       vocab_size: logits of each output.
       weights: of each stage.
       kept: for each stage.
+      device: where the weights are, and the stages run.
     """
 
     num_outputs: int
     vocab_size: int
+    device: Any
     weights: list[Arrays]
     kept: list[Kept]
 
@@ -89,20 +92,28 @@ class NetStages:
     """
 
     def __init__(self, net: Transformer):
-        self.num_outputs, self.vocab_size = net.num_outputs, net.vocab_size
-        copied = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), nnx.split(net))
-        self._net = nnx.merge(*copied)
+        self.__setstate__(_flat(net))
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return _flat(self._net)
+
+    def __setstate__(self, parts: tuple[Any, ...]) -> None:
+        graphdef, treedef, leaves = parts
+        self.device, leaves = copy_to_one_device(leaves)
+        self._net = nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
+        self.num_outputs, self.vocab_size = self._net.num_outputs, self._net.vocab_size
         for _, module in nnx.iter_modules(self._net):
             if isinstance(module, TransformerLayer):
                 module.remat = False
-        parts = [nnx.split(stage) for stage in self._net.stages]
-        self._graphdefs = [graphdef for graphdef, _ in parts]
+        split = [nnx.split(stage) for stage in self._net.stages]
+        self._graphdefs = [graphdef for graphdef, _ in split]
         # Flat lists cost less to hand over than states.
-        flat = [jax.tree.flatten(state) for _, state in parts]
+        flat = [jax.tree.flatten(state) for _, state in split]
         self.weights = [leaves for leaves, _ in flat]
         self._treedefs = [treedef for _, treedef in flat]
         self._states: list[Any] = [None]
-        self.kept = self._trace()
+        with alone(self.device):
+            self.kept = self._trace()
 
     def _trace(self) -> list[Kept]:
         found, (one,) = [], jnp.zeros((1, 1), jnp.int32)
@@ -161,6 +172,12 @@ def take(buffer: jax.Array, starts: jax.Array, count: int) -> jax.Array:
     rows = jnp.arange(starts.shape[0])[:, None]
     positions = starts[:, None] + jnp.arange(count)
     return buffer.at[rows, positions].get(mode="clip")
+
+
+def _flat(net: Any) -> tuple[Any, Any, list[Any]]:
+    graphdef, state = nnx.split(net)
+    leaves, treedef = jax.tree.flatten(state)
+    return graphdef, treedef, leaves
 
 
 def _struct(shape: tuple[Any, ...], like: Any) -> jax.ShapeDtypeStruct:

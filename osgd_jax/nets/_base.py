@@ -87,7 +87,7 @@ class AnytimeNet(nnx.Module):
           ValueError: `x` is not `[batch, *spatial, in_channels]`.
         """
         if self.spatial_dims is not None and self.in_channels is not None:
-            check_input(x, self.spatial_dims, self.in_channels)
+            x = check_input(x, self.spatial_dims, self.in_channels)
         return Carry(self.first_carry(x), 0)
 
     def first_carry(self, x: jax.Array) -> Any:

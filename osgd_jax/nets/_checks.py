@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from osgd_jax._host_arrays import as_operand
+
 
 def as_number(value: Any) -> float:
     """Give `value` as a float; NaN where it is not one real number."""
@@ -103,8 +105,12 @@ def check_channels(shape: tuple[int, ...], channels: int) -> None:
         raise ValueError(f"x of shape {shape} must have {channels} channels in its last axis.")
 
 
-def check_input(x: Any, spatial_dims: int, in_channels: int) -> None:
-    """Raise a ValueError unless `x` is an array `[batch, *spatial, in_channels]`."""
+def check_input(x: Any, spatial_dims: int, in_channels: int) -> Any:
+    """Give `x`, `[batch, *spatial, in_channels]`, as an array that JAX takes.
+
+    Raises:
+      ValueError: it is something else.
+    """
     spatial = "length" if spatial_dims == 1 else "height, width"
     wanted = f"[batch, {spatial}, {in_channels}]"
     if not hasattr(x, "shape"):
@@ -114,3 +120,4 @@ def check_input(x: Any, spatial_dims: int, in_channels: int) -> None:
             f"x of shape {x.shape} must have the shape {wanted} (spatial_dims={spatial_dims},"
             f" in_channels={in_channels}, channels last)."
         )
+    return as_operand("x", x)

@@ -21,6 +21,7 @@ from osgd_jax.nets._checks import (
     check_spatial_dims,
 )
 from osgd_jax.nets._norm import BatchNorm, GroupNorm
+from osgd_jax.nets._sharding import read
 
 _CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 
@@ -85,7 +86,7 @@ class Conv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, *spatial, in_features]` → `[batch, *spatial / stride, out_features]`."""
-        kernel = self.kernel[...]
+        kernel = read(self.kernel)
         check_channels(x.shape, kernel.shape[-2])
         dtype = self.dtype or jnp.result_type(x, kernel)
         if len(self.strides) == 1:
@@ -141,9 +142,9 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, in_features]` → `[batch, out_features]`."""
-        kernel = self.kernel[...]
+        kernel = read(self.kernel)
         check_channels(x.shape, kernel.shape[0])
-        return x.astype(jnp.result_type(x, kernel)) @ kernel + self.bias[...]
+        return x.astype(jnp.result_type(x, kernel)) @ kernel + read(self.bias)
 
 
 @dataclasses.dataclass(frozen=True)

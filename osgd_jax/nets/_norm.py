@@ -13,6 +13,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from osgd_jax.nets._checks import check_positive
+from osgd_jax.nets._sharding import read, write
 
 _EPSILON = 1e-5
 _MOMENTUM = 0.9
@@ -60,19 +61,16 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, *spatial, features]` → the same shape and dtype."""
-        mean, var = self.mean[...], self.var[...]
+        mean, var = read(self.mean), read(self.var)
         if not self.use_running_average:
             axes = tuple(range(x.ndim - 1))
             wide = x.astype(mean.dtype)
             batch_mean = wide.mean(axes)
             batch_var = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(batch_mean), 0)
-            for running, batch in ((self.mean, batch_mean), (self.var, batch_var)):
-                kept = _MOMENTUM * running[...]
-                # Not `running[...] = …`, which looks for the sharding of the new value: under a
-                # trace that takes a time that grows with all that is traced before.
-                running.set_value(kept + (1 - _MOMENTUM) * lax.stop_gradient(batch))
+            for running, old, new in ((self.mean, mean, batch_mean), (self.var, var, batch_var)):
+                write(running, _MOMENTUM * old + (1 - _MOMENTUM) * lax.stop_gradient(new))
             mean, var = batch_mean, batch_var
-        return _scale_and_shift(x, mean, var, self.scale[...], self.bias[...])
+        return _scale_and_shift(x, mean, var, read(self.scale), read(self.bias))
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """Called by `nnx.view`."""
@@ -102,7 +100,7 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, *spatial, features]` → the same shape and dtype."""
-        scale, bias = self.scale[...], self.bias[...]
+        scale, bias = read(self.scale), read(self.bias)
         wide = x.astype(at_least_float32(jnp.result_type(x, scale)))
         spatial = tuple(range(1, x.ndim - 1))
         mean = self._over_groups(wide.mean(spatial))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from osgd_jax._host_arrays import as_operand
 from osgd_jax.nets._base import AnytimeNet, Carry
 from osgd_jax.nets._checks import as_number, check_positive
 from osgd_jax.nets._layers import Layers
@@ -197,8 +198,7 @@ class Transformer(AnytimeNet):
         Raises:
           ValueError: `x` is something else.
         """
-        check_tokens(x)
-        return Carry((self.first_state(x), None), 0)
+        return Carry((self.first_state(check_tokens(x)), None), 0)
 
     def first_state(self, tokens: jax.Array) -> Any:
         """What the first stage gets, for a family to define; here the tokens."""
@@ -239,11 +239,16 @@ class StripedTransformer(Transformer):
         self._assemble(sizes)
 
 
-def check_tokens(x: Any) -> None:
-    """Raise a ValueError unless `x` is an array of integers `[batch, length]`."""
+def check_tokens(x: Any) -> Any:
+    """Give `x`, integers `[batch, length]`, as an array that JAX takes.
+
+    Raises:
+      ValueError: it is something else.
+    """
     if not hasattr(x, "shape"):
         raise ValueError(f"x={x!r:.60} must be an array of tokens, integers [batch, length].")
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise ValueError(f"x has the dtype {x.dtype} and must be tokens, integers [batch, length].")
     if len(x.shape) != 2 or x.shape[1] == 0:
         raise ValueError(f"x of shape {x.shape} must be tokens, integers [batch, length].")
+    return as_operand("x", x)

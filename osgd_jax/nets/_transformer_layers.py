@@ -19,6 +19,7 @@ from osgd_jax.nets._attention import attend
 from osgd_jax.nets._checks import check_positive
 from osgd_jax.nets._layers import Layers, draw_normal
 from osgd_jax.nets._norm import at_least_float32
+from osgd_jax.nets._sharding import look_up, read
 from osgd_jax.nets._stripes import extend
 
 _EPSILON = 1e-6
@@ -59,7 +60,7 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[…, features]` → the same shape and dtype."""
-        scale = self.scale[...]
+        scale = read(self.scale)
         y = x.astype(at_least_float32(jnp.result_type(x, scale)))
         y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + _EPSILON) * scale
         return y.astype(x.dtype)
@@ -82,7 +83,7 @@ class Product(nnx.Module):
 
     def __call__(self, x: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
         """`[…, in_features]` → `[…, out_features]`, of `dtype` where one is given."""
-        kernel = self.kernel[...]
+        kernel = read(self.kernel)
         computed = self.dtype or jnp.result_type(x, kernel)
         return jnp.matmul(x.astype(computed), kernel.astype(computed), preferred_element_type=dtype)
 
@@ -97,9 +98,7 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """`[batch, length]` → `[batch, length, features]`."""
-        # Only an index without a sign is out of range below zero as well.
-        unsigned = tokens.astype(jnp.uint32)
-        found = self.table[...].at[unsigned].get(mode="fill", fill_value=jnp.nan)
+        found = look_up(read(self.table), tokens)
         return found if self.dtype is None else found.astype(self.dtype)
 
 

@@ -1,0 +1,1 @@
+"""The parts that predictor and generator share."""
