@@ -1,58 +1,143 @@
 """The Gramian of the task gradients, and their weighted sum."""
 
+import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
 
 from osgd_jax import _row_blocks, _scopes
+from osgd_jax._gramian_kernels import row_products
 from osgd_jax._task_rows import (
     ArrayTree,
     TaskRows,
     accumulation_dtype,
+    densify,
     is_task_rows,
     max_abs,
     of_tasks,
 )
 from osgd_jax.weightings._tools import safe_sqrt, squared_norms
 
-# Up to this many rows are multiplied pair by pair: a product of matrices fills a fraction of the
-# units of an accelerator, and of the time of a CPU.
-_PAIRWISE_ROWS = 4
-# On CPU, elements of all rows together that a core's cache holds.
-_BLOCK_ELEMENTS = 2**15
 # What gradients look like that have no task axis.
 _ORDINARY = (
     " Ordinary gradients have no task axis: take task gradients by osgd_jax.task_grads or"
     " osgd_jax.value_and_task_grads."
 )
-# On CPU, products that are added up one by one; then their sums are.
-_SUMMED = 512
 
 
-def gramian(grads: ArrayTree) -> jax.Array:
+def gramian(grads: ArrayTree, others: ArrayTree | None = None) -> jax.Array:
     """Compute the inner products of the task gradients over all parameters, G = J Jᵀ.
+
+    Gradients of one batch share the noise of that batch, so that G is biased: its expectation is
+    the Gramian of the true gradients plus the covariance of the noise, which is most of G late in
+    training. Given `others`, task gradients of a second, independent batch at the same parameters,
+    this computes (J Jₒᵀ + Jₒ Jᵀ) / 2 instead, whose expectation is the Gramian of the true
+    gradients. It is not positive semidefinite, and a number on its diagonal can be negative.
+
+    The gradients of the step before are no such second batch, because that step moved the
+    parameters along their noise. The guide "Do my losses conflict?" has recipes for two halves of a
+    batch and for all pairs of several batches.
+
+    >>> import jax.numpy as jnp
+    >>> first, second = jnp.array([[1.0, 0.0], [1.0, 1.0]]), jnp.array([[0.0, 1.0], [2.0, 1.0]])
+    >>> gramian(first, second)
+    Array([[0. , 1.5],
+           [1.5, 3. ]], dtype=float32)
 
     Args:
       grads: a tree of `TaskRows` or of arrays `[K, *parameter.shape]`.
+      others: task gradients of the same losses and parameters for another batch, or None.
 
     Returns:
-      Array `[K, K]` in float32, or float64 where a gradient is float64.
+      Array `[K, K]`, symmetric, in float32, or float64 where a gradient is float64.
 
     Raises:
       ValueError: a tree without leaves, leaves that disagree on K, or are not of a real floating
-        dtype.
+        dtype; `others` with another structure, other shapes or other tasks.
     """
+    if others is not None:
+        return _cross_gramian(*paired(grads, others))
     leaves = leaves_of(grads)
     leaves = _row_blocks.merge(leaves, [0] * len(leaves)).rows
     scales = scales_of(leaves)
     products = [leaf_gramian(leaf, scales) for leaf in leaves]
     (scaled,) = _scopes.one_group(leaves).sum(products, leaves)
     return scales[:, None] * scaled * scales
+
+
+def _cross_gramian(leaves: list[TaskRows], others: list[TaskRows]) -> jax.Array:
+    labels = pair_labels([0] * len(leaves), leaves, others)
+    leaves, others = (_row_blocks.merge(each, labels).rows for each in (leaves, others))
+    dtype = accumulation_dtype([*leaves, *others])
+    scales, other_scales = (scales_of(each).astype(dtype) for each in (leaves, others))
+    products = [
+        row_products(
+            leaf.rows,
+            1 / of_tasks(scales, leaf.tasks),
+            other.rows,
+            1 / of_tasks(other_scales, leaf.tasks),
+        )
+        for leaf, other in zip(leaves, others, strict=True)
+    ]
+    (scaled,) = _scopes.one_group(leaves).sum(products, leaves)
+    return _symmetrized(scales[:, None] * scaled * other_scales[None])
+
+
+def _symmetrized(matrix: jax.Array) -> jax.Array:
+    return 0.5 * matrix + 0.5 * matrix.T
+
+
+def paired(
+    grads: ArrayTree, others: ArrayTree, params: ArrayTree | None = None
+) -> tuple[list[TaskRows], list[TaskRows]]:
+    """Check task gradients of two batches; give both leaves of the same tasks.
+
+    Raises:
+      ValueError: as `leaves_of`, or they do not fit each other.
+    """
+    leaves, other_leaves = leaves_of(grads, params), leaves_of(others)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(others, is_leaf=is_task_rows)
+    paths = [path for path, _ in flat]
+    if treedef != jax.tree.structure(grads, is_leaf=is_task_rows):
+        plain = jax.tree.map(lambda _: 0, grads, is_leaf=is_task_rows)
+        raise ValueError(
+            "others must have the structure of grads, but"
+            f" {_first_difference(plain, paths, ('grads', 'others'))}."
+        )
+    for path, leaf, other in zip(paths, leaves, other_leaves, strict=True):
+        ours, theirs = ((each.num_tasks, *each.rows.shape[1:]) for each in (leaf, other))
+        if ours != theirs:
+            raise ValueError(
+                f"others at {jax.tree_util.keystr(path) or 'the root'} must have shape {ours}, with"
+                f" the task axis in front, as grads have; got {theirs}."
+            )
+    _check_names(paths * 2, leaves + other_leaves)
+    both = [_of_same_tasks(*each) for each in zip(leaves, other_leaves, strict=True)]
+    return [leaf for leaf, _ in both], [other for _, other in both]
+
+
+def _of_same_tasks(leaf: TaskRows, other: TaskRows) -> tuple[TaskRows, TaskRows]:
+    if leaf.tasks == other.tasks:
+        return leaf, other
+    everything = tuple(range(leaf.num_tasks))
+    dense = [dataclasses.replace(x, rows=densify(x), tasks=everything) for x in (leaf, other)]
+    return dense[0], dense[1]
+
+
+def pair_labels(
+    labels: Sequence[Hashable], leaves: Sequence[TaskRows], others: Sequence[TaskRows]
+) -> list[Hashable]:
+    """Refine labels so that `_row_blocks.merge` puts the same leaves of both batches together."""
+    refined: list[Hashable] = []
+    for label, *pair in zip(labels, leaves, others, strict=True):
+        kinds = [jax.typeof(leaf.rows) for leaf in pair]
+        alone = label is None or any(any(kind.sharding.spec) for kind in kinds)
+        key = (label, *((kind.dtype, kind.manual_axis_type) for kind in kinds))
+        refined.append(None if alone else key)
+    return refined
 
 
 def combine(grads: ArrayTree, weights: jax.Array) -> ArrayTree:
@@ -170,13 +255,15 @@ def _check_against(params: ArrayTree, paths: list, leaves: list[TaskRows], treed
             )
 
 
-def _first_difference(params: ArrayTree, paths: list) -> str:
+def _first_difference(
+    params: ArrayTree, paths: list, trees: tuple[str, str] = ("params", "the gradients")
+) -> str:
     """Describe the first place where a tree with leaves at these paths is not built as params."""
     of_params = [path for path, _ in jax.tree.leaves_with_path(params)]
     for theirs, ours in itertools.zip_longest(of_params, paths):
         if theirs != ours:
             names = ["no array" if p is None else jax.tree_util.keystr(p) for p in (theirs, ours)]
-            return f"where params have {names[0]}, the gradients have {names[1]}"
+            return f"where {trees[0]} have {names[0]}, {trees[1]} have {names[1]}"
     return "the arrays are at the same places, in containers of other types"
 
 
@@ -199,100 +286,15 @@ def row_scales(largest: jax.Array) -> jax.Array:
     return jnp.ldexp(jnp.ones_like(largest), exponents)
 
 
-def leaf_gramian(leaf: TaskRows, scales: jax.Array) -> jax.Array:
-    """Compute the Gramian `[tasks, tasks]` of one leaf's rows over their scales, of `[K]`."""
-    return _row_products(leaf.rows, 1 / of_tasks(scales, leaf.tasks))
+def leaf_gramian(leaf: TaskRows, scales: jax.Array, other: TaskRows | None = None) -> jax.Array:
+    """Compute the Gramian `[tasks, tasks]` of one leaf's rows over their scales, of `[K]`.
 
-
-# Compiled by itself, so that leaves of one shape are traced once.
-@jax.jit
-def _row_products(rows: jax.Array, factors: jax.Array) -> jax.Array:
-    if not rows.size:
-        return jnp.zeros(2 * rows.shape[:1], factors.dtype)
-    if any(jax.typeof(rows).sharding.spec):
-        return _products_in_place(rows, factors)
-    # Of shorter rows, which stay in cache, it would take longer to compile than it saves.
-    in_one_pass = 1 < len(rows) <= _PAIRWISE_ROWS and rows[0].size > _BLOCK_ELEMENTS
-    on_cpu = _products_in_one_pass if in_one_pass else _products_by_block
-    return lax.platform_dependent(rows, factors, cpu=on_cpu, default=_products_in_place)
-
-
-@jax.custom_jvp
-def _products_in_one_pass(rows: jax.Array, factors: jax.Array) -> jax.Array:
-    """Multiply all pairs of long rows in one reduction.
-
-    On 2 CPU cores, 3 rows of ten million take half as long as by block.
+    With the rows of another batch, of the same tasks, the symmetrized products with these.
     """
-    flat = rows.reshape(len(rows), -1)
-    even = flat.shape[1] - flat.shape[1] % _SUMMED
-    scaled = [
-        row[:even].reshape(-1, _SUMMED).astype(factors.dtype) * factor
-        for row, factor in zip(flat, factors, strict=True)
-    ]
-    pairs = [(i, j) for i in range(len(scaled)) for j in range(i + 1)]
-    sums = lax.reduce(
-        [scaled[i] * scaled[j] for i, j in pairs],
-        [jnp.zeros_like(factors[0])] * len(pairs),
-        lambda total, each: [a + b for a, b in zip(total, each, strict=True)],
-        (1,),
-    )
-    total = _symmetric([each.sum() for each in sums], pairs)
-    if even == flat.shape[1]:
-        return total
-    return total + _products_by_block(flat[:, even:], factors)
-
-
-@_products_in_one_pass.defjvp
-def _(primals, tangents):
-    # What JAX derives from such a reduction halves it again and again.
-    return jax.jvp(_products_by_block, primals, tangents)
-
-
-def _products_by_block(rows: jax.Array, factors: jax.Array) -> jax.Array:
-    """Multiply the rows by each other as matrices, cut so that they fit into a core's cache.
-
-    One pass over long rows; on 2 CPU cores, 8 rows of a million take half as long as pair by pair.
-    """
-    count, flat = len(rows), rows.reshape(len(rows), -1)
-    size = min(max(_BLOCK_ELEMENTS // count, 1), flat.shape[1])
-    num_blocks = (flat.shape[1] - 1) // size
-    first = flat.shape[1] - num_blocks * size
-
-    def products(block: jax.Array) -> jax.Array:
-        scaled = block.astype(factors.dtype) * factors[:, None]
-        return lax.dot_general(
-            scaled, scaled, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST
-        )
-
-    def add_block(i: jax.Array, total: jax.Array) -> jax.Array:
-        return total + products(lax.dynamic_slice_in_dim(flat, first + i * size, size, axis=1))
-
-    total = products(flat[:, :first])
-    return lax.fori_loop(0, num_blocks, add_block, total) if num_blocks else total
-
-
-def _products_in_place(rows: jax.Array, factors: jax.Array) -> jax.Array:
-    """Multiply the rows by each other in their own shape, in which they may be sharded."""
-    count = len(rows)
-    scaled = [rows[i].astype(factors.dtype) * factors[i] for i in range(count)]
-    if count <= _PAIRWISE_ROWS:
-        pairs = [(i, j) for i in range(count) for j in range(i + 1)]
-        return _symmetric([jnp.sum(scaled[i] * scaled[j]) for i, j in pairs], pairs)
-    matrix = jnp.stack(scaled)
-    # Contracted as they are: flattening would gather a parameter that is sharded over devices.
-    axes = tuple(range(1, matrix.ndim))
-    replicated = NamedSharding(jax.typeof(matrix).sharding.mesh, PartitionSpec())
-    return jnp.tensordot(
-        matrix, matrix, (axes, axes), precision=lax.Precision.HIGHEST, out_sharding=replicated
-    )
-
-
-def _symmetric(products: list[jax.Array], pairs: list[tuple[int, int]]) -> jax.Array:
-    """Arrange products of pairs `(i, j)`, `i >= j`, as a matrix."""
-    of_pair = dict(zip(pairs, products, strict=True))
-    count = pairs[-1][0] + 1
-    entries = [of_pair[max(i, j), min(i, j)] for i in range(count) for j in range(count)]
-    return jnp.stack(entries).reshape(count, count)
+    factors = 1 / of_tasks(scales, leaf.tasks)
+    if other is None:
+        return row_products(leaf.rows, factors)
+    return _symmetrized(row_products(leaf.rows, factors, other.rows, factors))
 
 
 def combine_leaf(leaf: TaskRows, weights: jax.Array) -> jax.Array:

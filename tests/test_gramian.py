@@ -133,6 +133,133 @@ def test_scales_can_be_divided_by(value):
         assert 1 <= value / float(scale) < 4
 
 
+def symmetrized(rows, other_rows):
+    return (rows @ other_rows.T + other_rows @ rows.T) / 2
+
+
+@pytest.mark.parametrize(
+    ("num_tasks", "dtype", "other_dtype"),
+    [
+        (1, "float32", "float32"),
+        (3, "bfloat16", "float32"),
+        (3, "float64", "float32"),
+        (4, "float16", "float16"),
+        (7, "float64", "float64"),
+    ],
+)
+def test_gramian_of_two_batches(num_tasks, dtype, other_dtype, x64):
+    dense, ragged, jacobian = tree(num_tasks, dtype=dtype)
+    other_dense, other_ragged, other_jacobian = tree(num_tasks, seed=1, dtype=other_dtype)
+    wide = "float64" in (dtype, other_dtype)
+    expected = symmetrized(jacobian, other_jacobian)
+    found = [
+        jax.jit(osgd_jax.gramian)(*both)
+        for both in ((dense, other_dense), (ragged, other_ragged), (ragged, other_dense))
+    ]
+    for each in found:
+        assert each.dtype == (jnp.float64 if wide else jnp.float32)
+        np.testing.assert_array_equal(each, each.T)
+        np.testing.assert_allclose(each, expected, rtol=0, atol=1e-12 if wide else 2e-5)
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3, 5])
+def test_gramian_of_two_batches_of_long_rows(num_tasks):
+    rng = np.random.default_rng(5)
+    shapes = [(70_001,), (3, 50_000), (5,), (4, 3)]
+    batches = [
+        [jnp.asarray(rng.normal(size=(num_tasks, *shape)), jnp.float32) for shape in shapes]
+        for _ in range(2)
+    ]
+    # In the second batch the last array is reached by the last task only.
+    batches[1][-1] = batches[1][-1].at[:-1].set(0)
+    everything = tuple(range(num_tasks))
+    second = osgd_jax.to_task_rows(batches[1], [everything] * 3 + [everything[-1:]])
+    rows, other_rows = (
+        np.concatenate([np.float64(each).reshape(num_tasks, -1) for each in batch], axis=1)
+        for batch in batches
+    )
+    expected = symmetrized(rows, other_rows)
+    norms = np.linalg.norm(rows, axis=1)
+    for other in (batches[1], second):
+        found = jax.jit(osgd_jax.gramian)(batches[0], other)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-7 * norms.max() ** 2)
+
+
+@given(st.integers(0, 1000), st.tuples(*[st.integers(-17, 17)] * 6))
+def test_gramian_of_two_batches_of_any_scale(seed, exponents):
+    factors = np.asarray([10.0**exponent for exponent in exponents], np.float32).reshape(2, 3, 1)
+    both = np.random.default_rng(seed).normal(size=(2, 3, 9)).astype(np.float32) * factors
+    found = np.float64(gramian_of(*map(jnp.asarray, both)))
+    rows, other_rows = both.astype(float)
+    norms = [np.linalg.norm(each, axis=1) for each in (rows, other_rows)]
+    bounds = np.outer(*norms) + np.outer(*norms).T
+    assert (np.abs(found - symmetrized(rows, other_rows)) <= 1e-6 * bounds).all()
+
+
+def test_derivatives_and_vmap_of_the_gramian_of_two_batches():
+    both = np.random.default_rng(3).normal(size=(2, 2, 3, 70_001)).astype(np.float32)
+    weights = np.random.default_rng(4).normal(size=(3, 3))
+
+    def summed(rows, others):
+        return jnp.sum(weights * osgd_jax.gramian(rows, others))
+
+    found = jax.jit(jax.vmap(jax.grad(summed, (0, 1))))(*both)
+    mean = (weights + weights.T) / 2
+    for each, other in zip(found, both[::-1], strict=True):
+        np.testing.assert_allclose(each, mean @ other.astype(float), rtol=1e-4, atol=1e-4)
+
+
+def test_two_batches_give_the_gramian_of_the_true_gradients_without_bias():
+    """Gradients of a linear regression with two losses, whose true gradients are known."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(2, 20))
+    batches = truth + 2 * rng.normal(size=(10_000, 2, 1, 20)) + rng.normal(size=(10_000, 2, 2, 20))
+    batches = jnp.asarray(batches, jnp.float32)
+    unbiased = jax.jit(jax.vmap(osgd_jax.gramian))(batches[:, 0], batches[:, 1])
+    biased = jax.jit(jax.vmap(osgd_jax.gramian))(batches[:, 0])
+    errors = np.float64(unbiased) - truth @ truth.T
+    standard = errors.std(axis=0) / 100
+    assert (np.abs(errors.mean(axis=0)) < 4 * standard).all()
+    # The noise that both losses share has variance 4 in each of 20 numbers, their own has 1.
+    noise = 20 * (4 * np.ones((2, 2)) + np.eye(2))
+    np.testing.assert_allclose(np.float64(biased).mean(axis=0), truth @ truth.T + noise, rtol=0.03)
+
+
+def test_the_step_before_is_no_independent_batch():
+    """It moved the parameters along its noise, and the loss p²/2 has curvature one."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(2, 20_000)).astype(np.float32)
+    rate, start = 0.1, 0.05
+    before = start + noise[0]
+    after = (start - rate * before) + noise[1]
+    found = jax.vmap(osgd_jax.gramian)(before[:, None, None], after[:, None, None])
+    expected = (1 - rate) * start**2 - rate
+    np.testing.assert_allclose(found.mean(), expected, atol=4 / np.sqrt(20_000))
+    assert expected < 0 < start**2
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"w": jnp.ones((2, 3))}, r"others must have the structure of grads.*\['b'\]"),
+        ({"w": jnp.ones((2, 4)), "b": jnp.ones(2)}, r"others at \['w'\] must have shape \(2, 3\)"),
+        ({"w": jnp.ones((3, 3)), "b": jnp.ones(3)}, r"others at .* got \(3,"),
+        (
+            osgd_jax.task_grads(lambda p: {"x": p["w"].sum(), "y": p["b"]})(
+                {"w": jnp.ones(3), "b": jnp.ones(())}
+            ),
+            r"of the tasks .*'x', 'y'.*others of .*'p', 'q'",
+        ),
+    ],
+)
+def test_others_that_do_not_fit(others, message):
+    grads = osgd_jax.task_grads(lambda p: {"p": p["w"].sum(), "q": p["b"]})(
+        {"w": jnp.ones(3), "b": jnp.ones(())}
+    )
+    with pytest.raises(ValueError, match=message):
+        osgd_jax.gramian(grads, others)
+
+
 def test_half_precision_is_summed_in_float32():
     # 4096 ones: in float16 the sum of squares would stop at 2048.
     gramian = osgd_jax.gramian({"w": jnp.ones((2, 4096), jnp.float16)})

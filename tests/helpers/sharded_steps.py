@@ -34,7 +34,8 @@ def step(params, inputs, loss_fn=losses):
     values, grads = osgd_jax.value_and_task_grads(loss_fn)(params, inputs)
     updates, _ = TX.update(grads, TX.init(params), params)
     dense, _ = TX.update(osgd_jax.densify(grads), TX.init(params), params)
-    return jnp.stack(values), grads, updates, dense
+    second = osgd_jax.task_grads(loss_fn)(params, 2 * inputs)
+    return jnp.stack(values), grads, updates, dense, osgd_jax.gramian(grads, second)
 
 
 def assert_close(actual, expected):
@@ -110,10 +111,11 @@ def check_shard_map(averaged_in_loss):
             return step(params, inputs, averaged)
         own = jax.tree.map(lambda p: jax.lax.pcast(p, "d", to="varying"), params)
         values, grads = osgd_jax.value_and_task_grads(losses)(own, inputs)
-        values, grads = jax.lax.pmean((jnp.stack(values), grads), "d")
+        second = osgd_jax.task_grads(losses)(own, 2 * inputs)
+        values, grads, second = jax.lax.pmean((jnp.stack(values), grads, second), "d")
         updates, _ = TX.update(grads, TX.init(params), params)
         dense, _ = TX.update(osgd_jax.densify(grads), TX.init(params), params)
-        return values, grads, updates, dense
+        return values, grads, updates, dense, osgd_jax.gramian(grads, second)
 
     mapped = jax.shard_map(local, mesh=mesh, in_specs=(P(), P("d")), out_specs=P())
     assert_close(jax.jit(mapped)(PARAMS, INPUTS), EXPECTED)
