@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +15,17 @@ Filters = dict[int, nnx.DiffState]
 _CONTEXT = "osgd_jax.task_grads"
 
 
-def is_single(argnums: Argnum | Sequence[Argnum]) -> bool:
-    """Whether `argnums` names one argument, so that the gradients are no tuple."""
-    return not isinstance(argnums, Iterable)
+def collect(argnums: Argnum | Iterable[Argnum]) -> Argnum | tuple[Argnum, ...]:
+    """Read `argnums` once, so that an iterator serves for every call."""
+    return tuple(argnums) if isinstance(argnums, Iterable) else argnums
 
 
-def select(argnums: Argnum | Sequence[Argnum], num_args: int) -> Filters:
+def is_single(argnums: Argnum | tuple[Argnum, ...]) -> bool:
+    """Tell whether `argnums` names one argument, so that the gradients are no tuple."""
+    return not isinstance(argnums, tuple)
+
+
+def select(argnums: Argnum | tuple[Argnum, ...], num_args: int) -> Filters:
     """Find the arguments to differentiate.
 
     Args:
@@ -34,7 +39,7 @@ def select(argnums: Argnum | Sequence[Argnum], num_args: int) -> Filters:
       ValueError: if an index is no integer, out of range, or there twice.
     """
     filters: Filters = {}
-    for argnum in argnums if isinstance(argnums, Iterable) else [argnums]:
+    for argnum in argnums if isinstance(argnums, tuple) else [argnums]:
         given = argnum if isinstance(argnum, nnx.DiffState) else nnx.DiffState(argnum, nnx.Param)
         try:
             index = operator.index(given.argnum)

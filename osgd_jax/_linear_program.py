@@ -6,20 +6,17 @@ from typing import Any
 
 import jax
 import jax.extend as jex
-import jax.numpy as jnp
 from jax import lax
 from jax.core import eval_jaxpr
 from jax.interpreters import partial_eval as pe
 
+from osgd_jax import _slicing
+from osgd_jax._slicing import is_literal
+
 # What `jax.make_jaxpr` returns: a `ClosedJaxpr` up to jax 0.11, then a `Jaxpr`.
 Program = Any
 
-ELEMENTWISE = {
-    *("mul", "div", "neg", "add", "add_any", "sub"),
-    *("select_n", "convert_element_type", "copy", "reduce_precision"),
-}
-_CALLS = {"jit", "pjit"}
-_JOINS = {"stack", "concatenate"}
+_RULES = {**_slicing.ARITHMETIC, **_slicing.JOINS}
 
 
 def trace(linear: Callable, tangents: Sequence[jax.ShapeDtypeStruct]) -> Program:
@@ -43,15 +40,15 @@ def elements(program: Program, tangents: Sequence[jax.ShapeDtypeStruct]) -> Prog
 
 def is_put_together(program: Program) -> bool:
     """Tell whether the array that a program returns is made of parts by stacking, or of one."""
-    tail, _ = cut(opened(program), split_operands)
-    return any(equation.primitive.name in _JOINS for equation in tail)
+    tail, _ = _slicing.cut(opened(program), _RULES)
+    return any(step.rule.join is not None for step in tail)
 
 
 def prune(program: Program, output: int) -> tuple[Callable, tuple[int, ...]]:
     """Cut a program down to one of its outputs.
 
     Args:
-      program: from `trace_elements`.
+      program: from `elements`.
       output: index of the output to keep.
 
     Returns:
@@ -89,128 +86,46 @@ def _inlined(program: Program, tangents: Sequence[jax.ShapeDtypeStruct]) -> Prog
     return jax.make_jaxpr(lambda *args: evaluate(program, program.consts, args))(*tangents)
 
 
+# The parameters of a call whose equations can stand in its place: those that the equations do not
+# depend on, and lists that must ask for nothing.
+_WITHOUT_EFFECT = {"jaxpr", "name", "keep_unused", "inline", "ctx_mesh"}
+_REQUESTS = {
+    *("in_shardings", "out_shardings", "in_layouts", "out_layouts"),
+    *("donated_invars", "compiler_options_kvs"),
+}
+
+
 def _is_plain_call(equation: jex.core.JaxprEqn) -> bool:
-    """Whether an equation calls a program, and asks for no sharding with it."""
-    if equation.primitive.name not in _CALLS:
+    """Tell whether an equation calls a program and asks for nothing else."""
+    if equation.primitive.name not in ("jit", "pjit"):
         return False
-    shardings = (*equation.params["in_shardings"], *equation.params["out_shardings"])
-    return not any(isinstance(each, jax.sharding.Sharding) for each in shardings)
+    params = equation.params
+    requested = [value for name in _REQUESTS & params.keys() for value in params[name]]
+    return params.keys() <= _WITHOUT_EFFECT | _REQUESTS and not any(map(_is_request, requested))
+
+
+def _is_request(value: Any) -> bool:
+    # Sharding that is left to the compiler is an instance of a private class.
+    return type(value).__name__ != "UnspecifiedValue" and value not in (None, False)
 
 
 def _evaluate(program: Program, args: Sequence) -> list:
-    """Evaluate a program of one result; return it as a list of scalars.
-
-    The equations that make it slice by slice, the tail, are so evaluated; all others as they are.
-    """
+    """Evaluate a program of one result; return it as a list of scalars."""
     jaxpr = opened(program)
-    tail, head = cut(jaxpr, split_operands)
-    values = dict(zip(jaxpr.invars, args, strict=True))
-    made_by_tail = {variable for equation in tail for variable in equation.outvars}
-    read_by_tail = [atom for equation in tail for atom in equation.invars] + list(jaxpr.outvars)
-    known = made_by_tail | values.keys()
-    needed = [atom for atom in read_by_tail if not is_literal(atom) and atom not in known]
-    head_jaxpr = jaxpr.replace(eqns=head, outvars=needed)
-    results = eval_jaxpr(head_jaxpr, program.consts, *args)
-    values.update(zip(needed, results, strict=True))
-
-    def read(atom, is_split):
-        value = atom.val if is_literal(atom) else values[atom]
-        return _slices(value) if is_split else _array(value)
-
-    for equation in tail:
-        operands = list(map(read, equation.invars, split_operands(equation) or ()))
-        values[equation.outvars[0]] = _evaluate_by_slice(equation, operands)
-    return list(read(jaxpr.outvars[0], True))
+    (result,) = jaxpr.outvars
+    tail, head = _slicing.cut(jaxpr, _RULES)
+    split, whole = _slicing.read_by(tail, result)
+    values = eval_jaxpr(jaxpr.replace(eqns=head, outvars=split + whole), program.consts, *args)
+    of_split = [_slices(value) for value in values[: len(split)]]
+    slices = _slicing.evaluate(
+        tail,
+        dict(zip(split, of_split, strict=True)),
+        dict(zip(whole, values[len(split) :], strict=True)),
+        result,
+    )
+    slices = slices if isinstance(slices, list) else [slices] * result.aval.shape[0]
+    return [lax.reshape(element, ()) for element in slices]
 
 
-def cut(jaxpr: jex.core.Jaxpr, split: Callable) -> tuple[list, list]:
-    """Part the equations into the tail, which makes the result slice by slice, and the head.
-
-    Args:
-      jaxpr: of one result.
-      split: tells which operands of an equation to split, or that it cannot be, by None.
-    """
-    wanted, read_whole = set(jaxpr.outvars), set()
-    tail, head = [], []
-    for equation in reversed(jaxpr.eqns):
-        results = set(equation.outvars)
-        operands = None
-        if results & wanted and not results & read_whole:
-            operands = split(equation)
-        if operands is None:
-            head.append(equation)
-            operands = [False] * len(equation.invars)
-        else:
-            tail.append(equation)
-        for atom, is_split in zip(equation.invars, operands, strict=True):
-            if not is_literal(atom):
-                (wanted if is_split else read_whole).add(atom)
-    return tail[::-1], head[::-1]
-
-
-def split_operands(equation: jex.core.JaxprEqn) -> list[bool] | None:
-    """Find which operands to split so that slices of the result can be computed one by one."""
-    name, params = equation.primitive.name, equation.params
-    shapes = [shape_of(atom) for atom in equation.invars]
-    if len(equation.outvars) > 1 or not shape_of(equation.outvars[0]):
-        return None
-    shape = shape_of(equation.outvars[0])
-    if name in ELEMENTWISE:
-        return [len(operand) == len(shape) and operand[0] == shape[0] for operand in shapes]
-    if name == "stack" and params["axis"] == 0:
-        return [False] * len(shapes)
-    if name == "concatenate" and params["dimension"] == 0:
-        return [True] * len(shapes)
-    if name == "reduce_sum" and 0 not in params["axes"]:
-        return [True]
-    if name == "broadcast_in_dim" and len(shapes) == 1:
-        keeps_axis = 0 in params["broadcast_dimensions"]
-        return [keeps_axis] if not keeps_axis or shapes[0][0] == shape[0] else None
-    if name == "reshape" and len(shapes) == 1:
-        keeps_axis = shapes[0][:1] == shape[:1]
-        return [keeps_axis] if keeps_axis or shape[0] == 1 else None
-    return None
-
-
-def _evaluate_by_slice(equation: jex.core.JaxprEqn, operands: list) -> list:
-    name, params = equation.primitive.name, equation.params
-    size, *shape = shape_of(equation.outvars[0])
-    if name == "stack":
-        return operands
-    if name == "concatenate":
-        return [element for operand in operands for element in operand]
-    if name == "broadcast_in_dim":
-        axes = [axis - 1 for axis in params["broadcast_dimensions"] if axis > 0]
-        evaluate = functools.partial(lax.broadcast_in_dim, shape=shape, broadcast_dimensions=axes)
-    elif name == "reshape":
-        evaluate = functools.partial(lax.reshape, new_sizes=shape)
-    elif name == "reduce_sum":
-        axes = [axis - 1 for axis in params["axes"]]
-        evaluate = functools.partial(jnp.sum, axis=axes)
-    else:
-        evaluate = functools.partial(equation.primitive.bind, **params)
-        # What is not split is a scalar, or the same for all slices.
-        operands = [
-            operand if isinstance(operand, list) or jnp.ndim(operand) == 0 else operand[0]
-            for operand in operands
-        ]
-    columns = [operand if isinstance(operand, list) else [operand] * size for operand in operands]
-    return [evaluate(*slices) for slices in zip(*columns, strict=True)]
-
-
-def _slices(value) -> list:
-    return value if isinstance(value, list) else [value[i] for i in range(value.shape[0])]
-
-
-def _array(value):
-    return jnp.stack(value) if isinstance(value, list) else value
-
-
-def shape_of(atom) -> tuple[int, ...]:
-    """Return the shape of a variable or literal."""
-    return getattr(atom.aval, "shape")  # noqa: B009 - not every aval has one
-
-
-def is_literal(atom) -> bool:
-    """Tell a literal from a variable."""
-    return isinstance(atom, jex.core.Literal)
+def _slices(value: jax.Array) -> list[jax.Array]:
+    return [lax.slice_in_dim(value, i, i + 1) for i in range(value.shape[0])]

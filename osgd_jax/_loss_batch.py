@@ -15,8 +15,11 @@ import jax.numpy as jnp
 from jax.core import eval_jaxpr
 from jax.interpreters import partial_eval as pe
 
-from osgd_jax import _linear_program
-from osgd_jax._linear_program import ELEMENTWISE, Program, is_literal, shape_of
+from osgd_jax import _linear_program, _slicing
+from osgd_jax._linear_program import Program
+from osgd_jax._slicing import is_literal
+
+_RULES = {**_slicing.ARITHMETIC, **_slicing.LAYERS}
 
 
 def pull_back(
@@ -33,18 +36,17 @@ def pull_back(
       An array for each parameter, or None where the losses do not depend on it.
     """
     jaxpr = _linear_program.opened(program)
-    tail, head = _linear_program.cut(jaxpr, split_operands)
-    split, whole = _read_by(tail, jaxpr.outvars[0])
+    tail, head = _slicing.cut(jaxpr, _RULES)
+    split, whole = _slicing.read_by(tail, jaxpr.outvars[0])
     linear = _linear_variables(jaxpr)
     ends = [v for v in (*whole, *split) if v in linear]
-    pruned, used = pe.dce_jaxpr(jaxpr.replace(eqns=head, outvars=ends), [True] * len(ends))
-    inputs = [index for index, is_used in enumerate(used) if is_used]
+    pruned, inputs = _pruned(jaxpr, head, ends)
     if not inputs:
         return [None] * len(leaves)
 
-    others = [v for v in (*whole, *split) if v not in linear]
-    constant = eval_jaxpr(jaxpr.replace(eqns=head, outvars=others), program.consts, *leaves)
-    known = dict(zip(others, constant, strict=True))
+    # Nothing linear is evaluated here: the derivative of a `jax.custom_vjp` can only be transposed.
+    constants = [v for v in dict.fromkeys((*whole, *split)) if v not in linear]
+    known = dict(zip(constants, _constants(program, head, constants), strict=True))
     of_whole, of_slices = _cotangents(tail, jaxpr.outvars[0], whole, split, known, losses)
     of_split = [_on_diagonal(slices) for slices in of_slices]
 
@@ -55,8 +57,25 @@ def pull_back(
     return [of_input.get(index) for index in range(len(leaves))]
 
 
+def _pruned(jaxpr: jex.core.Jaxpr, head: list, ends: list) -> tuple[jex.core.Jaxpr, list[int]]:
+    """Keep of the head what some variables depend on; return it and the inputs that it reads."""
+    pruned, used = pe.dce_jaxpr(jaxpr.replace(eqns=head, outvars=ends), [True] * len(ends))
+    return pruned, [index for index, is_used in enumerate(used) if is_used]
+
+
+def _constants(program: Program, head: list, variables: list) -> list[jax.Array]:
+    """Evaluate variables of the head that do not depend on the inputs."""
+    pruned, _ = _pruned(_linear_program.opened(program), head, variables)
+    return eval_jaxpr(pruned, program.consts)
+
+
 def _cotangents(
-    tail: list, result: Any, whole: list, split: list, known: dict, losses: jax.Array
+    tail: Sequence[_slicing.Step],
+    result: Any,
+    whole: list,
+    split: list,
+    known: dict,
+    losses: jax.Array,
 ) -> tuple[list, list]:
     """Pull each loss back through the tail.
 
@@ -68,30 +87,18 @@ def _cotangents(
     linear_split = [v for v in split if v not in known]
     types = [v.aval for v in linear_whole]
     slice_types = [v.aval.update(shape=(1, *v.aval.shape[1:])) for v in linear_split]
-    sliced = [v for v in split if v in known]
+    known_whole = {v: known[v] for v in whole if v in known}
+    known_split = [v for v in split if v in known]
 
     def of_one(slices: list[jax.Array]) -> tuple[list, list]:
-        fixed = {v: known[v] for v in whole if v in known} | dict(zip(sliced, slices, strict=True))
-
         def loss(of_whole: list, of_slices: list) -> jax.Array:
-            given = dict(zip((*linear_whole, *linear_split), (*of_whole, *of_slices), strict=True))
-            return _evaluate_one(tail, fixed | given, result).reshape(())
+            read_split = zip((*known_split, *linear_split), (*slices, *of_slices), strict=True)
+            read_whole = known_whole | dict(zip(linear_whole, of_whole, strict=True))
+            return _slicing.evaluate(tail, dict(read_split), read_whole, result).reshape(())
 
-        return jax.linear_transpose(loss, types, slice_types)(jnp.ones_like(losses[0]))
+        return jax.linear_transpose(loss, types, slice_types)(jnp.ones_like(losses, shape=()))
 
-    return jax.vmap(of_one, axis_size=len(losses))([known[v][:, None] for v in sliced])
-
-
-def _evaluate_one(tail: list, values: dict, result: Any) -> jax.Array:
-    """Evaluate the tail on slices of length one."""
-    for equation in tail:
-        operands = [a.val if is_literal(a) else values[a] for a in equation.invars]
-        name, params = equation.primitive.name, dict(equation.params)
-        sizes = {"broadcast_in_dim": "shape", "reshape": "new_sizes", "slice": "limit_indices"}
-        if name in sizes:
-            params[sizes[name]] = (1, *params[sizes[name]][1:])
-        values = values | {equation.outvars[0]: equation.primitive.bind(*operands, **params)}
-    return values[result]
+    return jax.vmap(of_one, axis_size=len(losses))([known[v][:, None] for v in known_split])
 
 
 def _on_diagonal(slices: jax.Array) -> jax.Array:
@@ -100,69 +107,9 @@ def _on_diagonal(slices: jax.Array) -> jax.Array:
     return jnp.where(own, slices, 0)
 
 
-def _read_by(tail: list, result: Any) -> tuple[list, list]:
-    """List what the tail reads from outside, slice by slice and whole."""
-    made = {equation.outvars[0] for equation in tail}
-    split, whole = ({} if result in made else {result: None}), {}
-    for equation in tail:
-        for atom, is_split in zip(equation.invars, split_operands(equation) or (), strict=True):
-            if not is_literal(atom) and atom not in made:
-                (split if is_split else whole)[atom] = None
-    return list(split), list(whole)
-
-
 def _linear_variables(jaxpr: jex.core.Jaxpr) -> set:
     linear = set(jaxpr.invars)
     for equation in jaxpr.eqns:
         if any(not is_literal(atom) and atom in linear for atom in equation.invars):
             linear.update(equation.outvars)
     return linear
-
-
-def split_operands(equation: jex.core.JaxprEqn) -> list[bool] | None:
-    """Find which operands a slice of length one of the result needs a slice of alone, if any.
-
-    Both slices are of axis 0. The operation must be the same for slices of any length.
-    """
-    name, params = equation.primitive.name, equation.params
-    shapes = [shape_of(atom) for atom in equation.invars]
-    if len(equation.outvars) > 1 or not shape_of(equation.outvars[0]):
-        return None
-    if name == "dot_general":
-        return _split_of_product(params["dimension_numbers"], len(shapes[0]))
-    if name == "conv_general_dilated":
-        numbers = params["dimension_numbers"]
-        by_example = numbers.lhs_spec[0] == numbers.out_spec[0] == 0
-        return [True, False] if by_example and params["batch_group_count"] == 1 else None
-    if name == "gather":
-        numbers = params["dimension_numbers"]
-        pairs = zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
-        return [True, True] if (0, 0) in pairs and 0 not in numbers.offset_dims else None
-    keeps_axis = {
-        "transpose": lambda: params["permutation"][0] == 0,
-        "concatenate": lambda: params["dimension"] != 0,
-        "squeeze": lambda: 0 not in params["dimensions"],
-        "slice": lambda: shapes[0][0] == shape_of(equation.outvars[0])[0],
-        "reduce_window_sum": lambda: _leaves_axis(params),
-        "select_and_gather_add": lambda: _leaves_axis(params),
-    }
-    if name in keeps_axis:
-        return [True] * len(shapes) if keeps_axis[name]() else None
-    if name in ELEMENTWISE or name in ("reduce_sum", "broadcast_in_dim", "reshape"):
-        return _linear_program.split_operands(equation)
-    return None
-
-
-def _split_of_product(numbers: Any, lhs_ndim: int) -> list[bool] | None:
-    (lhs_contracted, rhs_contracted), (lhs_batch, rhs_batch) = numbers
-    if lhs_batch:
-        return [True, True] if lhs_batch[0] == rhs_batch[0] == 0 else None
-    if len(lhs_contracted) < lhs_ndim:
-        return [True, False] if 0 not in lhs_contracted else None
-    return [False, True] if 0 not in rhs_contracted else None
-
-
-def _leaves_axis(params: dict[str, Any]) -> bool:
-    dilations = [params[key][0] for key in ("base_dilation", "window_dilation")]
-    sizes = [params[key][0] for key in ("window_dimensions", "window_strides")]
-    return {*dilations, *sizes} == {1} and tuple(params["padding"][0]) == (0, 0)

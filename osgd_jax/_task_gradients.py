@@ -1,7 +1,7 @@
 """The gradients of several losses, each computed only where it is not zero by construction."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from osgd_jax._arguments import (
     ArrayCall,
     Filters,
     array_call,
+    collect,
     is_single,
     parameters,
     select,
@@ -27,9 +28,15 @@ from osgd_jax._task_rows import TaskRows, is_task_rows, named
 # them, at the price of K times the memory of one.
 _AT_ONCE = 8
 
+_WANTED_PARAMETER = (
+    "task gradients are taken with respect to real floating-point arrays only. Pass anything else"
+    " in another argument; take the arrays of an Equinox module with"
+    " `params, static = eqx.partition(module, eqx.is_inexact_array)`."
+)
+
 
 def value_and_task_grads(
-    fun: Callable[..., Any], argnums: Argnum | Sequence[Argnum] = 0, has_aux: bool = False
+    fun: Callable[..., Any], argnums: Argnum | Iterable[Argnum] = 0, has_aux: bool = False
 ) -> Callable[..., Any]:
     """Make a function that computes K losses and the gradient of each.
 
@@ -70,6 +77,7 @@ def value_and_task_grads(
         a container in it, which looks like a forgotten `has_aux`, if a parameter is not of
         a real floating dtype of 16 bits or more, or if `argnums` does not name arguments.
     """
+    argnums = collect(argnums)
 
     @functools.wraps(fun)
     def value_and_task_grads_fun(*args, **kwargs):
@@ -83,7 +91,7 @@ def value_and_task_grads(
 
 
 def task_grads(
-    fun: Callable[..., Any], argnums: Argnum | Sequence[Argnum] = 0, has_aux: bool = False
+    fun: Callable[..., Any], argnums: Argnum | Iterable[Argnum] = 0, has_aux: bool = False
 ) -> Callable[..., Any]:
     """Make a function that computes the gradients of K losses.
 
@@ -108,7 +116,7 @@ def task_grads(
 
 
 def reach(
-    fun: Callable[..., Any], argnums: Argnum | Sequence[Argnum] = 0, has_aux: bool = False
+    fun: Callable[..., Any], argnums: Argnum | Iterable[Argnum] = 0, has_aux: bool = False
 ) -> Callable[..., Any]:
     """Make a function that tells which of K losses depend on each parameter array.
 
@@ -124,6 +132,7 @@ def reach(
       A function with the arguments of `fun` that returns the gradients' tree with a tuple of task
       indices, ascending, in place of each `TaskRows`.
     """
+    argnums = collect(argnums)
 
     def reach_fun(*args, **kwargs):
         filters = select(argnums, len(args))
@@ -160,7 +169,7 @@ def _result_and_grads(
         result, modules = call.fun(args, call.kwargs)
         losses, aux = _split_aux(result) if has_aux else (result, None)
         values, losses = as_values(losses)
-        return values, ((losses, aux), modules)
+        return jax.tree.map(_gathered, values), ((losses, aux), modules)
 
     values, linear, result = jax.linearize(losses_of, *leaves, has_aux=True)
     types = [jax.typeof(leaf) for leaf in leaves]
@@ -175,15 +184,23 @@ def _result_and_grads(
     return result, treedef.unflatten([named(row, tasks) for row in rows])
 
 
+def _gathered(values: jax.Array) -> jax.Array:
+    """Give every device all losses, where an explicit mesh axis divides them."""
+    sharding = jax.typeof(values).sharding
+    if not any(sharding.spec):
+        return values
+    return jax.sharding.reshard(values, sharding.update(spec=jax.P(*[None] * values.ndim)))
+
+
 def _check_parameter(path: tuple, leaf: Any, num_args: int) -> jax.Array:
-    leaf = jnp.asarray(leaf)
     # Of one argument the place in it alone.
     name = jax.tree_util.keystr(path if num_args > 1 else path[1:])
+    try:
+        leaf = jnp.asarray(leaf)
+    except (TypeError, ValueError):
+        raise ValueError(f"parameter{name}={leaf!r} is not an array; {_WANTED_PARAMETER}") from None
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        raise ValueError(
-            f"parameter{name} has dtype {leaf.dtype}; task gradients are taken with respect to real"
-            " floating-point arrays only. Keep other arrays in an argument of their own."
-        )
+        raise ValueError(f"parameter{name} has dtype {leaf.dtype}; {_WANTED_PARAMETER}")
     if jnp.finfo(leaf.dtype).bits < 16:
         raise ValueError(
             f"parameter{name} has dtype {leaf.dtype}, which cannot hold gradients. Keep parameters"
@@ -255,7 +272,10 @@ def _after_by_barrier(value: jax.Array, *arrays: jax.Array) -> jax.Array:
 def _after_by_value(value: jax.Array, *arrays: jax.Array) -> jax.Array:
     # Compilers for CPU and GPU drop barriers before they order anything, but do not see that no
     # number is above infinity. The one for TPU keeps them; this makes it hold sharded rows longer.
-    elements = [array[(0,) * array.ndim].astype(value.dtype) for array in arrays]
+    # In the widest type, for which no number is too large.
+    dtype = max((array.dtype for array in arrays), key=lambda dtype: jnp.finfo(dtype).bits)
+    dtype = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+    elements = [array[(0,) * array.ndim].astype(dtype) for array in arrays]
     return jnp.where(jnp.max(jnp.stack(elements)) > jnp.inf, 0, value)
 
 
