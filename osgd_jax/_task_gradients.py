@@ -70,7 +70,7 @@ def value_and_task_grads(
       A function with the arguments of `fun` that returns `(losses, grads)`, or
       `((losses, aux), grads)` with `has_aux`. `losses` have the structure that `fun` gave them;
       `grads` has that of the argument (a tuple of them for several `argnums`), or an `nnx.State` in
-      place of a module, with a `TaskRows` in place of each array, which has the names of the losses.
+      place of a module, with a `TaskRows` in place of each array, which knows the losses' names.
 
     Raises:
       ValueError: while tracing, if the losses are not K >= 1 real scalars, if they are a pair with

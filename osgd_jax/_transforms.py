@@ -182,7 +182,8 @@ def orthogonalize(
       key: PRNG key or seed, needed by `order="random"`.
       hold: tasks, by name or index, that keep their place in the order but are never stepped
         along: `orthogonalize(("old", "new"), hold=("old",))` trains `new` by steps that are
-        orthogonal to the gradient of `old`. A parameter that only held tasks reach stays.
+        orthogonal to the gradient of `old`. A parameter that only held tasks reach stays under all
+        scopes but `"all"`, under which it can take part in making the whole step orthogonal.
       axis_name: inside `jax.shard_map`, the mesh axis that the batch is split over, as for
         `aggregate`.
 

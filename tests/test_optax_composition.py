@@ -291,7 +291,7 @@ def test_losses_are_passed_to_the_weighting():
         return losses, state
 
     tx = osgd_jax.aggregate(osgd_jax.weightings.Weighting(lambda: (), weigh), scope="all")
-    forms = ((2.0, 3), [jnp.float32(2), jnp.float32(3)], jnp.asarray([2.0, 3.0]))
+    forms = ((2.0, 3.0), [jnp.float32(2), jnp.float32(3)], jnp.asarray([2.0, 3.0]))
     for form in (*forms, {"a": 2.0, "b": 3.0}):
         updates, _ = tx.update(DENSE, tx.init(PARAMS), PARAMS, losses=form)
         assert_close(updates, jax.tree.map(lambda g: 2 * g[0] + 3 * g[1], DENSE))

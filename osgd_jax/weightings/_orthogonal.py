@@ -85,18 +85,16 @@ def known_order(order: Order) -> Any:
     Raises:
       ValueError: neither a known name nor integers nor names of tasks.
     """
-    if isinstance(order, Iterator):
-        order = tuple(order)
-    if isinstance(order, str):
-        if order in ("first_to_last", "last_to_first", "random"):
-            return order
-    elif is_traced(order):
-        return order
+    given: Any = tuple(order) if isinstance(order, Iterator) else order
+    if isinstance(given, str):
+        if given in ("first_to_last", "last_to_first", "random"):
+            return given
+    elif is_traced(given):
+        return given
     else:
-        # An array is read at once: under `jit` its elements would be traced.
-        tasks: Any = np.asarray(order) if isinstance(order, jax.Array) else order
         with contextlib.suppress(TypeError):
-            tasks = tuple(tasks)
+            # An array is read at once: under `jit` its elements would be traced.
+            tasks = tuple(np.asarray(given) if isinstance(given, jax.Array) else given)
             named = is_named(tasks)
             return tuple(task if named else operator.index(task) for task in tasks)
     raise ValueError(
