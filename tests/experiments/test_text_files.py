@@ -307,7 +307,10 @@ def test_links_that_lead_round_in_circles_end_and_count_once(tmp_path):
     _write(tmp_path, {"a/a.txt": _text("a"), "b/b.txt": _text("b")})
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     (tmp_path / "again").symlink_to(tmp_path / "b")
-    assert "2 files of text" in _load(tmp_path).about
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    about = _load(tmp_path).about
+    assert "2 files of text" in about
+    assert about.endswith("left out: links to nothing and devices: gone.txt.")
 
 
 def test_no_text_is_tested_on_that_was_trained_on_when_files_are_added(tmp_path):
