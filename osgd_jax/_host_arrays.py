@@ -22,11 +22,7 @@ def as_array(name: str, value: Any) -> jax.Array | np.ndarray:
       ValueError: NumPy makes no array of it, it is traced, or entries are masked.
     """
     if isinstance(value, Tracer):
-        raise ValueError(
-            f"{name} is traced: predictors and generators run programs that are compiled already"
-            " and cannot be called under jax.jit, jax.vmap or jax.grad; call them outside, or the"
-            " net itself inside."
-        )
+        raise traced_error(name)
     if isinstance(value, jax.Array):
         return value
     if np.ma.is_masked(value):
@@ -36,11 +32,22 @@ def as_array(name: str, value: Any) -> jax.Array | np.ndarray:
         )
     try:
         array = np.asarray(value)
+    except jax.errors.TracerArrayConversionError:
+        raise traced_error(name) from None
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"`{name}` must be an array: {error}") from None
     if array.dtype == np.longdouble:  # JAX has no floats above 64 bits
         return array.astype(np.float64)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def traced_error(name: str) -> ValueError:
+    """Return the error for traced arguments of what runs compiled programs."""
+    return ValueError(
+        f"{name} is traced: predictors and generators run programs that are compiled already and"
+        " cannot be called under jax.jit, jax.vmap or jax.grad; call them outside, or the net"
+        " itself inside."
+    )
 
 
 def as_dtype(name: str, array: jax.Array | np.ndarray, dtype: Any) -> jax.Array | np.ndarray:

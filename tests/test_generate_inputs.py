@@ -286,3 +286,16 @@ def test_nets_without_values_are_named():
     jax.tree.leaves(nnx.state(deleted))[0].delete()
     with pytest.raises(ValueError, match="got one that is deleted, such as by a step that donates"):
         AnytimeGenerator(deleted, max_length=4)
+
+
+def test_calls_under_transformations_are_named(net, text):
+    calls = [
+        lambda x: text.generate(x, 1).tokens,
+        lambda x: text.generate([x[0]], 1).tokens,
+        lambda x: text.generate([0], 1, key=jax.random.key(x[0]), temperature=1.0).tokens,
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="is traced: predictors and generators run programs"):
+            jax.jit(call)(jnp.array([0]))
+    with pytest.raises(ValueError, match="`net` must have arrays with values; got traced ones"):
+        jax.jit(lambda: AnytimeGenerator(build("branched-transformer", 0), max_length=2))()

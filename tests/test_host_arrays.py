@@ -164,3 +164,14 @@ def test_weights_of_the_host_are_read_right():
     state = nnx.state(net, nnx.Param)
     nnx.update(net, jax.tree.map(lambda leaf: np.asarray(leaf).astype(">f4"), state))
     np.testing.assert_array_equal(AnytimePredictor(net).predict(X).logits, expected)
+
+
+def test_token_arrays_of_another_rank_are_named_by_their_shape():
+    predictor = AnytimePredictor(build("branched-transformer", 0))
+    for x in (np.zeros(3, int), np.zeros((1, 2, 3), int), np.zeros((0, 3), int)):
+        with pytest.raises(
+            ValueError, match=r"x of shape \(.* must have the shape \[batch, length"
+        ):
+            predictor.predict(x)
+    with pytest.raises(ValueError, match="x has the dtype float32 and must be tokens, integers"):
+        predictor.predict(np.zeros((2, 3), np.float32))

@@ -48,7 +48,8 @@ def check_example_shape(model: Model, shape: Any) -> tuple[int, ...]:
 def _check_kind(model: Model, x: Input) -> None:
     floating = jnp.issubdtype(x.dtype, jnp.floating)
     integer = jnp.issubdtype(x.dtype, jnp.integer)
-    if integer and x.ndim > 0 and model.takes_integers(x.shape[1:]):
+    shape = x.shape[1:]
+    if integer and x.ndim > 0 and (not _suits(model, shape) or model.takes_integers(shape)):
         return
     if model.input_dtype is not None and jnp.issubdtype(model.input_dtype, jnp.integer):
         raise ValueError(f"x has the dtype {x.dtype} and must be integers, such as token ids.")
@@ -74,7 +75,7 @@ def _describe(model: Model, *before: str) -> str:
     wanted = model.input_shape
     if wanted is None:
         return f"[{', '.join([*before, '…'])}]"
-    names = {1: ["channels"], 2: ["length", "channels"], 3: ["height", "width", "channels"]}
+    names = {1: ["length"], 2: ["length", "channels"], 3: ["height", "width", "channels"]}
     axes = [
         name if axis is None else str(axis)
         for name, axis in zip(names.get(len(wanted), ["length"] * len(wanted)), wanted, strict=True)

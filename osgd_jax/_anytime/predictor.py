@@ -39,8 +39,14 @@ class AnytimePredictor:
 
     A stage is compiled the first time it is run on inputs of one shape and kept. Call `calibrate`
     with an input of each shape to come, and no later call with a deadline waits for the compiler.
-    All methods may be called from several threads at once. A predictor can be pickled and copied,
-    for worker processes: the latencies go along, each process compiles for itself.
+    All methods may be called from several threads at once; calibrations, of generators too, wait
+    for each other. A predictor can be pickled and copied, for worker processes: the latencies go
+    along, each process compiles for itself.
+
+    A predictor runs on one device: the first of those that have the net's weights, or JAX's default
+    one after `load` or in another process. Inputs may be anywhere, on the host, on another device
+    or over a mesh, and are brought there. To use several devices, put the net on each in turn and
+    make a predictor of it.
 
     Args:
       net: an `AnytimeNet`, or another `nnx.Module` with its `num_outputs`, `start` and `advance`
@@ -121,6 +127,7 @@ class AnytimePredictor:
 
         Args:
           x: `[batch, *spatial, in_channels]`, floating; integers for a net that takes no floats.
+            Host arrays may have any byte order and layout, but no masked entries.
           deadline: seconds from the call to the answer. Runs one stage after the other but never
             starts one that would end too late by the latencies of `calibrate`, and answers with
             the latest output. Output 0 is always computed; where that alone is late,

@@ -13,6 +13,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from osgd_jax._cost import cost
 from osgd_jax._serving.placement import alone, copy_to_one_device
 from osgd_jax._tracing import check_net, find_dtype
+from osgd_jax.nets._transformer import Transformer
 
 Input = jax.Array | np.ndarray
 Arrays = list[Any]  # of jax.Array; the carry of stage 0 may hold an np.ndarray
@@ -88,6 +89,8 @@ class NetModel:
         axes, channels = getattr(net, "spatial_dims", None), getattr(net, "in_channels", None)
         if axes is not None and channels is not None:
             self.input_shape = (None,) * axes + (channels,)
+        elif isinstance(net, Transformer):
+            self.input_shape = (None,)
         evaluated = nnx.view(
             net, raise_if_not_found=False, deterministic=True, use_running_average=True
         )

@@ -36,7 +36,8 @@ class AnytimeGenerator:
     batch size and power of two of positions up to `max_length`, when it is first needed;
     `calibrate` compiles them all. Each call allocates what it keeps, for `max_length` positions:
     the keys and values of all layers, and the states between stages. All methods may be called
-    from several threads at once.
+    from several threads at once. A generator runs on one device and can be pickled and copied, as
+    an `AnytimePredictor`.
 
     Args:
       net: a Transformer of `osgd_jax.nets`.
@@ -101,8 +102,8 @@ class AnytimeGenerator:
         Without `output`, `confidence` or `deadline` the last output gives every token.
 
         Args:
-          prompt: tokens, integers `[length]`; or several prompts, which may differ in length.
-            `bytes` are tokens too.
+          prompt: tokens, integers `[length]`; or several prompts, which may differ in length. A
+            prompt may be `bytes`, of which each is a token; prompts may be any iterable.
           max_new_tokens: how many to add at most.
           output: the output that gives every token.
           confidence: in (0, 1]: one threshold or one for each output. A token is given by the
@@ -112,17 +113,21 @@ class AnytimeGenerator:
           deadline: seconds for each token, from when the one before is there. Never starts a
             stage that would end too late by the latencies of `calibrate`; output 0 is always
             computed. Without a `calibrate` for this number of prompts before, this call does it.
-          temperature: 0 takes the likeliest token; else tokens are drawn from the softmax of the
-            logits divided by it.
-          top_k: draw from so many of the likeliest alone.
-          stop: a token, or several, that end a text.
-          key: of `jax.random`, for draws.
+          temperature: 0 takes the likeliest token, and so does a number below the smallest normal
+            one of float32; else tokens are drawn from the softmax of the logits divided by it.
+          top_k: draw from exactly so many of the likeliest alone.
+          stop: a token, or several, that end a text; one byte, such as `b"."`, is a token.
+          key: for draws: a seed or a key of `jax.random`, or one of these for each prompt,
+            `[batch]`. A text with a key of its own is the same alone and in any batch. From one
+            key for several prompts, each gets another one, by its place.
 
         Returns:
           Tokens, the output that gave each, and the time it took.
 
         Raises:
-          ValueError: an argument is not one of those above, or there is no room for so many tokens.
+          ValueError: an argument is not one of those above, or there is no room for so many tokens;
+            or the largest logit of a text is no finite number, as where one is NaN. `stream` has
+            then given the tokens before.
         """
         steps = self.stream(
             prompt,

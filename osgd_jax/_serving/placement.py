@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from osgd_jax._host_arrays import as_array
+from osgd_jax._host_arrays import as_array, traced_error
 
 
 def default_device() -> Any:
@@ -24,8 +24,17 @@ def default_device() -> Any:
 
 
 def alone(device: Any) -> AbstractContextManager[Any]:
-    """Return a context in which programs are traced for a device, whatever mesh the caller set."""
-    return jax.set_mesh(Mesh(np.array(device), ()))
+    """Return a context in which programs are traced for a device, whatever mesh the caller set.
+
+    It begins with the call, so that it must be entered at once.
+
+    Raises:
+      ValueError: the call is under `jax.jit` or another transformation.
+    """
+    try:
+        return jax.set_mesh(Mesh(np.array(device), ()))
+    except ValueError:
+        raise traced_error("the call") from None
 
 
 def move(name: str, array: Any, device: Any, *, copy: bool = False) -> jax.Array:

@@ -96,9 +96,10 @@ def check_training(family, kinds=tuple(MESHES), places=(replicate, split), **siz
 
 
 def contexts():
-    """Give what the caller may have around a call."""
-    device = jax.default_device(jax.devices()[2])
-    return [contextlib.nullcontext(), device, *map(jax.set_mesh, MESHES.values())]
+    """Give, one after the other, what the caller may have around a call."""
+    yield contextlib.nullcontext()
+    yield jax.default_device(jax.devices()[2])
+    yield from map(jax.set_mesh, MESHES.values())  # begins with the call
 
 
 def everywhere(x):
