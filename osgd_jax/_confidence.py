@@ -105,7 +105,7 @@ def _distances(means: np.ndarray, weights: np.ndarray, cosines: np.ndarray) -> n
     Returns:
       Array `[2, pairs]`.
     """
-    t = cosines.reshape(-1, 1)
+    t, distances = cosines.reshape(-1, 1), np.empty(0)
     means, weights = np.concatenate([means] * 2), np.concatenate([weights] * 2)
     center, width = np.zeros_like(t), 12.0
     for _ in range(7):

@@ -18,9 +18,10 @@ class Diagnosis(NamedTuple):
     It describes, and names no method: over the trainings stored with this project, neither
     alignment nor cosines tell which method wins, or whether any does.
 
-    The first group of attributes is of the gradients as a batch gives them. Two gradients of one
-    batch share its noise, so that their cosine can be positive where the losses disagree. The
-    others, None without `cross`, are of the true gradients, the expectations over batches.
+    The attributes up to `alignment` are of the gradients as a batch gives them. Two gradients of
+    one batch share its noise, so that their cosine can be positive where the losses disagree. The
+    other attributes are of the true gradients, the expectations over batches; without `cross` the
+    estimates are NaN and the intervals are all that is possible.
 
     Attributes:
       tasks: names of the tasks.
@@ -54,11 +55,11 @@ class Diagnosis(NamedTuple):
     norms: np.ndarray
     norm_ratio: float
     alignment: float
-    unbiased_cosines: np.ndarray | None = None
-    cosine_intervals: np.ndarray | None = None
-    squared_norms: np.ndarray | None = None
-    noise: np.ndarray | None = None
-    noise_intervals: np.ndarray | None = None
+    unbiased_cosines: np.ndarray
+    cosine_intervals: np.ndarray
+    squared_norms: np.ndarray
+    noise: np.ndarray
+    noise_intervals: np.ndarray
 
     def __str__(self) -> str:
         left_out = f" ({self.left_out} not finite, left out)" if self.left_out else ""
@@ -87,7 +88,7 @@ class Diagnosis(NamedTuple):
 
     def _conflict(self) -> str:
         """Describe whether the losses agree, or why that cannot be told."""
-        if self.unbiased_cosines is None or self.cosine_intervals is None or self.noise is None:
+        if np.isnan(self.noise).all():
             return (
                 "These are cosines of gradients of the same batch, which share its noise: they do"
                 " not tell whether the losses agree. Unbiased Gramians do: diagnose(..., cross=)."
@@ -95,7 +96,7 @@ class Diagnosis(NamedTuple):
         one, other = np.triu_indices(len(self.tasks), 1)
         low, high = self.cosine_intervals[one, other].T
         lines = [
-            f"  {self.tasks[one[k]]} and {self.tasks[other[k]]}: {self._pair(one[k], other[k])}"
+            f"  {self.tasks[one[k]]} and {self.tasks[other[k]]}: {self._pair((one[k], other[k]))}"
             for k in np.argsort(high + low, kind="stable")[:_LISTED]
         ]
         noisiest = int(np.nanargmax(self.noise))
@@ -107,22 +108,21 @@ class Diagnosis(NamedTuple):
         )
         return "\n".join(
             [
-                f"True gradients, unbiased (95 % interval): {(low > 0).sum()} pairs agree,"
-                f" {(high < 0).sum()} conflict, {((low <= 0) & (high >= 0)).sum()} undecided.",
+                f"True gradients, unbiased (95 % intervals); pairs that agree: {(low > 0).sum()},"
+                f" conflict: {(high < 0).sum()}, undecided: {((low <= 0) & (high >= 0)).sum()}.",
                 *lines,
                 f"Noise is up to {share:.0%} [{least:.0%}, {most:.0%}] of the squared norm of a"
                 f" batch's gradient ({self.tasks[noisiest]}), {meaning}.",
             ]
         )
 
-    def _pair(self, one: int, other: int) -> str:
-        low, high = self.cosine_intervals[one, other]
-        cosine = self.unbiased_cosines[one, other]
+    def _pair(self, pair: tuple[Any, Any]) -> str:
+        low, high = self.cosine_intervals[pair]
+        cosine = self.unbiased_cosines[pair]
         verdict = "agree" if low > 0 else "conflict" if high < 0 else "undecided"
         estimate = "unknown" if np.isnan(cosine) else f"{cosine:+.2f}"
         return (
-            f"{estimate} [{low:+.2f}, {high:+.2f}], {verdict}; same batch"
-            f" {self.cosines[one, other]:+.2f}"
+            f"{estimate} [{low:+.2f}, {high:+.2f}], {verdict}; same batch {self.cosines[pair]:+.2f}"
         )
 
 
@@ -153,8 +153,8 @@ def diagnose(
     >>> first, second = true + rng.normal(size=(2, 100, 1, 3))
     >>> batch = (first + second) / 2
     >>> found = diagnose(batch @ batch.transpose(0, 2, 1), cross=first @ second.transpose(0, 2, 1))
-    >>> bool(found.cosines[0, 1] > 0), found.unbiased_cosines[0, 1].round(1)
-    (True, np.float64(-0.6))
+    >>> bool(found.cosines[0, 1] > 0), bool(found.unbiased_cosines[0, 1] < 0)
+    (True, True)
 
     Args:
       gramians: array `[N, K, K]`: those of N steps, as from `osgd_jax.gramian`. From logged cosines
@@ -197,10 +197,14 @@ def diagnose(
             "gramians must not be negative on the diagonal, where the squared norms are; cosines"
             " alone are no Gramians: multiply them by the norms. Pass unbiased Gramians as cross=."
         )
-    described = _of_batches(gramians, squares)
-    if cross is not None:
-        described |= _of_true_gradients(unbiased, squares)
-    return Diagnosis(tasks=names, steps=len(gramians), left_out=int((~finite).sum()), **described)
+    of_true = _untold(num_tasks) if cross is None else _of_true_gradients(unbiased, squares)
+    return Diagnosis(
+        tasks=names,
+        steps=len(gramians),
+        left_out=int((~finite).sum()),
+        **_of_batches(gramians, squares),
+        **of_true,
+    )
 
 
 def _of_batches(gramians: np.ndarray, squares: np.ndarray) -> dict[str, Any]:
@@ -246,6 +250,16 @@ def _of_true_gradients(unbiased: np.ndarray, squares: np.ndarray) -> dict[str, A
         "squared_norms": np.diag(means) * units**2,
         "noise": np.where(present, np.clip(1 - np.diag(means), 0, 1), np.nan),
         "noise_intervals": 1 - signal[:, ::-1],
+    }
+
+
+def _untold(num_tasks: int) -> dict[str, Any]:
+    return {
+        "unbiased_cosines": np.full((num_tasks, num_tasks), np.nan),
+        "cosine_intervals": np.tile([-1.0, 1.0], (num_tasks, num_tasks, 1)),
+        "squared_norms": np.full(num_tasks, np.nan),
+        "noise": np.full(num_tasks, np.nan),
+        "noise_intervals": np.tile([0.0, 1.0], (num_tasks, 1)),
     }
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from osgd_jax._diagnose import Diagnosis
 from osgd_jax._nesting import diagram
 
 if TYPE_CHECKING:
@@ -65,14 +66,25 @@ def anytime_curve(
 
 
 def cosines(
-    steps: Any, values: Any, *, names: Sequence[str] | None = None, axes: "Axes | None" = None
+    steps: Any,
+    values: Any,
+    *,
+    names: Sequence[str] | None = None,
+    unbiased: Sequence[Diagnosis] = (),
+    axes: "Axes | None" = None,
 ) -> "Axes":
     """Draw the cosines between the task gradients over time, one line for each pair of tasks.
+
+    Gradients of one batch share its noise, so that their cosines do not tell whether the losses
+    agree; `unbiased` adds those of the true gradients.
 
     Args:
       steps: T steps.
       values: `[T, K, K]`, what `osgd_jax.task_cosines` gave at each of them.
       names: of the tasks, as from `osgd_jax.task_names`; numbers from 0 if None.
+      unbiased: what `osgd_jax.diagnose(..., cross=)` gave for consecutive windows of equally many
+        of these steps. Each unbiased cosine is drawn in the middle of its window, with a bar for
+        its interval.
       axes: where to draw.
 
     Returns:
@@ -80,7 +92,8 @@ def cosines(
 
     Raises:
       ImportError: without matplotlib.
-      ValueError: `values` is not `[T, K, K]` with K >= 2, or there are not K names.
+      ValueError: `values` is not `[T, K, K]` with K >= 2, there are not K names, or `unbiased` is
+        not of K tasks.
     """
     axes = _axes(axes)
     steps, values = _numbers("steps", steps), _numbers("values", values)
@@ -92,9 +105,17 @@ def cosines(
         )
     if names is not None and len(names) != values.shape[1]:
         raise ValueError(f"names={names} must be {values.shape[1]} names, one for each task.")
+    for found in unbiased:
+        if found.unbiased_cosines.shape != values.shape[1:]:
+            raise ValueError(
+                f"unbiased must be diagnoses of {values.shape[1]} tasks, got one of"
+                f" {len(found.tasks)}."
+            )
     for i, j in itertools.combinations(range(values.shape[1]), 2):
         pair = f"tasks {i} and {j}" if names is None else f"{names[i]} and {names[j]}"
-        axes.plot(steps, values[:, i, j], label=pair)
+        (line,) = axes.plot(steps, values[:, i, j], label=pair)
+        if unbiased:
+            _intervals(axes, steps, unbiased, (i, j), line.get_color())
     axes.axhline(0, color="0.5", linewidth=1)
     axes.set_ylim(-1.05, 1.05)
     axes.set_xlabel("step")
@@ -102,6 +123,20 @@ def cosines(
     axes.grid(alpha=0.3)
     axes.legend()
     return axes
+
+
+def _intervals(
+    axes: "Axes",
+    steps: np.ndarray,
+    windows: Sequence[Diagnosis],
+    pair: tuple[int, int],
+    color: Any,
+) -> None:
+    middles = [window.mean() for window in np.array_split(steps, len(windows))]
+    cosines = np.array([found.unbiased_cosines[pair] for found in windows])
+    low, high = np.array([found.cosine_intervals[pair] for found in windows]).T
+    axes.vlines(middles, low, high, color=color)
+    axes.plot(middles, cosines, "o", color=color)
 
 
 def nesting(net: Any, input_shape: Sequence[int], *, axes: "Axes | None" = None) -> "Axes":

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from matplotlib.figure import Figure
 
+import osgd_jax
 from osgd_jax import nets, plots
 
 matplotlib.use("agg")
@@ -78,6 +79,24 @@ def test_cosines_say_which_tasks_they_are_of(axes):
     assert labels == ["bc and ic", "bc and pde", "ic and pde"]
     with pytest.raises(ValueError, match=r"names=\('bc',\) must be 3 names"):
         plots.cosines(range(5), np.zeros((5, 3, 3)), names=("bc",), axes=axes)
+
+
+def test_unbiased_cosines_are_drawn_with_their_intervals(axes):
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 20, 2, 3)) + 1
+    cross = first @ second.transpose(0, 2, 1)
+    gramians = first @ first.transpose(0, 2, 1)
+    found = [osgd_jax.diagnose(gramians[i::2], cross=cross[i::2]) for i in range(2)]
+    plots.cosines(range(20), cross, unbiased=found, axes=axes)
+    points = axes.get_lines()[1]
+    np.testing.assert_array_equal(points.get_xdata(), [4.5, 14.5])
+    np.testing.assert_array_equal(
+        points.get_ydata(), [each.unbiased_cosines[0, 1] for each in found]
+    )
+    bars = [segment[:, 1] for segment in axes.collections[0].get_segments()]
+    np.testing.assert_array_equal(bars, [each.cosine_intervals[0, 1] for each in found])
+    with pytest.raises(ValueError, match="unbiased must be diagnoses of 3 tasks, got one of 2"):
+        plots.cosines(range(5), np.zeros((5, 3, 3)), unbiased=found, axes=axes)
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (5, 1, 1), (5, 3, 2), (4, 3, 3)])
