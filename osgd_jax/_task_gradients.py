@@ -197,7 +197,7 @@ def _check_parameter(path: tuple, leaf: Any, num_args: int) -> jax.Array:
     name = jax.tree_util.keystr(path if num_args > 1 else path[1:])
     try:
         leaf = jnp.asarray(leaf)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"parameter{name}={leaf!r} is not an array; {_WANTED_PARAMETER}") from None
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise ValueError(f"parameter{name} has dtype {leaf.dtype}; {_WANTED_PARAMETER}")
