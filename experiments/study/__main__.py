@@ -8,10 +8,10 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from experiments import command_line
 from experiments.study import report, times
 from experiments.study.problems import FAMILIES, IMAGES
 from experiments.study.questions import QUESTIONS
@@ -35,7 +35,7 @@ class Config:
     times: bool = False
     fashion_mnist: Path | None = None
     cifar10_jpeg: Path | None = None
-    output: Path = Path("experiments/results/study")
+    output: Path = Path("runs/study")
 
     def __post_init__(self):
         for name in self.questions:
@@ -48,7 +48,7 @@ def main() -> None:
     console = Console()
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     try:
-        config = tyro.cli(Config, prog="python -m experiments.study", description=__doc__)
+        config = command_line.read(Config, "experiments.study", __doc__)
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("")
 
