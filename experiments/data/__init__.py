@@ -1,12 +1,11 @@
 """Data sets: built-in ones, those of `tensorflow_datasets`, image folders; and their batches."""
 
-from pathlib import Path
-
 from experiments.data import builtin, text
 from experiments.data.batches import Batches, epoch_batches
 from experiments.data.dataset import Dataset, Examples, Images, Split
 from experiments.data.source import Source
 from experiments.data.splits import make_image_dataset
+from experiments.settings import expanded
 
 __all__ = [
     "Batches",
@@ -34,11 +33,12 @@ def load(source: Source) -> Dataset:
     if kind == "tfds" and rest:
         from experiments.data import from_tfds
 
-        found = from_tfds.open_splits(rest, source.data_dir, source.manual_dir)
+        folders = (each and expanded(each) for each in (source.data_dir, source.manual_dir))
+        found = from_tfds.open_splits(rest, *folders)
     elif kind == "folder" and rest:
         from experiments.data import from_folder
 
-        found = from_folder.open_splits(Path(rest))
+        found = from_folder.open_splits(expanded(rest))
     else:
         known = ", ".join(builtin.NAMES)
         raise ValueError(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
@@ -64,6 +64,14 @@ class ImageSource(Protocol):
         """Names an example in a message."""
         ...
 
+    def file(self, index: int) -> str | None:
+        """The file of an image, relative to the data folder; None where images are not files."""
+        ...
+
+    def hold_out(self, parts: Collection[str], fraction: float) -> dict[str, np.ndarray]:
+        """Indices of `"train"` and of each of `parts`, which gets `fraction` of the images."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Found:
@@ -75,6 +83,7 @@ class Found:
       kind: of the images as they are read.
       about: which images were found, in words.
       left_out: what was found and is not used, in words.
+      rule: `Dataset.rule` if images are held out.
     """
 
     sources: Mapping[str, ImageSource]
@@ -82,6 +91,7 @@ class Found:
     kind: Kind
     about: str
     left_out: tuple[str, ...]
+    rule: str = ""
 
 
 class Raw(NamedTuple):
@@ -116,6 +126,12 @@ class Dataset:
       about: what was found and what was left out, in one line; empty for a built-in data set.
       standardised: the inputs as they were before they were put into the splits; None where
         `standardise` alone changes them.
+      files: for each split the file of each example, relative to the data folder, with `/` between
+        its parts; None where examples are not files. A file that is read while training and cannot
+        be is named here, although the next one takes its place.
+      rule: how splits were drawn that the data does not name. A run of an older version, which drew
+        them differently, has another.
+      held_out: splits that the data does not name, which are held out of the training examples.
     """
 
     name: str
@@ -130,6 +146,9 @@ class Dataset:
     classes: tuple[str, ...] = ()
     about: str = ""
     standardised: Raw | None = None
+    files: Mapping[str, tuple[str, ...]] | None = None
+    rule: str = ""
+    held_out: tuple[str, ...] = ()
 
     @property
     def raw(self) -> Raw:
@@ -174,21 +193,30 @@ class Images:
         images, labels = zip(*read, strict=True)
         return Split(np.stack(images), np.array(labels, np.int32))
 
-    def in_memory(self) -> Split:
-        """All examples; unreadable ones are left out, or stop the run."""
+    @property
+    def files(self) -> tuple[str, ...] | None:
+        """The file of each example, relative to the data folder; None where there are no files."""
+        files = [self.source.file(int(index)) for index in self.indices]
+        return None if None in files else tuple(file for file in files if file is not None)
+
+    def in_memory(self) -> tuple[Split, "Images"]:
+        """All examples, and where they are; unreadable ones are left out, or stop the run."""
         chunks = np.array_split(np.arange(self.size), max(1, self.size // 256))
 
         def read(chunk: np.ndarray) -> list[tuple[np.ndarray, int] | None]:
             return [self._read(int(index)) for index in chunk]
 
         with ThreadPoolExecutor() as pool:  # decoders release the interpreter lock
-            found = [each for part in pool.map(read, chunks) for each in part if each is not None]
-        if len(found) < self.size:
-            print(f"Left out {self.size - len(found)} unreadable images.", file=sys.stderr)
-        if not found:
+            found = [each for part in pool.map(read, chunks) for each in part]
+        readable = [each for each in found if each is not None]
+        if len(readable) < self.size:
+            print(f"Left out {self.size - len(readable)} unreadable images.", file=sys.stderr)
+        if not readable:
             raise ValueError("none of the images can be read.")
-        images, labels = zip(*found, strict=True)
-        return Split(np.stack(images), np.array(labels, np.int32))
+        images, labels = zip(*readable, strict=True)
+        kept = self.indices[[each is not None for each in found]]
+        split = Split(np.stack(images), np.array(labels, np.int32))
+        return split, dataclasses.replace(self, indices=kept)
 
     def _read_or_next(self, index: int) -> tuple[np.ndarray, int]:
         for offset in range(self.size):

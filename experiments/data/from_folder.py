@@ -2,7 +2,8 @@
 
 import collections
 import dataclasses
-import os
+import hashlib
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,12 +11,10 @@ import numpy as np
 
 from experiments.data import images, splits
 from experiments.data.dataset import Found
+from experiments.data.files import entries, few
 
-# What systems put into folders, in lower case; names that begin with a dot are hidden.
-_SYSTEM = {
-    *("__macosx", "__pycache__", "thumbs.db", "desktop.ini", "@eadir", "#recycle"),
-    *("lost+found", "$recycle.bin", "system volume information"),
-}
+# Endings of other files that are counted one by one.
+_ENDINGS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +24,7 @@ class ImageFiles:
     paths: tuple[Path, ...]
     labels: tuple[int, ...]
     kind: images.Kind
+    root: Path
     place: str
 
     def __len__(self) -> int:
@@ -42,6 +42,14 @@ class ImageFiles:
         """The file."""
         return str(self.paths[index])
 
+    def file(self, index: int) -> str:
+        """The file's name relative to the data folder, with `/` between its parts."""
+        return self.paths[index].relative_to(self.root).as_posix()
+
+    def hold_out(self, parts: Collection[str], fraction: float) -> dict[str, np.ndarray]:
+        """Hold out images by their content, as `splits.hold_out_by_content` does."""
+        return splits.hold_out_by_content(_digests(self.paths), parts, fraction)
+
 
 @dataclasses.dataclass
 class _LeftOut:
@@ -51,18 +59,33 @@ class _LeftOut:
     empty: list[str] = dataclasses.field(default_factory=list)
     folders: list[str] = dataclasses.field(default_factory=list)
     stray: int = 0
-    others: int = 0
+    others: list[str] = dataclasses.field(default_factory=list)
 
     def parts(self) -> list[str]:
         """Each kind that there is, in words."""
         found = [
-            (self.others, f"files that are no images: {self.others:,}"),
+            (self.others, self.not_images()),
             (self.stray, f"files outside class folders: {self.stray:,}"),
-            (self.empty, f"class folders without images: {_few(self.empty)}"),
-            (self.folders, f"folders: {_few(self.folders)}"),
-            (self.hidden, f"hidden or of the system: {_few(sorted(self.hidden))}"),
+            (self.empty, f"class folders without images: {few(self.empty)}"),
+            (self.folders, f"folders: {few(self.folders)}"),
+            (self.hidden, f"hidden or of the system: {few(sorted(self.hidden))}"),
         ]
         return [text for present, text in found if present]
+
+    def not_images(self) -> str:
+        """Count the other files by their endings, each with an example."""
+        by_ending = collections.defaultdict(list)
+        for name in self.others:
+            by_ending[Path(name).suffix.lower()].append(name)
+        often = sorted(by_ending.items(), key=lambda item: -len(item[1]))
+        counts = [
+            f"{len(names):,} {ending or 'without an ending'} ({names[0]})"
+            for ending, names in often[:_ENDINGS]
+        ]
+        if len(often) > _ENDINGS:
+            counts.append(f"{sum(len(names) for _, names in often[_ENDINGS:]):,} others")
+        remedy = f"; {images.HEIC_REMEDY}" if by_ending.keys() & images.HEIC_ENDINGS else ""
+        return f"not images that Pillow can read: {', '.join(counts)}{remedy}"
 
 
 def open_splits(path: Path) -> Found:
@@ -73,7 +96,8 @@ def open_splits(path: Path) -> Found:
         the training data lacks, or images that cannot be put on one scale.
     """
     if not path.is_dir():
-        raise ValueError(f"data folder {path} does not exist; give --data folder:PATH.")
+        what = "is a file" if path.exists() else "does not exist"
+        raise ValueError(f"data folder {path} {what}; give --data folder:PATH.")
     left_out = _LeftOut()
     places = _split_folders(path, left_out)
     files = {
@@ -89,8 +113,10 @@ def open_splits(path: Path) -> Found:
                 f"{folder} has classes that {places['train']} lacks: {', '.join(missing)}."
             )
         if not any(by_class.values()):
+            others = f" It has files that are {left_out.not_images()}." if left_out.others else ""
             raise ValueError(
                 f"{folder} has no images; expected one folder of images for each class in it."
+                + others
             )
     listed = {
         split: [(file, label) for label, name in enumerate(classes) for file in found.get(name, ())]
@@ -103,6 +129,7 @@ def open_splits(path: Path) -> Found:
                 tuple(file for file, _ in found),
                 tuple(label for _, label in found),
                 kind,
+                path,
                 _relative(path, places[split]),
             )
             for split, found in listed.items()
@@ -111,14 +138,15 @@ def open_splits(path: Path) -> Found:
         kind=kind,
         about=about,
         left_out=tuple(left_out.parts()),
+        rule="by content",
     )
 
 
 def _split_folders(path: Path, left_out: _LeftOut) -> dict[str, Path]:
     """The folder of each split; all is training data where the folder has no splits."""
-    below, files = _entries(path, left_out)
+    below, files = entries(path, left_out.hidden)
     named = splits.find(folder.name for folder in below)
-    nested = {name for name in named.values() if _entries(path / name, _LeftOut())[0]}
+    nested = {name for name in named.values() if entries(path / name, set())[0]}
     train = named.get("train")
     if train is None and nested:
         raise ValueError(f"{path} has {', '.join(named.values())} and no train folder beside it.")
@@ -135,33 +163,32 @@ def _split_folders(path: Path, left_out: _LeftOut) -> dict[str, Path]:
 
 def _class_files(folder: Path, prefix: str, left_out: _LeftOut) -> dict[str, list[Path]]:
     """The image files of each class folder, both in the order of their names."""
-    classes, stray = _entries(folder, left_out)
+    classes, stray = entries(folder, left_out.hidden)
     left_out.stray += len(stray)
-    endings, found = images.endings(), {}
+    found = {}
     for each in classes:
-        below, files = _entries(each, left_out)
+        below, files = entries(each, left_out.hidden)
         left_out.folders += [f"{prefix}{each.name}/{nested.name}/" for nested in below]
-        found[each.name] = [file for file in files if file.suffix.lower() in endings]
-        left_out.others += len(files) - len(found[each.name])
+        found[each.name] = []
+        for file in files:
+            if images.is_image(file):
+                found[each.name].append(file)
+            else:
+                left_out.others.append(f"{prefix}{each.name}/{file.name}")
         if not found[each.name]:
             left_out.empty.append(f"{prefix}{each.name}/")
     return found
 
 
-def _entries(folder: Path, left_out: _LeftOut) -> tuple[list[Path], list[Path]]:
-    """The folders and the files in a folder, sorted, without those hidden or of the system."""
-    folders, files = [], []
-    with os.scandir(folder) as found:
-        for each in sorted(found, key=lambda entry: entry.name):
-            if each.name.startswith(".") or each.name.casefold() in _SYSTEM:
-                left_out.hidden.add("._*" if each.name.startswith("._") else each.name)
-            elif each.is_dir(follow_symlinks=False) or (
-                each.is_symlink() and os.path.isdir(each.path)
-            ):
-                folders.append(folder / each.name)
-            else:
-                files.append(folder / each.name)
-    return folders, files
+def _digests(paths: Collection[Path]) -> list[bytes]:
+    """SHA-256 of the content of each file."""
+
+    def digest(path: Path) -> bytes:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
+        return list(pool.map(digest, paths))
 
 
 def _scan(files: list[Path]) -> tuple[images.Kind, str]:
@@ -195,9 +222,3 @@ def _scan(files: list[Path]) -> tuple[images.Kind, str]:
 
 def _relative(path: Path, folder: Path) -> str:
     return "" if folder == path else f"{folder.name}/"
-
-
-def _few(names: list[str]) -> str:
-    """The first three of some names."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

@@ -6,6 +6,7 @@ TensorFlow takes part in the preparation alone, once; reading does without.
 import dataclasses
 import importlib.util
 import io
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,13 @@ class Records:
     def name(self, index: int) -> str:
         """Its place in the split."""
         return f"record {index} of split {self.place!r}"
+
+    def file(self, index: int) -> None:
+        """Records are no files."""
+
+    def hold_out(self, parts: Collection[str], fraction: float) -> dict[str, np.ndarray]:
+        """Hold out images at random: a version of a data set never changes."""
+        return splits.hold_out_at_random(len(self), parts, fraction)
 
     def _record(self, index: int) -> Any:
         try:

@@ -1,6 +1,7 @@
 """Images of files and records: their kind, their pixels upright and on one scale, cut to a size."""
 
 import contextlib
+import functools
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,11 +10,25 @@ from typing import IO, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+with contextlib.suppress(ImportError):
+    import pillow_heif  # pyright: ignore[reportMissingImports] - optional
+
+    pillow_heif.register_heif_opener()
+
 # Pixels of these have a known range, 0 to the largest number; those of the others are as they are.
 _LARGEST = {"uint8": 255, "uint16": 65535}
 
 # Formats that Pillow only writes, or only recognises.
 _NOT_READ = {"BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF"}
+
+# Formats that begin with bytes by which no other file begins.
+_UNMISTAKABLE = {"AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"}
+
+HEIC_ENDINGS = {".heic", ".heif"}
+HEIC_REMEDY = "pip install pillow-heif reads .heic"
+
+# What follows the length of the first box of a HEIC file.
+_HEIC_BRANDS = {b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")}
 
 
 class CorruptImageError(Exception):
@@ -58,11 +73,26 @@ class Header(NamedTuple):
     halved: bool
 
 
-def endings() -> set[str]:
+@functools.cache
+def _endings() -> set[str]:
     """Endings of the files that hold images, in lower case."""
     Image.preinit()  # the usual formats first: files are tried for each in turn
     known = Image.registered_extensions().items()
     return {ending for ending, name in known if name not in _NOT_READ}
+
+
+def is_image(path: Path) -> bool:
+    """Return whether a file holds an image, by its ending or, if that is unknown, by its content.
+
+    Raw files of cameras (.cr2, .nef, .dng, …) are TIFF files of which Pillow reads a thumbnail, so
+    a TIFF file needs its usual ending or none.
+    """
+    if path.suffix.lower() in _endings():
+        return True
+    formats = _UNMISTAKABLE & Image.OPEN.keys() - ({"TIFF"} if path.suffix else set())
+    with contextlib.suppress(Exception), Image.open(path, formats=tuple(formats)):
+        return True
+    return False
 
 
 def header(file: Path | io.BytesIO, name: str) -> Header:
@@ -71,7 +101,7 @@ def header(file: Path | io.BytesIO, name: str) -> Header:
     Raises:
       CorruptImageError: it is no image.
     """
-    with _named(name), Image.open(file) as image:
+    with _named(name, file), Image.open(file) as image:
         kind, layouts = _kind(image), [str(tile[3]) for tile in getattr(image, "tile", ())]
         return Header(
             mode=image.mode,
@@ -115,7 +145,7 @@ def read(file: Path | io.BytesIO, kind: Kind, name: str) -> np.ndarray:
       CorruptImageError: it cannot be read, or has pixels that are not finite.
       ValueError: its numbers cannot be put on the scale of `kind`.
     """
-    with _named(name), _opened(file) as opened, Image.open(opened) as image:
+    with _named(name, file), _opened(file) as opened, Image.open(opened) as image:
         image.load()
         with contextlib.suppress(Exception):  # EXIF data that nobody can read turns nothing
             ImageOps.exif_transpose(image, in_place=True)
@@ -174,12 +204,22 @@ def _opened(file: Path | io.BytesIO) -> IO[bytes]:
 
 
 @contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
+def _named(name: str, file: Path | io.BytesIO) -> Iterator[None]:
     """Give errors of reading the image's name."""
     try:
         yield
-    except Exception as error:  # decoders fail on broken files in ways of their own
-        raise CorruptImageError(f"{name} is no readable image ({type(error).__name__}).") from None
+    except Exception as error:  # each decoder fails on broken files in another way
+        what = f"{name} is no readable image ({type(error).__name__})"
+        remedy = f"; {HEIC_REMEDY}" if "HEIF" not in Image.OPEN and _is_heic(file) else ""
+        raise CorruptImageError(f"{what}{remedy}.") from None
+
+
+def _is_heic(file: Path | io.BytesIO) -> bool:
+    """Return whether a file's content is HEIC, which also comes under other endings."""
+    if isinstance(file, Path):
+        with contextlib.suppress(OSError), file.open("rb") as opened:
+            return opened.read(12)[4:] in _HEIC_BRANDS
+    return False
 
 
 def _kind(image: Image.Image) -> Kind:

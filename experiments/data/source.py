@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 from experiments.settings import require
 
@@ -12,11 +13,13 @@ class Source:
 
     Attributes:
       data: digits, mnist1d, tfds:NAME (tensorflow_datasets), folder:PATH (images by class), pydoc
-        (Python's own help as text) or text:PATH (files of text; .bin or .npy of token ids).
+        (Python's own help as text) or text:PATH (a file or folder of text, or of token ids in .bin
+        or .npy files; train, val and test files or folders in it are the splits).
       train_size: training examples to use; all if not given.
       validation_fraction: share of a text, or of the images of tfds and folder, that is held out to
         validate on, and another to test on, where there are no images for that.
       text_length: tokens of an example of text; 128 if not given.
+      token_dtype: of the ids in .bin files; found from the numbers if not given.
       image_size: side to which images are cut; their usual one if not given.
       skip_corrupt: leave out images that cannot be read, instead of stopping.
       resident_megabytes: data sets up to this size are read once and live on the device; larger
@@ -30,6 +33,7 @@ class Source:
     train_size: int | None = None
     validation_fraction: float = 0.1
     text_length: int | None = None
+    token_dtype: Literal["uint8", "uint16", "uint32", "int64"] | None = None
     image_size: int | None = None
     skip_corrupt: bool = False
     resident_megabytes: int = 2000

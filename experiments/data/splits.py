@@ -1,7 +1,7 @@
 """How images are cut into splits, and the usual names of splits."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,12 @@ _NAMES = {
 }
 
 
-def find(names: Iterable[str]) -> dict[str, str]:
+def find(names: Iterable[str], key: Callable[[str], str] = str) -> dict[str, str]:
     """Which of `names`, in any case, are `"train"`, `"validation"` and `"test"`.
+
+    Args:
+      names: of files, folders or splits.
+      key: the part of a name that tells its split.
 
     Raises:
       ValueError: two names for the same split.
@@ -32,13 +36,72 @@ def find(names: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in sorted(names):
         for split, known in _NAMES.items():
-            if name.casefold() in known:
+            if key(name).casefold() in known:
                 if split in found:
                     raise ValueError(
                         f"{found[split]} and {name} both are names for {split} data; rename one."
                     )
                 found[split] = name
     return found
+
+
+def hold_out_at_random(
+    num_examples: int, parts: Collection[str], fraction: float
+) -> dict[str, np.ndarray]:
+    """Hold out examples of a data set that never changes, by one fixed shuffle.
+
+    Returns:
+      Indices of `"train"` and of each of `parts`, of which each has the rounded share `fraction`.
+    """
+    rest, chosen = _shuffled(num_examples), {}
+    held_out = round(fraction * num_examples)
+    for part in parts:
+        chosen[part], rest = rest[:held_out], rest[held_out:]
+    return {"train": rest} | chosen
+
+
+def _shuffled(num_examples: int) -> np.ndarray:
+    return np.random.default_rng(SPLIT_SEED).permutation(num_examples)
+
+
+def place(digest: bytes) -> float:
+    """Map a digest to a number that is uniform in [0, 1) and the same on every machine."""
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def hold_out_by_content(
+    digests: Sequence[bytes], parts: Collection[str], fraction: float
+) -> dict[str, np.ndarray]:
+    """Hold out examples by their content alone, so that each keeps its split when others come.
+
+    The digest of an example gives it a place in [0, 1): places below `fraction` validate, those
+    from `1 - fraction` on test. Copies have one place, so they are in one split. Neither names, nor
+    order, nor other examples matter, except where a part would be empty: it then gets the example
+    nearest to it. Adding examples therefore never moves one out of the training split.
+
+    Args:
+      digests: of each example.
+      parts: which of `"validation"` and `"test"` to hold out.
+      fraction: expected share of each part, below 0.5.
+
+    Returns:
+      Indices of `"train"` and of each of `parts`, by rising place.
+    """
+    places = np.array([place(digest) for digest in digests])
+    distinct, ranks = np.unique(places, return_inverse=True)
+    low, high = 0, len(distinct)
+    if "test" in parts:
+        high = min(np.searchsorted(distinct, 1 - fraction), high - 1)
+    if "validation" in parts:
+        low = min(max(np.searchsorted(distinct, fraction), 1), high)
+    order = np.argsort(places, kind="stable")
+    ranks = ranks[order]
+    chosen = {
+        "train": order[(ranks >= low) & (ranks < high)],
+        "validation": order[ranks < low],
+        "test": order[ranks >= high],
+    }
+    return {part: indices for part, indices in chosen.items() if part in ("train", *parts)}
 
 
 def make_image_dataset(source: Source, found: Found) -> Dataset:
@@ -62,20 +125,24 @@ def make_image_dataset(source: Source, found: Found) -> Dataset:
     for split, chosen in indices.items():
         if len(chosen) == 0 or (split == "train" and train_size not in (None, len(chosen))):
             raise ValueError(
-                f"{source.data} has too few images ({len(train)} to train and validate on) for"
-                f" train_size={train_size} and validation_fraction={source.validation_fraction}."
+                f"{source.data} has too few different images ({len(train)} to train and validate"
+                f" on) for train_size={train_size} and"
+                f" validation_fraction={source.validation_fraction}: {len(chosen)} for {split}."
             )
     side = source.image_size or _usual_side(train, indices["train"], source.skip_corrupt)
     shape = (side, side, found.kind.channels)
-    splits: dict[str, Any] = {
+    images = {
         split: Images(
             found.sources.get(split, train), chosen, side, num_classes, source.skip_corrupt
         )
         for split, chosen in indices.items()
     }
+    splits: dict[str, Any] = dict(images)
     item_bytes = math.prod(shape) * np.dtype(found.kind.dtype).itemsize
-    if sum(each.size for each in splits.values()) * item_bytes <= source.resident_megabytes * 1e6:
-        splits = {split: each.in_memory() for split, each in splits.items()}
+    if sum(each.size for each in images.values()) * item_bytes <= source.resident_megabytes * 1e6:
+        for split, each in images.items():
+            splits[split], images[split] = each.in_memory()
+    files = {split: each.files for split, each in images.items()}
     mean, deviation = _mean_and_deviation(splits["train"], found.kind.dtype)
     return Dataset(
         source.data,
@@ -87,6 +154,9 @@ def make_image_dataset(source: Source, found: Found) -> Dataset:
         dtype=found.kind.dtype,
         classes=found.classes,
         about=_about(source.data, found, splits, side),
+        files={split: names for split, names in files.items() if names is not None} or None,
+        rule="" if {"validation", "test"} <= found.sources.keys() else found.rule,
+        held_out=tuple(split for split in indices if split not in found.sources),
     )
 
 
@@ -94,19 +164,20 @@ def _cut(
     sources: Mapping[str, ImageSource], train_size: int | None, validation_fraction: float
 ) -> dict[str, np.ndarray]:
     """Indices of each split into its source; into the training images where it has none."""
-    rng = np.random.default_rng(SPLIT_SEED)
-    rest = rng.permutation(len(sources["train"]))
-    held_out = round(validation_fraction * len(rest))
-    cut = {"train": rest}
-    for split in ("validation", "test"):
-        if split in sources:
-            cut[split] = rng.permutation(len(sources[split]))
-        else:
-            cut[split], rest = rest[:held_out], rest[held_out:]
-    cut["train"], cut["validation"] = rest[:train_size], cut["validation"][:train_size]
+    parts = [split for split in ("validation", "test") if split not in sources]
+    if parts:
+        cut = sources["train"].hold_out(parts, validation_fraction)
+    else:
+        cut = {"train": _shuffled(len(sources["train"]))}
+    if "validation" in sources:
+        cut["validation"] = _shuffled(len(sources["validation"]))
     if "test" in sources:
-        cut["test"].sort()
-    return cut
+        cut["test"] = np.arange(len(sources["test"]))
+    return {
+        "train": cut["train"][:train_size],
+        "validation": cut["validation"][:train_size],
+        "test": cut["test"],
+    }
 
 
 def _usual_side(source: ImageSource, indices: np.ndarray, skip_corrupt: bool) -> int:

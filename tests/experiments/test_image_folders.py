@@ -33,25 +33,13 @@ def _sizes(dataset):
     return dataset.train.size, dataset.validation.size, dataset.test.size
 
 
-# Folders with 8 images each, and how many images of which folder train, validate and test.
+# Folders with 8 images each: the folder of each split, those held out of the training folder aside.
 _LAYOUTS = {
-    (): ((4, 2, 2), "train 4, validation 2 (held out of train), test 2 (held out of train)"),
-    ("train", "test"): (
-        (6, 2, 8),
-        "train 6 (train/), validation 2 (held out of train), test 8 (test/)",
-    ),
-    ("train", "valid"): (
-        (6, 8, 2),
-        "train 6 (train/), validation 8 (valid/), test 2 (held out of train)",
-    ),
-    ("train", "val", "test"): (
-        (8, 8, 8),
-        "train 8 (train/), validation 8 (val/), test 8 (test/)",
-    ),
-    ("Training", "DEV", "Evaluation"): (
-        (8, 8, 8),
-        "train 8 (Training/), validation 8 (DEV/), test 8 (Evaluation/)",
-    ),
+    (): {},
+    ("train", "test"): {"test": "test/"},
+    ("train", "valid"): {"validation": "valid/"},
+    ("train", "val", "test"): {"validation": "val/", "test": "test/"},
+    ("Training", "DEV", "Evaluation"): {"validation": "DEV/", "test": "Evaluation/"},
 }
 
 
@@ -60,13 +48,27 @@ def test_each_split_has_the_images_of_its_folder_and_the_line_says_so(tmp_path, 
     for name in names or (".",):
         _fill(tmp_path / name, ("cat", "dog"))
     dataset = _load(tmp_path)
-    sizes, words = _LAYOUTS[names]
-    assert _sizes(dataset) == sizes
+    words, cut = [], 0
+    for split, size in zip(("train", "validation", "test"), _sizes(dataset), strict=True):
+        place = _LAYOUTS[names].get(split)
+        if place is None:
+            assert size >= 1
+            cut += size
+            place = "held out of train" if split != "train" else f"{names[0]}/" if names else ""
+        else:
+            assert size == 8
+        words.append(f"{split} {size}" + (f" ({place})" if place else ""))
+    assert cut == 8
+    assert {*dataset.held_out} == {"validation", "test"} - _LAYOUTS[names].keys()
+    assert dataset.rule == ("by content" if dataset.held_out else "")
     count = 8 * max(1, len(names))
     assert dataset.about == (
-        f"folder:{tmp_path}: 2 classes; {words}; images {count} RGB as 8-bit colour, 8×8."
+        f"folder:{tmp_path}: 2 classes; {', '.join(words)}; images {count} RGB as 8-bit colour,"
+        " 8×8."
     )
     assert dataset.classes == ("cat", "dog")
+    for split, folder in _LAYOUTS[names].items():
+        assert all(file.startswith(folder) for file in dataset.files[split])
 
 
 _KNOWN = {
@@ -160,8 +162,10 @@ def test_what_is_left_out_is_said(tmp_path):
     dataset = _load(tmp_path)
     assert dataset.classes == ("cat", "dog")
     assert dataset.about.endswith(
-        "; images 12 RGB as 8-bit colour, 8×8; left out: files that are no images: 4; files"
-        " outside class folders: 3; class folders without images: test/bird/, train/bird/;"
+        "; images 12 RGB as 8-bit colour, 8×8; left out: not images that Pillow can read: 1 .txt"
+        " (train/cat/list.txt), 1 without an ending (train/cat/no_ending), 1 .pdf"
+        " (train/cat/paper.pdf), 1 .h5 (train/cat/table.h5); files outside class folders: 3; class"
+        " folders without images: test/bird/, train/bird/;"
         " folders: notes/, train/cat/more/."
     )
 
@@ -171,7 +175,7 @@ def test_a_test_folder_without_labels_is_left_out(tmp_path):
     (tmp_path / "test").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "test" / "1.png")
     dataset = _load(tmp_path)
-    assert _sizes(dataset) == (4, 2, 2)
+    assert sum(_sizes(dataset)) == 8
     assert dataset.about.endswith("left out: folders: test/.")
 
 
@@ -180,6 +184,65 @@ def test_a_class_may_be_called_train(tmp_path):
     dataset = _load(tmp_path)
     assert dataset.classes == ("bus", "car", "train")
     assert sum(_sizes(dataset)) == 12
+
+
+def test_endings_of_files_that_are_no_images_are_counted(tmp_path):
+    _fill(tmp_path, ("cat", "dog"))
+    for number in range(5):
+        (tmp_path / "cat" / f"IMG_{number}.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    for number in range(3):
+        (tmp_path / "dog" / f"{number}.cr2").write_bytes(b"II*\0\x10\0\0\0CR\2\0")
+    if ".heic" not in images._endings():
+        assert _load(tmp_path).about.endswith(
+            "left out: not images that Pillow can read: 5 .heic (cat/IMG_0.HEIC), 3 .cr2"
+            " (dog/0.cr2); pip install pillow-heif reads .heic."
+        )
+        for file in tmp_path.rglob("*.png"):
+            file.unlink()
+        with pytest.raises(ValueError, match=r"has no images; .* 5 .heic \(cat/IMG_0.HEIC\), 3"):
+            _load(tmp_path)
+        (tmp_path / "cat" / "IMG_0.HEIC").rename(tmp_path / "cat" / "IMG_0.jpg")
+        with pytest.raises(ValueError, match=r"none of the images can be read"):
+            _load(tmp_path)
+        with pytest.raises(images.CorruptImageError, match="; pip install pillow-heif"):
+            images.header(tmp_path / "cat" / "IMG_0.jpg", "IMG_0.jpg")
+
+
+@pytest.mark.parametrize(
+    ("written", "name", "is_image"),
+    [
+        ("png", "no_ending", True),
+        ("tiff", "no_ending", True),
+        ("jpeg", "x.jpg_large", True),
+        ("webp", "x.1", True),
+        ("png", "x.JPG", True),
+        ("tiff", "x.nef", False),  # Pillow would read the thumbnail of a camera's raw file
+        (None, "no_ending", False),
+        (None, "BM.notes", False),
+    ],
+)
+def test_files_without_a_known_ending_are_told_by_their_content(tmp_path, written, name, is_image):
+    path = tmp_path / name
+    if written is None:
+        path.write_text("BM P5 and other words")
+    else:
+        Image.new("RGB", (8, 8)).save(path, written)
+    assert images.is_image(path) == is_image
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):
+    pytest.importorskip("pillow_heif")
+    for name, shade in (("cat", 0), ("dog", 200)):
+        (tmp_path / name).mkdir()
+        for number in range(6):
+            colour = (shade, 8 * number, 90)
+            Image.new("RGB", (16, 12), colour).save(tmp_path / name / f"{number}.heic")
+    (tmp_path / "cat" / "0.heic").rename(tmp_path / "cat" / "no_ending")
+    dataset = _load(tmp_path)
+    assert sum(_sizes(dataset)) == 12
+    assert "left out" not in dataset.about
+    shown = dataset.train.inputs[..., 0].mean((1, 2))
+    np.testing.assert_allclose(shown, 200 * dataset.train.labels, atol=8)
 
 
 @pytest.mark.parametrize(
@@ -289,7 +352,7 @@ def test_images_that_do_not_vary_are_standardised_to_zero(tmp_path, dtype):
         (tmp_path / name).mkdir()
         for number in range(4):
             image = Image.fromarray(np.full((8, 8), 3, dtype))
-            image.save(tmp_path / name / f"{number}.tiff")
+            image.save(tmp_path / name / f"{number}.tiff", description=f"{name} {number}")
     dataset = _load(tmp_path)
     np.testing.assert_array_equal(dataset.standardise(dataset.train.inputs), 0)
 
@@ -344,5 +407,5 @@ def test_training_and_evaluation_print_the_line(tmp_path):
     again = finish("evaluate", tmp_path / "run")
     for text in (printed, again):
         line = re.sub(r"\s+", " ", text)
-        assert "2 classes; train 32, validation 4 (held out of train)" in line
+        assert re.search(r"2 classes; train \d+, validation \d+ \(held out of train\)", line)
         assert "left out: hidden or of the system: .DS_Store." in line

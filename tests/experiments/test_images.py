@@ -34,13 +34,19 @@ def _load(folder, **options):
 
 def test_images_of_any_size_and_format_are_cut_to_one_size(folder):
     dataset = _load(folder, image_size=8)
-    assert dataset.train.inputs.shape == (12, 8, 8, 3)
-    assert (dataset.validation.size, dataset.test.size) == (6, 6)
+    assert dataset.train.inputs.shape[1:] == (8, 8, 3)
+    assert dataset.train.size + dataset.validation.size + dataset.test.size == 24
     lazy = _load(folder, image_size=8, resident_megabytes=0)
     for part in ("train", "validation", "test"):
-        memory, read = getattr(dataset, part), getattr(lazy, part).read(np.arange(3))
-        np.testing.assert_array_equal(read.inputs, memory.inputs[:3])
-        np.testing.assert_array_equal(read.labels, memory.labels[:3])
+        memory = getattr(dataset, part)
+        read = getattr(lazy, part).read(np.arange(memory.size))
+        np.testing.assert_array_equal(read.inputs, memory.inputs)
+        np.testing.assert_array_equal(read.labels, memory.labels)
+        assert lazy.files[part] == dataset.files[part]
+        for index, file in enumerate(dataset.files[part]):
+            image = data.images.read_image(folder / file, dataset.input_shape, dataset.dtype)
+            np.testing.assert_array_equal(image, memory.inputs[index])
+            assert file.split("/")[0] == dataset.classes[memory.labels[index]]
 
 
 def test_a_corrupt_image_stops_with_its_name_or_is_left_out(folder, capsys):
@@ -50,6 +56,9 @@ def test_a_corrupt_image_stops_with_its_name_or_is_left_out(folder, capsys):
         _load(folder, image_size=8)
     dataset = _load(folder, image_size=8, skip_corrupt=True)
     assert dataset.train.size + dataset.validation.size + dataset.test.size == 23
+    for part, files in dataset.files.items():
+        assert len(files) == getattr(dataset, part).size
+        assert "dog/03.png" not in files
     printed = capsys.readouterr().err
     assert "dog/03.png" in printed
     assert "Left out 1 unreadable images" in printed

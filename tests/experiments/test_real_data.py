@@ -145,7 +145,8 @@ def test_a_recipe_is_rehearsed_on_real_images(tmp_path, cifar):
 
 def test_a_folder_is_cut_into_disjoint_splits_and_standardised(cifar):
     dataset = data.load(data.Source(f"folder:{cifar}"))
-    assert (dataset.train.size, dataset.validation.size, dataset.test.size) == (540, 60, 200)
+    assert (dataset.train.size + dataset.validation.size, dataset.test.size) == (600, 200)
+    assert 30 < dataset.validation.size < 90
     assert dataset.input_shape == (32, 32, 3)
     assert dataset.num_classes == 10
     inputs = dataset.standardise(dataset.train.inputs)

@@ -22,24 +22,23 @@ def load(name, **kwargs):
 
 
 def test_labels_are_the_tokens_that_follow_and_parts_share_none(tmp_path):
-    text = bytes(range(200)) + b"end"
-    (tmp_path / "a.txt").write_bytes(text[:100])
-    (tmp_path / "b.txt").write_bytes(text[100:])
-    whole = text[:100] + b"\n\n" + text[100:]
+    text = bytes(range(32, 232)) + b"end"
+    files = text[:100], text[100:]
+    for name, content in zip(("a.txt", "b.txt"), files, strict=True):
+        (tmp_path / name).write_bytes(content)
     found = load(f"text:{tmp_path}", text_length=5, validation_fraction=0.2)
-    held_out = len(whole) // 5
-    start = 0
-    for split, size in (
-        (found.train, len(whole) - 2 * held_out),
-        (found.validation, held_out),
-        (found.test, held_out),
-    ):
-        part = whole[start : start + size]
-        assert split.size == (size - 1) // 5
+    # Each file is cut: 60 or 63 bytes, 20 and 20.
+    parts = (
+        (found.train, files[0][:60] + b"\n\n" + files[1][:63]),
+        (found.validation, files[0][60:80] + b"\n\n" + files[1][63:83]),
+        (found.test, files[0][80:] + b"\n\n" + files[1][83:]),
+    )
+    for split, part in parts:
+        assert split.size == (len(part) - 1) // 5
         assert bytes(split.inputs.astype(np.uint8)) == part[: 5 * split.size]
         assert bytes(split.labels.astype(np.uint8)) == part[1 : 5 * split.size + 1]
-        start += size
-    assert hashlib.sha256(whole).hexdigest()[:16] in found.about
+    digest = hashlib.sha256(b"".join(part for _, part in parts)).hexdigest()
+    assert digest[:16] in found.about
     assert found.num_classes == 256
 
 
