@@ -58,7 +58,7 @@ def train(config: Config, console: Console) -> dict[str, Any]:
     origin = None
     if config.run.start_from and not has_results(config.workdir):
         origin = programs.read_trained(config.run.start_from)
-    dataset = load_to_train(config.workdir, config.dataset, origin and origin.dataset)
+    dataset = load_to_train(config.workdir, config.dataset, origin and config.run.start_from)
     if dataset.about:
         console.print(dataset.about, highlight=False, markup=False, soft_wrap=True)
 

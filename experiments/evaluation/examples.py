@@ -11,6 +11,7 @@ import numpy as np
 from experiments.data import Dataset, Examples, Source
 from experiments.training.data_record import (
     changes,
+    check_rule,
     fingerprints,
     load_as,
     read_data,
@@ -53,24 +54,29 @@ def choose(workdir: Path, source: Source, other: str | None) -> Chosen:
     Raises:
       ValueError: the data is missing, does not fit the run, or cannot be told from training data.
     """
-    given = source if other is None else dataclasses.replace(source, data=other, image_size=None)
-    dataset = load_as(read_data(workdir), given, f"data={given.data}")
-    trained, here = read_fingerprints(workdir).get("train"), fingerprints(dataset)
-    known = trained is not None and bool(here)
-    is_own = other in (None, source.data)
-    if trained is not None and here and not is_own:
-        is_own = bool(np.isin(trained, np.concatenate([*here.values()])).mean() >= 0.5)
+    known, trained = read_data(workdir), read_fingerprints(workdir)
+    same_place = other in (None, source.data)
+    if not same_place:
+        source = dataclasses.replace(source, data=other, image_size=None)
+    option = f"data={source.data}"
+    whole = source if same_place else dataclasses.replace(source, train_size=None)
+    dataset = load_as(known, whole, option)
+    here = fingerprints(dataset)
+    is_own = same_place or _share(trained, here) >= 0.5
+    if is_own and whole != source:
+        dataset = load_as(known, source, option)
+        here = fingerprints(dataset)
+    if is_own and "test" in dataset.held_out:
+        check_rule(workdir, dataset)
     changed = changes(workdir, dataset) if is_own else []
-    if changed and not known and (not here or "test" in dataset.held_out):
+    if changed and not here:
         raise ValueError(
             f"{dataset.name} is not what the run in {workdir} was trained on"
             f" ({'; '.join(changed)}); give --data with examples that it was not trained on."
         )
-    all_of_it = not is_own and "test" in dataset.held_out
-    tested, left_out = {}, 0
-    for split in _SPLITS if all_of_it else ("test",):
-        tested[split] = _unseen(dataset, split, here, trained)
-        left_out += int((~tested[split]).sum())
+    all_of_it = not (is_own or dataset.is_text) and "test" in dataset.held_out
+    unseen = {split: _unseen(dataset, split, here, trained) for split in _SPLITS}
+    tested = unseen if all_of_it else {"test": unseen["test"]}
     if not any(mask.any() for mask in tested.values()):
         raise ValueError(f"{dataset.name} has no images that the run was not trained on.")
     about = [dataset.about or dataset.name]
@@ -78,23 +84,38 @@ def choose(workdir: Path, source: Source, other: str | None) -> Chosen:
         about.append(f"The data has changed since the training: {'; '.join(changed)}.")
     if all_of_it:
         about.append("All of it is evaluated, because it has no test data apart.")
-    if left_out:
+    if here and not trained:
+        about.append("The run has no list of its training images, so none could be left out.")
+    if left_out := sum(int((~mask).sum()) for mask in tested.values()):
         about.append(f"Left out, because the run was trained on them: {left_out} images.")
-    validation = None
-    if not all_of_it and (known or not changed):
-        validation = _unseen(dataset, "validation", here, trained)
+    has_validation = not all_of_it and (trained or not changed)
     is_result = other is None or (is_own and not changed)
-    name = "evaluation" if is_result else f"evaluation-{_slug(given.data)}"
-    return Chosen(dataset, tested, validation, name, tuple(about))
+    return Chosen(
+        dataset,
+        tested,
+        unseen["validation"] if has_validation else None,
+        "evaluation" if is_result else f"evaluation-{_slug(source.data)}",
+        tuple(about),
+    )
+
+
+def _share(trained: Mapping[str, np.ndarray], here: Mapping[str, np.ndarray]) -> float:
+    """Return the share of a run's training images that is in a data set."""
+    if not trained or not here:
+        return 0.0
+    return float(np.isin(trained["train"], np.concatenate([*here.values()])).mean())
 
 
 def _unseen(
-    dataset: Dataset, split: str, here: Mapping[str, np.ndarray], trained: np.ndarray | None
+    dataset: Dataset,
+    split: str,
+    here: Mapping[str, np.ndarray],
+    trained: Mapping[str, np.ndarray],
 ) -> np.ndarray:
-    """Tell for each example of a split whether the run was not trained on it."""
-    if trained is None or split not in here:
+    """Tell for each example of a split whether neither the run nor an earlier one has seen it."""
+    if not trained or split not in here:
         return np.ones(getattr(dataset, split).size, bool)
-    return ~np.isin(here[split], trained)
+    return ~np.isin(here[split], np.concatenate([trained["train"], trained["earlier"]]))
 
 
 class Tested:

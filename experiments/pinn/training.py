@@ -248,7 +248,9 @@ def _weights(settings: Settings, names: tuple[str, ...]) -> dict[str, float]:
     given = settings.weights or {}
     if isinstance(given, tuple):
         if len(given) != len(names):
-            raise ValueError(f"weights={given} must be {len(names)} numbers, for {', '.join(names)}.")
+            raise ValueError(
+                f"weights={given} must be {len(names)} numbers, for {', '.join(names)}."
+            )
         given = dict(zip(names, given, strict=True))
     if unknown := given.keys() - set(names):
         raise ValueError(

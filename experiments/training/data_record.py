@@ -25,6 +25,8 @@ from experiments.training.workdir import has_results
 
 _FIELDS = ("name", "num_classes", "classes", "input_shape", "mean", "deviation", "dtype")
 
+_SPLITS = ("train", "validation", "test")
+
 # Names in a message.
 _SHOWN = 5
 
@@ -125,13 +127,13 @@ def standardised_as(dataset: Dataset, raw: Raw) -> Dataset:
     )
 
 
-def load_to_train(workdir: Path, source: Source, started_from: Dataset | None = None) -> Dataset:
+def load_to_train(workdir: Path, source: Source, started_from: Path | None = None) -> Dataset:
     """Load the data of a run and write data.json, or compare with the data that it was trained on.
 
     Args:
       workdir: of the run.
       source: of the data.
-      started_from: what the weights that the run begins with were trained on, if any.
+      started_from: workdir of the run whose weights it begins with, if any.
 
     Returns:
       The data, standardised as in the whole run.
@@ -144,6 +146,7 @@ def load_to_train(workdir: Path, source: Source, started_from: Dataset | None = 
     if has_results(workdir) and file.exists():
         known = read_data(workdir)
         dataset = data.load(_sized(source, known))
+        check_rule(workdir, dataset)
         changed = changes(workdir, dataset)
         if changed:
             raise ValueError(
@@ -153,28 +156,50 @@ def load_to_train(workdir: Path, source: Source, started_from: Dataset | None = 
             )
         return standardised_as(dataset, known.raw)
     if started_from is None:
-        dataset = data.load(source)
+        dataset = standard = data.load(source)
     else:
-        dataset = load_as(started_from, source, "start_from", any_size=True)
+        standard = read_data(started_from)
+        option = f"start_from={started_from}"
+        dataset = load_as(standard, source, option, any_size=True)
     if jax.process_index() == 0:
-        write_json(file, _described(dataset, started_from or dataset))
-        if dataset.files:
-            np.savez(workdir / "examples.npz", **fingerprints(dataset))  # pyright: ignore[reportArgumentType] - arrays by name
+        write_json(file, _described(dataset, standard))
+        if found := fingerprints(dataset):
+            before = read_fingerprints(started_from) if started_from else {}
+            seen = [before[split] for split in ("train", "earlier") if before]
+            earlier = np.unique(np.concatenate([np.zeros(0, np.uint64), *seen]))
+            np.savez(workdir / "examples.npz", earlier=earlier, **found)  # pyright: ignore[reportArgumentType] - arrays by name
     return dataset
+
+
+def check_rule(workdir: Path, dataset: Dataset) -> None:
+    """Refuse a data set whose held-out examples a run of an older version may have trained on.
+
+    Raises:
+      ValueError: the run knew no rule by which examples are held out, and the data set has one.
+    """
+    if dataset.rule and "rule" not in read_json(_file(workdir)):
+        raise ValueError(
+            f"the run in {workdir} is of an earlier version, which held out other examples of"
+            f" {dataset.name}, so it would be tested on examples that it was trained on; train"
+            " again in another --workdir, or name the splits of the data."
+        )
 
 
 def changes(workdir: Path, dataset: Dataset) -> list[str]:
     """List in words how a data set differs from the one that a run was trained on."""
     saved, found = read_json(_file(workdir), *_FIELDS), _described(dataset, dataset)
-    names = found.keys() - {"name", "mean", "deviation", "measured"}
+    names = saved.keys() & found.keys() - {"name", "mean", "deviation", "measured"}
     changed = [
-        f"{name}: {saved.get(name)} → {found[name]}"
+        f"{name}: {saved[name]} → {found[name]}"
         for name in sorted(names)
-        if saved.get(name, "") != found[name]
+        if saved[name] != found[name]
     ]
     known = read_fingerprints(workdir)
     if known and dataset.files:
-        old, new = set(np.concatenate([*known.values()]).tolist()), fingerprints(dataset)
+        old, new = (
+            set(np.concatenate([known[split] for split in _SPLITS]).tolist()),
+            fingerprints(dataset),
+        )
         added = [
             file
             for split, files in dataset.files.items()
@@ -220,6 +245,8 @@ def fingerprints(dataset: Dataset) -> dict[str, np.ndarray]:
 def read_fingerprints(workdir: Path) -> dict[str, np.ndarray]:
     """Read the fingerprints of a run's images by split; empty where the run has none.
 
+    Those of `"earlier"` were training images of the runs that it started from.
+
     Raises:
       ValueError: the file is damaged.
     """
@@ -235,7 +262,7 @@ def read_fingerprints(workdir: Path) -> dict[str, np.ndarray]:
 
 def _described(dataset: Dataset, standard: Dataset) -> dict[str, Any]:
     """Describe a data set as data.json does, standardised as another one is."""
-    sizes = {part: getattr(dataset, part).size for part in ("train", "validation", "test")}
+    sizes = {split: getattr(dataset, split).size for split in _SPLITS}
     return {
         "name": dataset.name,
         "num_classes": dataset.num_classes,

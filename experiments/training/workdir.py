@@ -72,7 +72,7 @@ def read_settings(workdir: Path, program: str = "experiments.train") -> dict[str
     if not found:
         raise ValueError(f"{file} is damaged (it lacks {_PROGRAMS[program]}); restore it.")
     if program not in found:
-        raise ValueError(f"{workdir} holds a run of {found[0]}; give the workdir of a {program}.")
+        raise ValueError(f"{workdir} holds a run of {found[0]}; give a workdir of {program}.")
     saved.pop("versions", None)
     return saved
 
