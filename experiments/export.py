@@ -16,7 +16,7 @@ import tyro
 from flax import nnx
 
 from experiments import command_line
-from experiments.files import open_file, write_json
+from experiments.files import digest, open_file, write_json
 from experiments.training.data_record import class_names
 from experiments.training.programs import read_trained
 from osgd_jax import AnytimePredictor
@@ -76,6 +76,7 @@ def export(config: Config) -> Path:
         "dtype": dataset.dtype,
         "data": dataset.name,
         "step": int(trained.state.step),
+        "sha256": digest(output),
     }
     write_json(output.with_name(f"{output.name}.json"), about)
     return output

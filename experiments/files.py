@@ -1,5 +1,6 @@
 """Read and write files of runs and results: in full, or an error of one sentence."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -39,6 +40,12 @@ def open_file(file: Path, option: str = "output") -> None:
     if file.is_dir():
         raise ValueError(f"{option}={file} must be a file, got a folder.")
     open_folder(file.parent, f"folder of {option}")
+
+
+def digest(file: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def read_json(file: Path, *fields: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from experiments.data.images import CorruptImageError, read_image
-from experiments.files import read_json
+from experiments.files import digest, read_json
 from experiments.settings import expanded
 from osgd_jax import AnytimePredictor
 
@@ -79,7 +79,11 @@ def _about(file: Path) -> dict[str, Any]:
     description = file.with_name(f"{file.name}.json")
     if not description.exists():
         raise ValueError(f"{description} does not exist; copy it along with {file.name}.")
-    return read_json(description, "classes", "input_shape", "dtype")
+    about = read_json(description, "classes", "input_shape", "dtype")
+    # Files of earlier versions have no digest.
+    if about.get("sha256", found := digest(file)) != found:
+        raise ValueError(f"{description} describes another file; copy it along with {file.name}.")
+    return about
 
 
 def _read(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray | str:

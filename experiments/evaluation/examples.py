@@ -68,7 +68,7 @@ def choose(workdir: Path, source: Source, other: str | None) -> Chosen:
         here = fingerprints(dataset)
     if is_own and "test" in dataset.held_out:
         check_rule(workdir, dataset)
-    changed = changes(workdir, dataset) if is_own else []
+    changed = changes(workdir, dataset, here) if is_own else []
     if changed and not here:
         raise ValueError(
             f"{dataset.name} is not what the run in {workdir} was trained on"

@@ -1,4 +1,4 @@
-"""The study of Orthogonalized SGD. What is done already is not done again.
+"""The study of Orthogonalized SGD. What is done already in the output folder is not done again.
 
 Each question names its nets, its methods and the seeds that choose their rates and that test them;
 STUDY.md lists all.
@@ -28,7 +28,7 @@ class Config:
       times: whether to measure the time of a step of the nets that have none.
       fashion_mnist: folder where `tensorflow_datasets` keeps Fashion-MNIST.
       cifar10_jpeg: folder of CIFAR-10 (JPEG): train and test, with a folder for each class.
-      output: folder of the results.
+      output: folder of the results; experiments/results/study adds to the stored ones.
     """
 
     questions: tuple[str, ...] = tuple(QUESTIONS)

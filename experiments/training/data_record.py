@@ -8,7 +8,7 @@ here.
 import dataclasses
 import hashlib
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ def load_to_train(workdir: Path, source: Source, started_from: Path | None = Non
         known = read_data(workdir)
         dataset = data.load(_sized(source, known))
         check_rule(workdir, dataset)
-        changed = changes(workdir, dataset)
+        changed = changes(workdir, dataset, fingerprints(dataset))
         if changed:
             raise ValueError(
                 f"{dataset.name} is not what the run in {workdir} was trained on"
@@ -185,8 +185,14 @@ def check_rule(workdir: Path, dataset: Dataset) -> None:
         )
 
 
-def changes(workdir: Path, dataset: Dataset) -> list[str]:
-    """List in words how a data set differs from the one that a run was trained on."""
+def changes(workdir: Path, dataset: Dataset, here: Mapping[str, np.ndarray]) -> list[str]:
+    """List in words how a data set differs from the one that a run was trained on.
+
+    Args:
+      workdir: of the run.
+      dataset: the data that is there.
+      here: its fingerprints.
+    """
     saved, found = read_json(_file(workdir), *_FIELDS), _described(dataset, dataset)
     names = saved.keys() & found.keys() - {"name", "mean", "deviation", "measured"}
     changed = [
@@ -196,17 +202,14 @@ def changes(workdir: Path, dataset: Dataset) -> list[str]:
     ]
     known = read_fingerprints(workdir)
     if known and dataset.files:
-        old, new = (
-            set(np.concatenate([known[split] for split in _SPLITS]).tolist()),
-            fingerprints(dataset),
-        )
+        old = set(np.concatenate([known[split] for split in _SPLITS]).tolist())
         added = [
             file
             for split, files in dataset.files.items()
-            for file, each in zip(files, new[split].tolist(), strict=True)
+            for file, each in zip(files, here[split].tolist(), strict=True)
             if each not in old
         ]
-        removed = len(old - set(np.concatenate([*new.values()]).tolist()))
+        removed = len(old - set(np.concatenate([*here.values()]).tolist()))
         changed += [f"images added: {len(added)} ({_few(added)})"] if added else []
         changed += [f"images removed: {removed}"] if removed else []
     before = saved.get("measured", saved)

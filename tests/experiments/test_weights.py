@@ -30,8 +30,7 @@ _FAMILIES = [
 
 @pytest.mark.parametrize("family", _FAMILIES)
 def test_logits_follow_their_classes_into_another_order(tmp_path, family):
-    small = {} if family == "msdnet" else {"widths": (4,)}
-    sizes = nets.Sizes(family, 1, **small)
+    sizes = nets.Sizes(family, 1, widths=None if family == "msdnet" else (4,))
     there = nets.make_net(sizes, _dataset(), nnx.Rngs(0))
     trained = Trained(Config(tmp_path, net=sizes), _dataset(), there, None)  # pyright: ignore[reportArgumentType] - its state is not read
     dataset = _dataset(tuple(_CLASSES[place] for place in _ORDER))
