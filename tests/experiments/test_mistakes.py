@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,6 +17,7 @@ from experiments.evaluation.mistakes import Mistakes
 from experiments.evaluation.pictures import draw_confusion
 from experiments.evaluation.tables import tables
 from experiments.train import train
+from experiments.training import programs
 from tests.experiments.running import finish, refuse, summary
 
 _CLASSES = ("cat", "[b]dog", "$emu")
@@ -212,6 +214,33 @@ def test_other_data_is_evaluated_whole_but_for_training_images(trained, copied):
         _add(copied / "others" / split, count, 3)
     finish("evaluate", copied / "run", "--data", f"folder:{copied / 'others'}")
     assert _evaluation(copied / "run", found.stem)["examples"] == 8
+
+
+def test_a_run_that_starts_from_another_computes_the_same_and_remembers_its_images(trained, copied):
+    _add(copied / "others", 20, 4)
+    for file in (copied / "others").rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(file)) // 2).save(file)  # darker
+    config = Config(
+        copied / "second",
+        dataset=data.Source(f"folder:{copied / 'others'}", validation_fraction=0.2),
+        net=nets.Sizes("width-nested", 2, (4,), norm="batch"),
+        method=methods.Settings("sgd"),
+        run=Run(epochs=1, batch_size=8, learning_rate=1e-30, start_from=copied / "run"),
+    )
+    train(config, Console(quiet=True))
+    first, second = (programs.read_trained(copied / name) for name in ("run", "second"))
+    assert second.dataset.raw == first.dataset.raw
+    for there, here in zip(
+        jax.tree.leaves(first.state.params), jax.tree.leaves(second.state.params), strict=True
+    ):
+        np.testing.assert_array_equal(there, here)
+    # What the first run has seen is left out of the second one's tests, too.
+    with np.load(copied / "second" / "examples.npz") as fingerprints:
+        seen = fingerprints["earlier"]
+    assert len(seen) == len(_split(trained, "train"))
+    finish("evaluate", copied / "second", "--data", f"folder:{copied / 'pets'}")
+    (found,) = (copied / "second").glob("evaluation-folder*.json")
+    assert _evaluation(copied / "second", found.stem)["examples"] == 60 - len(seen)
 
 
 def test_training_does_not_go_on_with_other_images(copied):
