@@ -8,7 +8,6 @@ examples under three deadlines.
 import concurrent.futures
 import dataclasses
 import functools
-import json
 import math
 import os
 import sys
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import tyro
 from flax import nnx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -25,7 +23,8 @@ from rich.table import Table
 from scipy import stats
 
 import osgd_jax
-from experiments import data, deadlines, methods
+from experiments import command_line, data, deadlines, methods
+from experiments.files import open_folder, write_json
 from experiments.nets import ResNetFamily, Sizes, make_net
 from experiments.settings import flat, require
 from experiments.tables import interval, machine
@@ -293,8 +292,8 @@ def main() -> None:
     """Command line."""
     console = Console()
     try:
-        config = tyro.cli(Config, prog="python -m experiments.compare", description=__doc__)
-        config.output.mkdir(parents=True, exist_ok=True)
+        config = command_line.read(Config, "experiments.compare", __doc__)
+        open_folder(config.output, "output")
         columns = (
             TextColumn("{task.description:>16}"),
             BarColumn(),
@@ -311,7 +310,7 @@ def main() -> None:
         console.print(line, soft_wrap=True, highlight=False)
     console.print(deadline_table(results))
     results_file = config.output / "results.json"
-    results_file.write_text(json.dumps(results, indent=1) + "\n")
+    write_json(results_file, results)
     plot(results, config.output / "comparison.png")
     plot_anytime(results, net, config.output / "anytime.png")
     console.print(

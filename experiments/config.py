@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_type_hints
 import tyro
 
 from experiments import data, methods, nets
-from experiments.settings import flat, require
+from experiments.settings import SEEDS, flat, require
 from experiments.training.augmentation import Augmentation
 from experiments.training.devices import Hosts
 
@@ -63,7 +63,8 @@ class Run:
     def __post_init__(self):
         counts = ("epochs", "batch_size", "log_every", "save_every", "keep_last")
         require(self, fields=(*counts, "steps_per_dispatch"), at_least=1)
-        require(self, fields=("seed", "loss_weights"), at_least=0)
+        require(self, fields=("seed",), **SEEDS)
+        require(self, fields=("loss_weights",), at_least=0)
         require(self, fields=("learning_rate",), above=0)
         require(self, fields=("warmup_epochs",), at_least=0, below=self.epochs)
 

@@ -2,8 +2,13 @@
 
 Writes evaluation.json and evaluation.png into the workdir of a finished or stopped run: accuracy,
 calibration error and multiply-adds of each output (the anytime curve and the area under it),
-budgeted batch classification, agreement of the outputs and what each gains and loses. Of a run on
-text: bits per token and multiply-adds of each output, and texts continued at random deadlines.
+budgeted batch classification, agreement of the outputs and what each gains and loses; accuracy and
+precision of each class, confusion matrices (-confusion.png, -confusion.npz) and the wrong examples
+(-wrong.csv, -wrong.png). Of a run on text: bits per token and multiply-adds of each output, and
+texts continued at random deadlines.
+
+Files of other data (`--data`) are called evaluation-DATA instead. No example that the run was
+trained on is evaluated.
 """
 
 import dataclasses
@@ -11,27 +16,25 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 import tyro
 from flax import nnx
 from rich.console import Console
-from rich.table import Table
 
 import osgd_jax
-from experiments import data, generation, metrics
+from experiments import command_line, data, generation, metrics
+from experiments.evaluation.examples import Tested, choose
+from experiments.evaluation.mistakes import Mistakes
+from experiments.evaluation.pictures import draw_confusion, draw_curve, draw_wrong
+from experiments.evaluation.tables import tables
+from experiments.files import open_folder, write_json
 from experiments.settings import require
 from experiments.training import devices, programs
-from experiments.training.workdir import (
-    check_rule,
-    keep_data,
-    read_config,
-    read_data,
-    write_json,
-)
-from osgd_jax.plots import anytime_curve
+from experiments.training.data_record import class_names, class_order
+from experiments.training.workdir import read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Config:
     Attributes:
       workdir: of a run of `python -m experiments.train`.
       checkpoint: the last one, or the one with the best mean validation accuracy.
-      data: where the data is now, or other data of the same classes; that of the run if not given.
+      data: where the data is now, or other data of the same classes: its test part, or all of it
+        where it has no test data apart; the data of the run if not given.
       data_dir: where tensorflow_datasets keeps what it has prepared; as in the run if not given.
       rule: by what examples leave early in budgeted classification: the probability of the
         likeliest class, its distance to that of the next, or one less the entropy.
@@ -59,35 +63,83 @@ class Config:
         require(self, fields=("texts",), at_least=1)
 
 
+class Details(NamedTuple):
+    """An evaluation beside its figures.
+
+    Attributes:
+      name: of its files, without an ending.
+      mistakes: of all outputs; None for text.
+      tested: the examples and their predictions; None for text.
+    """
+
+    name: str
+    mistakes: Mistakes | None = None
+    tested: Tested | None = None
+
+
 def evaluate(config: Config) -> dict[str, Any]:
     """Return what evaluation.json holds.
 
     Raises:
       ValueError: no run or no checkpoint in the workdir, or its data is missing or other data.
     """
-    dataset = load_data(config)
-    run, _, net, state = programs.read_trained(config.workdir, config.checkpoint)
+    return evaluate_in_detail(config)[0]
+
+
+def evaluate_in_detail(config: Config) -> tuple[dict[str, Any], Details]:
+    """Return what evaluation.json holds, and what its other files and pictures are made from.
+
+    Raises:
+      ValueError: as `evaluate`.
+    """
+    source = read_config(config.workdir).dataset
+    if config.data_dir is not None:
+        source = dataclasses.replace(source, data_dir=config.data_dir)
+    chosen = choose(config.workdir, source, config.data)
+    dataset = chosen.dataset
+    trained = programs.read_trained(config.workdir, config.checkpoint)
     count = jax.device_count()
-    batch_size = -(-run.run.batch_size // count) * count
+    batch_size = -(-trained.config.run.batch_size // count) * count
     placed = devices.placement(batch_size, shard_state=False)
-    state = placed.put_state(state)
-    logits_of, totals = programs.evaluation(nnx.graphdef(net), dataset)
+    state = placed.put_state(trained.state)
+    logits_of, totals = programs.evaluation(nnx.graphdef(trained.net), dataset)
     common = {
-        "data": dataset.about or dataset.name,
+        "data": " ".join(chosen.about),
         "checkpoint": config.checkpoint,
         "step": int(state.step),
     }
     if dataset.is_text:
-        tested = programs.evaluate(jax.jit(totals), batch_size, placed, state, dataset.test)
-        return common | _of_text(config, dataset, net, *tested)
+        summed = programs.evaluate(jax.jit(totals), batch_size, placed, state, dataset.test)
+        return common | _of_text(config, dataset, trained.net, *summed), Details(chosen.name)
     logits = functools.partial(jax.jit(logits_of), state)
-    validation, _ = _predict(logits, placed, batch_size, dataset.validation)
-    test, labels = _predict(logits, placed, batch_size, dataset.test)
+    predict = functools.partial(_predict, logits, placed, batch_size)
+    tested = Tested(chosen, class_order(trained.dataset, dataset), predict)
+    found = common | _of_outputs(tested, trained.net, dataset)
+    if chosen.validation is not None and chosen.validation.any():
+        validation, _ = predict(dataset.validation)
+        costs = np.array([output["multiply_adds"] for output in found["outputs"]])
+        found["rule"] = config.rule
+        found["budgeted"] = metrics.budgeted_classification(
+            validation[:, chosen.validation],
+            *(tested.probabilities, tested.labels, costs),
+            rule=config.rule,
+        )
+    mistakes = Mistakes.find(
+        tested.probabilities, tested.labels, class_names(trained.dataset), tested.names
+    )
+    for k, output in enumerate(found["outputs"]):
+        output |= mistakes.described(k)
+    return found, Details(chosen.name, mistakes, tested)
+
+
+def _of_outputs(tested: Tested, net: Any, dataset: data.Dataset) -> dict[str, Any]:
+    """Figures of all outputs from their predictions."""
+    test, labels = tested.probabilities, tested.labels
     counted = osgd_jax.cost(net, dataset.input_shape)
     costs = np.array([cost.multiply_adds for cost in counted])
     accuracy = metrics.accuracies(test, labels)
     change = metrics.monotonicity(test, labels)
-    return common | {
+    return {
         "examples": len(labels),
         "outputs": [
             {
@@ -102,10 +154,6 @@ def evaluate(config: Config) -> dict[str, Any]:
         "agreement": metrics.agreement(test).tolist(),
         "gained": change.gained.tolist(),
         "lost": change.lost.tolist(),
-        "rule": config.rule,
-        "budgeted": metrics.budgeted_classification(
-            validation, test, labels, costs, rule=config.rule
-        ),
     }
 
 
@@ -131,36 +179,6 @@ def _of_text(
     }
 
 
-def load_data(config: Config) -> data.Dataset:
-    """The data to evaluate on, standardised as in the run's training.
-
-    Raises:
-      ValueError: it is missing, or its classes or images are not like those of the run.
-    """
-    source = read_config(config.workdir).dataset
-    if config.data_dir is not None:
-        source = dataclasses.replace(source, data_dir=config.data_dir)
-    if config.data is None:
-        dataset = data.load(source)
-        keep_data(config.workdir, dataset)
-        return dataset
-    known = read_data(config.workdir)
-    side = known.input_shape[0] if len(known.input_shape) == 3 else None
-    dataset = data.load(dataclasses.replace(source, data=config.data, image_size=side))
-    check_rule(config.workdir, dataset)
-    for name in ("num_classes", "classes", "input_shape"):
-        here, there = getattr(dataset, name), getattr(known, name)
-        if here != there:
-            raise ValueError(f"data={config.data} has {name} {here}, the run {there}.")
-    if dataset.raw.dtype != known.dtype:
-        raise ValueError(
-            f"data={config.data} has {dataset.raw.dtype} pixels, the run {known.dtype}."
-        )
-    if dataset.standardised is not None:
-        return dataset
-    return dataclasses.replace(dataset, mean=known.mean, deviation=known.deviation)
-
-
 def _predict(
     logits_of: Callable[[Any], jax.Array],
     placed: devices.Placement,
@@ -178,86 +196,38 @@ def _predict(
     return powers / powers.sum(-1, keepdims=True), np.concatenate(labels)
 
 
-def table(found: dict[str, Any]) -> Table:
-    """One row an output."""
-    shown = Table(title=f"Test data, {found['examples']} examples, step {found['step']}")
-    columns = {
-        "bits_per_token": ("bits per token", lambda value: f"{value:.3f}"),
-        "accuracy": ("accuracy, %", lambda value: f"{100 * value:.1f}"),
-        "calibration_error": ("calibration error, %", lambda value: f"{100 * value:.1f}"),
-        "multiply_adds": ("multiply-adds", lambda value: f"{value:,.0f}"),
-        "parameters": ("parameters", lambda value: f"{value:,}"),
-    }
-    measured = [columns[name] for name in columns if name in found["outputs"][0]]
-    for header in ("output", *[header for header, _ in measured]):
-        shown.add_column(header, justify="right")
-    for k, output in enumerate(found["outputs"]):
-        figures = [show(output[name]) for name, (_, show) in columns.items() if name in output]
-        shown.add_row(str(k + 1), *figures)
-    return shown
-
-
-def deadlines_table(found: dict[str, Any]) -> Table:
-    """Texts at deadlines, a row for each range of these."""
-    shown = Table(title="Texts continued at random deadlines")
-    for column in ("deadline, ms", "tokens by each output, %", "bits per token", "late, %"):
-        shown.add_column(column, justify="right")
-    for row in found["deadlines"]:
-        shares = " ".join(f"{100 * share:.0f}" for share in row["exit_shares"])
-        figures = f"{row['bits_per_token']:.3f}", f"{100 * row['late']:.1f}"
-        shown.add_row(f"{1e3 * row['deadline']:.2f}", shares, *figures)
-    return shown
-
-
-def plot(found: dict[str, Any], path: Path) -> None:
-    """Draw the anytime curve, and budgeted classification or deadlines, and save the picture."""
-    from matplotlib.figure import Figure
-
-    if "deadlines" in found:
-        figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-        curve, timed = figure.subplots(1, 2, sharey=True)
-        bits = [output["bits_per_token"] for output in found["outputs"]]
-        anytime_curve([each["multiply_adds"] for each in found["outputs"]], bits, axes=curve)
-        curve.set_xlabel("multiply-adds per token, up to each output")
-        curve.set_ylabel("test bits per token")
-        rows = found["deadlines"]
-        deadlines = [1e3 * row["deadline"] for row in rows]
-        timed.plot(deadlines, [row["bits_per_token"] for row in rows], "o-")
-        timed.set_xlabel("deadline for each token, ms")
-        timed.grid(alpha=0.3)
-        figure.savefig(path, dpi=150)
-        return
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    costs = [output["multiply_adds"] for output in found["outputs"]]
-    accuracy = [100 * output["accuracy"] for output in found["outputs"]]
-    label = "anytime: last output in budget"
-    anytime_curve(costs, accuracy, label=label, axes=axes, drawstyle="steps-post")
-    budgeted = sorted((b["average_multiply_adds"], 100 * b["accuracy"]) for b in found["budgeted"])
-    axes.plot(*zip(*budgeted, strict=True), label=f"budgeted batch: exits by {found['rule']}")
-    axes.set_ylabel("test accuracy, %")
-    axes.legend()
-    figure.savefig(path, dpi=150)
+def write(found: dict[str, Any], details: Details, folder: Path) -> None:
+    """Write all files of an evaluation into a folder, which must be there."""
+    file = folder / details.name
+    write_json(folder / f"{details.name}.json", found)
+    draw_curve(found, folder / f"{details.name}.png")
+    if details.mistakes is not None and details.tested is not None:
+        details.mistakes.write(file)
+        draw_confusion(details.mistakes, folder / f"{details.name}-confusion.png")
+        draw_wrong(details.mistakes, details.tested.read, folder / f"{details.name}-wrong.png")
 
 
 def main() -> None:
     """Command line."""
     console = Console()
     try:
-        config = tyro.cli(Config, prog="python -m experiments.evaluate", description=__doc__)
-        found = evaluate(config)
-        write_json(config.workdir / "evaluation.json", found)
-        plot(found, config.workdir / "evaluation.png")
+        config = command_line.read(Config, "experiments.evaluate", __doc__)
+        read_config(config.workdir)
+        open_folder(config.workdir, "workdir")
+        found, details = evaluate_in_detail(config)
+        write(found, details, config.workdir)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     console.print(found["data"], highlight=False, markup=False, soft_wrap=True)
-    console.print(table(found))
-    if "deadlines" in found:
-        console.print(deadlines_table(found))
-    else:
+    for table in tables(found):
+        console.print(table)
+    if "area_under_anytime_curve" in found:
         area = 100 * found["area_under_anytime_curve"]
         console.print(f"area under the anytime curve {area:.1f} %", highlight=False)
-    console.print(f"Wrote evaluation.json and evaluation.png in {config.workdir}.", highlight=False)
+    written = f"{details.name}.json and {details.name}.png"
+    if details.mistakes is not None:
+        written += f", and mistakes as {details.name}-*"
+    console.print(f"Wrote {written} in {config.workdir}.", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

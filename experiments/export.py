@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import tyro
 from flax import nnx
 
+from experiments import command_line
+from experiments.files import digest, open_file, write_json
+from experiments.training.data_record import class_names
 from experiments.training.programs import read_trained
-from experiments.training.workdir import write_json
 from osgd_jax import AnytimePredictor
 
 
@@ -60,20 +62,21 @@ def export(config: Config) -> Path:
     Raises:
       ValueError: no run or no readable checkpoint in the workdir.
     """
+    output = config.output or config.workdir / "net.anytime"
+    open_file(output)
     trained = read_trained(config.workdir, config.checkpoint)
     dataset = trained.dataset
     if dataset.is_text:
         raise ValueError(f"{config.workdir} has a net for text, which is not exported.")
-    output = config.output or config.workdir / "net.anytime"
-    output.parent.mkdir(parents=True, exist_ok=True)
     net = Standardised(trained.net, dataset.mean, dataset.deviation)
     AnytimePredictor(net).export(output, input_shape=dataset.input_shape)
     about = {
-        "classes": dataset.classes or [str(label) for label in range(dataset.num_classes)],
+        "classes": class_names(dataset),
         "input_shape": dataset.input_shape,
         "dtype": dataset.dtype,
         "data": dataset.name,
         "step": int(trained.state.step),
+        "sha256": digest(output),
     }
     write_json(output.with_name(f"{output.name}.json"), about)
     return output
@@ -82,7 +85,7 @@ def export(config: Config) -> Path:
 def main() -> None:
     """Command line."""
     try:
-        config = tyro.cli(Config, prog="python -m experiments.export", description=__doc__)
+        config = command_line.read(Config, "experiments.export", __doc__)
         output = export(config)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

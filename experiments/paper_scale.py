@@ -15,7 +15,7 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
-from experiments import tables, train
+from experiments import command_line, tables, train
 from experiments.config import Config as Run
 from experiments.settings import require
 
@@ -133,9 +133,11 @@ def page(config: Config, run: Run, summary: Mapping[str, Any]) -> str:
     examples = summary["steps"] * run.run.batch_size
     operations = work(summary["multiply_adds"][-1], examples)
     expected = h100_hours(operations, run.net.precision)
-    hours = summary["clock"]["seconds"] / 3600
     about += f"; SGD's work is {operations:.2g} operations, an estimated {expected:.2g} hours of an"
-    about += f" H100; {hours:.2f} hours in the last process."
+    about += " H100"
+    if summary["clock"] is not None:
+        about += f"; {summary['clock']['seconds'] / 3600:.2f} hours in the last process"
+    about += "."
     return f"{about}\n\n{tables.markdown(header, rows)}"
 
 
@@ -143,7 +145,7 @@ def main() -> None:
     """Command line."""
     console = Console()
     try:
-        config = tyro.cli(Config, prog="python -m experiments.paper_scale", description=__doc__)
+        config = command_line.read(Config, "experiments.paper_scale", __doc__)
         if config.method == "mixed":
             train.train(run_of(dataclasses.replace(config, method="last")), console)
         run = run_of(config)

@@ -15,6 +15,8 @@ import jax
 import numpy as np
 
 from experiments.data.images import CorruptImageError, read_image
+from experiments.files import digest, read_json
+from experiments.settings import expanded
 from osgd_jax import AnytimePredictor
 
 # Images that are classified together.
@@ -79,7 +81,11 @@ def _about(file: Path) -> dict[str, Any]:
     description = file.with_name(f"{file.name}.json")
     if not description.exists():
         raise ValueError(f"{description} does not exist; copy it along with {file.name}.")
-    return json.loads(description.read_text())
+    about = read_json(description, "classes", "input_shape", "dtype")
+    # Files of earlier versions have no digest.
+    if about.get("sha256", found := digest(file)) != found:
+        raise ValueError(f"{description} describes another file; copy it along with {file.name}.")
+    return about
 
 
 def _read(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray | str:
@@ -117,8 +123,8 @@ def thresholds(text: str) -> float | tuple[float | None, ...]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser("python -m experiments.predict", description=__doc__)
-    parser.add_argument("file", type=Path, help="what experiments.export wrote")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    parser.add_argument("file", type=expanded, help="what experiments.export wrote")
+    parser.add_argument("images", type=expanded, nargs="+", metavar="IMAGE")
     parser.add_argument(
         "--confidence",
         type=thresholds,

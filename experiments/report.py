@@ -5,15 +5,16 @@ Writes report.md, curves.png (losses and validation accuracy over the steps) and
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from experiments import command_line
+from experiments.files import open_folder, read_json, write_text
 from experiments.tables import markdown
-from experiments.training.workdir import read_config, read_metrics, write_text
+from experiments.training.workdir import read_config, read_metrics
 from osgd_jax.plots import anytime_curve
 
 _SAME_EVERYWHERE = frozenset({"workdir"})
@@ -56,10 +57,8 @@ def read_run(workdir: Path) -> Run:
       ValueError: there is none in the folder, or it has not logged a step yet.
     """
     fields, metrics = read_config(workdir).as_json(), read_metrics(workdir)
-    if not metrics:
-        raise ValueError(f"the run in {workdir} has not logged a step yet.")
     file = workdir / "summary.json"
-    summary = json.loads(file.read_text()) if file.exists() else None
+    summary = read_json(file, "test_accuracy", "multiply_adds") if file.exists() else None
     return Run(workdir.name, fields, metrics, summary)
 
 
@@ -126,11 +125,11 @@ def plot_anytime(runs: list[Run], path: Path) -> None:
 def main() -> None:
     """Command line."""
     try:
-        config = tyro.cli(Config, prog="python -m experiments.report", description=__doc__)
+        config = command_line.read(Config, "experiments.report", __doc__)
         if not config.workdirs:
             raise ValueError("give the workdir of at least one run.")
+        open_folder(config.output, "output")
         runs = [read_run(workdir) for workdir in config.workdirs]
-        config.output.mkdir(parents=True, exist_ok=True)
         write_text(config.output / "report.md", table(runs))
         plot_curves(runs, config.output / "curves.png")
         plot_anytime(runs, config.output / "anytime.png")

@@ -4,7 +4,11 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+# Range of a seed, for `require`: compiled programs take it as an int32, and NumPy none below zero.
+SEEDS = MappingProxyType({"at_least": 0, "at_most": 2**31 - 1})
 
 
 def require(
@@ -18,11 +22,11 @@ def require(
 ) -> None:
     """Raise a ValueError for the first field that is out of range.
 
-    None is always in range. Of a tuple each number must be, and there must be one.
+    None is always in range. Of a tuple or dict each number must be, and there must be one.
 
     Args:
       config: a dataclass.
-      fields: names of numbers, or of tuples of numbers.
+      fields: names of numbers, or of tuples or dicts of numbers.
       at_least: least value.
       above: value that is just too small.
       at_most: largest value.
@@ -42,8 +46,9 @@ def require(
 
     for field in fields:
         value = getattr(config, field)
-        if isinstance(value, tuple):
-            if not value or not all(map(holds, value)):
+        if isinstance(value, tuple | dict):
+            numbers = value.values() if isinstance(value, dict) else value
+            if not numbers or not all(map(holds, numbers)):
                 raise ValueError(f"{field}={value} must be one or more numbers, each {wanted}.")
         elif value is not None and not holds(value):
             raise ValueError(f"{field}={value} must be {wanted}.")

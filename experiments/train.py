@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tyro
 from flax import nnx
 from rich.console import Console
 from rich.progress import (
@@ -24,21 +23,24 @@ from rich.progress import (
 )
 
 import osgd_jax
-from experiments import data, generation
+from experiments import command_line, data, generation
 from experiments.config import Config
+from experiments.files import read_json, write_json
 from experiments.nets import make_net
-from experiments.training import devices, programs
+from experiments.training import devices, programs, weights
 from experiments.training.checkpoints import Checkpoints
+from experiments.training.data_record import load_to_train
 from experiments.training.step import Conflict, Measured, State
 from experiments.training.workdir import (
     Clock,
     MetricsLog,
     has_results,
-    keep_data,
     open_workdir,
     read_metrics,
-    write_json,
 )
+
+# Fields of summary.json that are printed.
+_SUMMARY = ("test_accuracy", "validation_accuracy", "multiply_adds", "steps", "clock", "diagnosis")
 
 
 def train(config: Config, console: Console) -> dict[str, Any]:
@@ -53,15 +55,17 @@ def train(config: Config, console: Console) -> dict[str, Any]:
     devices.connect(config.hosts)
     placed = devices.placement(config.run.batch_size, config.hosts.shard_state)
     about = open_workdir(config)
-    dataset = data.load(config.dataset)
+    origin = None
+    if config.run.start_from and not has_results(config.workdir):
+        origin = programs.read_trained(config.run.start_from)
+    dataset = load_to_train(config.workdir, config.dataset, origin and config.run.start_from)
     if dataset.about:
         console.print(dataset.about, highlight=False, markup=False, soft_wrap=True)
-    keep_data(config.workdir, dataset)
 
     # ---- net, and what is compiled for its training
     net = make_net(config.net, dataset, nnx.Rngs(config.run.seed))
-    if config.run.start_from and not has_results(config.workdir):
-        programs.start_from(net, config.run.start_from)
+    if origin is not None:
+        weights.start_from(net, dataset, origin)
     costs = osgd_jax.cost(net, dataset.input_shape)
     built = programs.build(config, dataset, placed, net)
 
@@ -74,9 +78,11 @@ def train(config: Config, console: Console) -> dict[str, Any]:
             console.print(f"Continuing after step {start} of {built.num_steps}.")
 
         # ---- train
-        clock = {"seconds": 0.0, "steps_per_second": 0.0, "waiting_for_input": 0.0}
+        file, clock = config.workdir / "summary.json", None
+        if start == built.num_steps and file.exists():
+            return read_json(file, *_SUMMARY)
         if start < built.num_steps:
-            (config.workdir / "summary.json").unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
             state, clock = _loop(config, console, dataset, placed, built, checkpoints, state)
         checkpoints.wait()
     finally:
@@ -102,7 +108,7 @@ def train(config: Config, console: Console) -> dict[str, Any]:
             nnx.update(net, jax.device_get(state.params))
             summary["samples"] = generation.sample(net, dataset)
     if jax.process_index() == 0:
-        write_json(config.workdir / "summary.json", summary)
+        write_json(file, summary)
     return summary
 
 
@@ -272,7 +278,7 @@ def main() -> None:
     """Command line."""
     console = Console(quiet=False)
     try:
-        config = tyro.cli(Config, prog="python -m experiments.train", description=__doc__)
+        config = command_line.read(Config, "experiments.train", __doc__)
         summary = train(config, console)
     except devices.StoppedError as stopped:
         console.print(str(stopped), highlight=False)
@@ -285,9 +291,10 @@ def main() -> None:
         console.print(f"test bits per token {words} at the outputs in order", highlight=False)
         for k, text in enumerate(summary.get("samples", ())):
             console.print(f"output {k + 1} writes: {text!r}", highlight=False, markup=False)
-    waited = 100 * summary["clock"]["waiting_for_input"]
     console.print(f"test accuracy {accuracies} % at the outputs in order", highlight=False)
-    console.print(f"waited for input {waited:.1f} % of the time", highlight=False)
+    if summary["clock"] is not None:
+        waited = 100 * summary["clock"]["waiting_for_input"]
+        console.print(f"waited for input {waited:.1f} % of the time", highlight=False)
     console.print(summary["diagnosis"], highlight=False, soft_wrap=True)
     console.print(f"Wrote {config.workdir / 'summary.json'}.", highlight=False)
 

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import importlib.util
 import itertools
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +26,7 @@ from rich.table import Table
 import osgd_jax
 from experiments import methods
 from experiments.benchmark import command, compiled, steps
+from experiments.files import read_json, write_json
 from experiments.nets import NETS, TRANSFORMERS
 from experiments.pinn.problems import PROBLEMS
 from experiments.pinn.training import Settings, Trainer
@@ -115,7 +115,7 @@ def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
             f"chips={config.chips}: this environment has no compiler for them; make accelerators"
             " sets up those that have."
         )
-    rows = json.loads(config.output.read_text())["rows"] if config.output.exists() else []
+    rows = read_json(config.output, "rows")["rows"] if config.output.exists() else []
     known = [described(row) for row in rows]
     for case in cases(config, chips):
         if case in known:
@@ -125,7 +125,7 @@ def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
         started = time.process_time()
         made = compiled_for(case["chips"], program)
         rows.append(case | {"compile_seconds": time.process_time() - started} | figures(made))
-        config.output.write_text(json.dumps({"rows": rows}))
+        write_json(config.output, {"rows": rows})
     return {"rows": rows}
 
 

@@ -59,7 +59,7 @@ class Config:
     rounds: int = 100
     deadlines: int = 1000
     bins: int = 6
-    output: Path = Path("experiments/results/benchmark/anytime.json")
+    output: Path = Path("runs/benchmark_anytime.json")
 
     def __post_init__(self):
         require(self, fields=("outputs", "widths", "blocks", "epochs", "batch_size"), at_least=1)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments import command_line
+from experiments.files import open_file, read_records, write_json, write_records, write_text
 from experiments.tables import machine, markdown
 
 
@@ -38,8 +39,8 @@ def run(
     # Tables are not cut where the output goes to a file.
     console.width = max(console.width, 140)
     try:
-        config = tyro.cli(config_type, prog=f"python -m {module}", description=description)
-        config.output.parent.mkdir(parents=True, exist_ok=True)
+        config = command_line.read(config_type, module, description)
+        open_file(config.output)
         with console.status("") as status:
             figures = measure(config, lambda text: status.update(text))
     except (ValueError, OSError) as error:
@@ -52,8 +53,8 @@ def run(
         "machine": machine(),
         **figures,
     }
-    config.output.write_text(json.dumps(written, indent=1) + "\n")
-    config.output.with_suffix(".md").write_text(page(title, written, tables(figures)))
+    write_json(config.output, written)
+    write_text(config.output.with_suffix(".md"), page(title, written, tables(figures)))
     console.print(
         f"Wrote {config.output} and its tables beside it.", highlight=False, soft_wrap=True
     )
@@ -69,8 +70,10 @@ class Kept:
 
     def __init__(self, path: Path, config: Mapping[str, Any]):
         self._path, self._config = path, json.loads(json.dumps(config))
-        lines = path.read_text().splitlines() if path.exists() else []
-        self._rows = [row for row in map(json.loads, lines) if row.pop("config") == self._config]
+        rows = read_records(path)
+        if rows:
+            write_records(path, rows)  # without half a line at the end, which a crash leaves
+        self._rows = [row for row in rows if row.pop("config") == self._config]
 
     def get(self, key: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The row that begins with `key`, made and written the first time."""

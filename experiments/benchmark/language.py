@@ -58,7 +58,7 @@ class Config:
     batch_size: int = 4
     prompt: int = 16
     rounds: int = 10
-    output: Path = Path("experiments/results/benchmark/language.json")
+    output: Path = Path("runs/benchmark_language.json")
 
     def __post_init__(self):
         sizes = ("outputs", "width", "depth", "heads", "batch_size", "prompt", "rounds")

@@ -48,7 +48,7 @@ class Config:
     batch_sizes: tuple[int, ...] = (1, 32, 128)
     outputs: int = 3
     rounds: int = 20
-    output: Path = Path("experiments/results/benchmark/layers.json")
+    output: Path = Path("runs/benchmark_layers.json")
 
     def __post_init__(self):
         require(self, fields=("channels", "batch_sizes", "outputs", "rounds"), at_least=1)

@@ -5,7 +5,6 @@ at the beginning. The same command continues a run that was stopped, from its la
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,16 @@ import tyro
 from rich.console import Console
 
 import osgd_jax
-from experiments.config import differences
+from experiments import command_line
+from experiments.files import read_json, write_json
 from experiments.pinn.pictures import draw
 from experiments.pinn.problems import PROBLEMS, Name
 from experiments.pinn.training import Look, Settings, Trainer
-from experiments.settings import flat, require
-from experiments.tables import versions
+from experiments.settings import SEEDS, flat, require
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.devices import StoppedError, StopSignal
 from experiments.training.step import State
-from experiments.training.workdir import (
-    Clock,
-    MetricsLog,
-    has_results,
-    read_metrics,
-    write_json,
-)
+from experiments.training.workdir import Clock, MetricsLog, open_workdir, read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +52,17 @@ class Config:
 
     def __post_init__(self):
         require(self, fields=("learning_rate",), above=0)
-        require(self, fields=("seed",), at_least=0)
+        require(self, fields=("seed",), **SEEDS)
         require(self, fields=("log_every", "save_every"), at_least=1)
 
     @property
     def folder(self) -> Path:
         """The workdir, or else its default."""
         return self.workdir or Path("runs/pinn") / f"{self.problem}-{self.settings.method}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as config.json holds them."""
+        return flat(dataclasses.replace(self, workdir=self.folder))
 
 
 def solve(config: Config, console: Console) -> dict[str, Any]:
@@ -77,15 +74,20 @@ def solve(config: Config, console: Console) -> dict[str, Any]:
       StoppedError: on SIGTERM or SIGINT.
     """
     trainer = Trainer(PROBLEMS[config.problem], config.settings)
-    about = _open(config)
+    about = open_workdir(config)
     initial = jax.jit(trainer.start)(config.seed, config.learning_rate)
+    file, clock = config.folder / "results.json", None
     checkpoints = Checkpoints(config.folder / "checkpoints", 2, about)
     try:
         state = checkpoints.restore_last(initial) or initial
-        if int(state.step):
-            console.print(f"Continuing after step {state.step} of {config.settings.steps}.")
-        clock = Clock(int(state.step))
-        state = _train(config, console, trainer, checkpoints, state, clock)
+        step, end = int(state.step), config.settings.steps
+        if step == end and file.exists():
+            return read_json(file, "diagnosis")
+        if step:
+            console.print(f"Continuing after step {step} of {end}.")
+        if step < end:
+            file.unlink(missing_ok=True)
+            state, clock = _train(config, console, trainer, checkpoints, state)
         checkpoints.wait()
     finally:
         checkpoints.close()
@@ -100,32 +102,10 @@ def solve(config: Config, console: Console) -> dict[str, Any]:
         "steps": last["step"],
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "diagnosis": jax.tree.map(_for_json, found._asdict()) | {"text": str(found)},
-        "clock": clock.total(last["step"], 0.0),
+        "clock": clock,
     }
-    write_json(config.folder / "results.json", results)
+    write_json(file, results)
     return results
-
-
-def _open(config: Config) -> dict[str, Any]:
-    """Write config.json; return what it holds.
-
-    Raises:
-      ValueError: another run is in the workdir.
-    """
-    current, file = flat(config), config.folder / "config.json"
-    config.folder.mkdir(parents=True, exist_ok=True)
-    if has_results(config.folder) and file.exists():
-        saved = json.loads(file.read_text())
-        del saved["versions"]
-        changed = differences(saved, current)
-        if changed:
-            raise ValueError(
-                f"{config.folder} holds a run of another configuration ({'; '.join(changed)}); give"
-                " the same options to continue, or another --workdir."
-            )
-    about = current | {"versions": versions()}
-    write_json(file, about)
-    return about
 
 
 def _train(
@@ -134,11 +114,11 @@ def _train(
     trainer: Trainer,
     checkpoints: Checkpoints,
     state: State,
-    clock: Clock,
-) -> State:
-    """Train from the state's step to the end."""
+) -> tuple[State, dict[str, float]]:
+    """Train from the state's step to the end; return the last state and the time it took."""
     advance, look = jax.jit(trainer.advance, static_argnames="count"), jax.jit(trainer.look)
     step, rate, last = int(state.step), config.learning_rate, config.settings.steps
+    clock = Clock(step)
     with (
         StopSignal() as stop,
         MetricsLog(config.folder, step) as log,
@@ -158,7 +138,7 @@ def _train(
             if stopping and step < last:
                 checkpoints.wait()
                 raise StoppedError(step, stopping)
-    return state
+    return state, clock.total(last, 0.0)
 
 
 def _record(step: int, seen: Look) -> dict[str, Any]:
@@ -195,11 +175,7 @@ def main() -> None:
     """Command line."""
     console = Console()
     try:
-        config = tyro.cli(
-            tyro.conf.OmitArgPrefixes[Config],
-            prog="python -m experiments.pinn",
-            description=__doc__,
-        )
+        config = command_line.read(tyro.conf.OmitArgPrefixes[Config], "experiments.pinn", __doc__)
         results = solve(config, console)
     except StoppedError as stopped:
         console.print(str(stopped), highlight=False)

@@ -29,8 +29,8 @@ class Settings:
       order: of priority for osgd: first_to_last, last_to_first, random, or names such as ic,bc,pde;
         pcd follows the first of it.
       tau: the share of its own progress that pcd promises to every other loss.
-      weights: what each loss is multiplied with, in the order of their sorted names: bc, ic, pde;
-        all 1 if not given.
+      weights: what losses are multiplied with, by name, such as bc 100 ic 100, 1 for the others; or
+        a number for each in the order of their sorted names: bc, ic, pde. All 1 if not given.
       clip_norm: the norm to which a longer gradient is scaled down, after balancing and before
         Adam; not clipped if not given.
       steps: of Adam.
@@ -48,7 +48,7 @@ class Settings:
     method: str = "sum"
     order: str = "first_to_last"
     tau: float = 0.02
-    weights: tuple[float, ...] | None = None
+    weights: tuple[float, ...] | dict[str, float] | None = None
     clip_norm: float | None = None
     steps: int = 5000
     width: int = 50
@@ -143,12 +143,7 @@ class Trainer:
     def __init__(self, problem: Problem, settings: Settings):
         self.problem, self.settings = problem, settings
         self.names = tuple(sorted(problem.terms))
-        weights = settings.weights or (1.0,) * len(self.names)
-        if len(weights) != len(self.names):
-            raise ValueError(
-                f"weights={weights} must be {len(self.names)} numbers, for {', '.join(self.names)}."
-            )
-        self.weights = dict(zip(self.names, weights, strict=True))
+        self.weights = _weights(settings, self.names)
         self.method = method(settings, self.names)
         self.graphdef, *_ = nnx.split(self._net(0), nnx.Param, ...)
         self.grid = jnp.asarray(mesh(*problem.grid()).reshape(-1, 2), jnp.float32)
@@ -246,6 +241,23 @@ class Trainer:
     def _optimizer(self, rate: Any) -> optax.GradientTransformationExtraArgs:
         schedule = optax.cosine_decay_schedule(rate, self.settings.steps)
         return optax.with_extra_args_support(self.method.optimizer(schedule))
+
+
+def _weights(settings: Settings, names: tuple[str, ...]) -> dict[str, float]:
+    """Return the weight of each loss."""
+    given = settings.weights or {}
+    if isinstance(given, tuple):
+        if len(given) != len(names):
+            raise ValueError(
+                f"weights={given} must be {len(names)} numbers, for {', '.join(names)}."
+            )
+        given = dict(zip(names, given, strict=True))
+    if unknown := given.keys() - set(names):
+        raise ValueError(
+            f"weights={given} must be by the names of the losses, {', '.join(names)}; got"
+            f" {', '.join(sorted(unknown))}."
+        )
+    return dict.fromkeys(names, 1.0) | given
 
 
 def method(settings: Settings, names: tuple[str, ...]) -> methods.Method:

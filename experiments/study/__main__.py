@@ -1,4 +1,4 @@
-"""The study of Orthogonalized SGD. What is done already is not done again.
+"""The study of Orthogonalized SGD. What is done already in the output folder is not done again.
 
 Each question names its nets, its methods and the seeds that choose their rates and that test them;
 STUDY.md lists all.
@@ -8,10 +8,10 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from experiments import command_line
 from experiments.study import report, times
 from experiments.study.problems import FAMILIES, IMAGES
 from experiments.study.questions import QUESTIONS
@@ -28,14 +28,14 @@ class Config:
       times: whether to measure the time of a step of the nets that have none.
       fashion_mnist: folder where `tensorflow_datasets` keeps Fashion-MNIST.
       cifar10_jpeg: folder of CIFAR-10 (JPEG): train and test, with a folder for each class.
-      output: folder of the results.
+      output: folder of the results; experiments/results/study adds to the stored ones.
     """
 
     questions: tuple[str, ...] = tuple(QUESTIONS)
     times: bool = False
     fashion_mnist: Path | None = None
     cifar10_jpeg: Path | None = None
-    output: Path = Path("experiments/results/study")
+    output: Path = Path("runs/study")
 
     def __post_init__(self):
         for name in self.questions:
@@ -48,7 +48,7 @@ def main() -> None:
     console = Console()
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     try:
-        config = tyro.cli(Config, prog="python -m experiments.study", description=__doc__)
+        config = command_line.read(Config, "experiments.study", __doc__)
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("")
 

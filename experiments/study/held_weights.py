@@ -9,7 +9,6 @@ every few steps. What that costs in accuracy is measured here; the work is count
 import copy
 import dataclasses
 import functools
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,13 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from rich.console import Console
 
 import osgd_jax
-from experiments import data, methods
+from experiments import command_line, data, methods
 from experiments.benchmark.command import described
 from experiments.benchmark.timing import operations
+from experiments.files import open_file, write_json, write_text
 from experiments.nets import Family, Sizes, make_net
 from experiments.settings import require
 from experiments.tables import machine
@@ -99,7 +98,7 @@ class Config:
     batch_size: int = 100
     learning_rates: tuple[float, ...] = (0.2, 0.4)
     seeds: int = 3
-    output: Path = Path("experiments/results/study/held_weights.json")
+    output: Path = Path("runs/study/held_weights.json")
 
     def __post_init__(self):
         require(self, fields=("train_size", "epochs", "batch_size", "seeds"), at_least=1)
@@ -299,16 +298,16 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     """Command line."""
-    config = tyro.cli(Config, prog="python -m experiments.study.held_weights", description=__doc__)
     console = Console()
-    results = {"config": described(config), "machine": machine(), "rows": []}
     try:
-        config.output.parent.mkdir(parents=True, exist_ok=True)
+        config = command_line.read(Config, "experiments.study.held_weights", __doc__)
+        open_file(config.output)
+        results = {"config": described(config), "machine": machine(), "rows": []}
         for row in measure(config):
             results["rows"].append(row)
             # After every row: a run that is stopped has not been for nothing.
-            config.output.write_text(json.dumps(results, indent=1) + "\n")
-            config.output.with_suffix(".md").write_text(table(results))
+            write_json(config.output, results)
+            write_text(config.output.with_suffix(".md"), table(results))
             console.print(
                 f"{row['data']}, {row['net']}, {row['weights']}: {row['mean_accuracy']:.1%}"
             )

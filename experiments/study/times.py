@@ -1,12 +1,12 @@
 """How long a step of training takes by each method, all measured in turn in one process."""
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from experiments.benchmark.timing import spread, time_in_turn
 from experiments.data import Dataset
+from experiments.files import read_json, write_json
 from experiments.study.candidates import CANDIDATES
 from experiments.study.problems import Problem
 from experiments.tables import machine
@@ -50,9 +50,9 @@ def complete(
             advance(f"{problem.name}: time of a step")
             times[problem.name] = measure(problem, load(problem)) | {"machine": machine()}
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(times, indent=1) + "\n")
+            write_json(path, times)
 
 
 def read(path: Path) -> dict[str, Any]:
     """What was measured, by problem and method."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path) if path.exists() else {}

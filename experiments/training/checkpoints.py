@@ -29,22 +29,25 @@ class Checkpoints:
 
     Args:
       folder: where they lie.
-      keep_last: how many are kept beside the one with the best validation accuracy.
+      keep_last: how many are kept beside the one with the best validation accuracy; None to read
+        only, which changes nothing in the folder and leaves a run that is saving alone.
       about: configuration and versions.
     """
 
-    def __init__(self, folder: Path, keep_last: int, about: dict[str, Any]):
+    def __init__(self, folder: Path, keep_last: int | None = None, about: Any = None):
         # What goes wrong is raised here too, and told in one sentence instead of many traces.
         logging.set_verbosity(logging.FATAL)
         best = checkpoint_managers.BestN(
             get_metric_fn=_validation_accuracy, n=1, keep_checkpoints_without_metrics=False
         )
-        last = checkpoint_managers.LatestN(keep_last)
-        options = ocp.CheckpointManagerOptions(
-            best_fn=_validation_accuracy,
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy([last, best]),
-            cleanup_tmp_directories=True,
-        )
+        options = ocp.CheckpointManagerOptions(best_fn=_validation_accuracy, read_only=True)
+        if keep_last is not None:
+            last = checkpoint_managers.LatestN(keep_last)
+            options = ocp.CheckpointManagerOptions(
+                best_fn=_validation_accuracy,
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy([last, best]),
+                cleanup_tmp_directories=True,
+            )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
         self._folder = folder
         self._about = about

@@ -16,6 +16,7 @@ from experiments.config import Config, Run
 from experiments.nets import make_net
 from experiments.training.augmentation import prepare
 from experiments.training.checkpoints import Checkpoints
+from experiments.training.data_record import read_data
 from experiments.training.devices import Placement
 from experiments.training.step import (
     Batch,
@@ -28,7 +29,7 @@ from experiments.training.step import (
     initial_state,
     update,
 )
-from experiments.training.workdir import has_results, read_config, read_data
+from experiments.training.workdir import read_config
 from osgd_jax.nets import AnytimeNet
 
 
@@ -175,41 +176,20 @@ def read_trained(workdir: Path, checkpoint: str = "last") -> Trained:
       ValueError: no run or no readable checkpoint in the workdir.
     """
     config = read_config(workdir)
-    if not has_results(workdir):
-        raise ValueError(f"{workdir} has no checkpoint yet.")
     dataset = read_data(workdir)
     net = make_net(config.net, dataset, nnx.Rngs(config.run.seed))
     graphdef, params, rest = nnx.split(net, nnx.Param, ...)
     method = _method(config, dataset)
     optimizer = method.optimizer(_schedule(config.run, steps_per_epoch=1))
     example = initial_state(method, optimizer, params, rest, config.run.seed)
-    checkpoints = Checkpoints(workdir / "checkpoints", config.run.keep_last, {})
+    if not (workdir / "checkpoints").is_dir():
+        raise ValueError(f"{workdir} has no checkpoint: its folder checkpoints does not exist.")
+    checkpoints = Checkpoints(workdir / "checkpoints")
     try:
         state = checkpoints.restore(checkpoint, example)
     finally:
         checkpoints.close()
     return Trained(config, dataset, nnx.merge(graphdef, state.params, state.rest), state)
-
-
-def start_from(net: AnytimeNet, workdir: Path) -> None:
-    """Give a net the weights of a run's last checkpoint.
-
-    Raises:
-      ValueError: that run has another net.
-    """
-    trained = nnx.state(read_trained(workdir).net)
-    there, here = (
-        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(state)}
-        for state in (trained, nnx.state(net))
-    )
-    for name in sorted(there.keys() | here.keys()):
-        if there.get(name) != here.get(name):
-            raise ValueError(
-                f"start_from={workdir} has another net: {name} has shape {there.get(name)} there"
-                f" and {here.get(name)} here; give the options of that net, and data with as many"
-                " classes and channels."
-            )
-    nnx.update(net, trained)
 
 
 def evaluate(

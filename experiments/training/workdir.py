@@ -1,148 +1,135 @@
-"""The files of a run: config, data and summary.json, metrics.jsonl, TensorBoard events."""
+"""Files of a run: config.json, metrics.jsonl, TensorBoard events; of `train` and of `pinn`."""
 
 import json
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import jax
-import numpy as np
 
 from experiments.config import Config, differences
-from experiments.data import Dataset
+from experiments.files import open_folder, read_json, read_records, write_json, write_records
 from experiments.tables import versions
 
 _PACKAGES = ("osgd-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
+# The programs that train, each with a setting that it alone has.
+_PROGRAMS = MappingProxyType({"experiments.train": "data", "experiments.pinn": "problem"})
 
-def open_workdir(config: Config) -> dict[str, Any]:
-    """Write config.json, or check that the run which is there has the same configuration.
+# What they write at the end.
+_RESULTS = ("summary.json", "results.json")
+
+
+class Configuration(Protocol):
+    """Settings of a run, of either program."""
+
+    def as_json(self) -> dict[str, Any]:
+        """All settings, flat: the workdir, and the one by which the program is told."""
+        ...
+
+
+def open_workdir(config: Configuration) -> dict[str, Any]:
+    """Write config.json, or check that the run in the workdir has the same configuration.
 
     A run that has not saved anything yet takes the new configuration.
 
     Returns:
-      The contents of config.json: all fields and the versions.
+      The contents of config.json: all settings and the versions.
 
     Raises:
-      ValueError: another run is in the workdir, and which fields differ.
-      OSError: the workdir cannot be written.
+      ValueError: the workdir cannot be written, or holds a run of another configuration (the
+        message lists the differences) or of another program.
     """
-    current = config.as_json()
-    about = current | {"versions": versions(*_PACKAGES)}
-    config.workdir.mkdir(parents=True, exist_ok=True)
-    if has_results(config.workdir) and _file(config.workdir, "config").exists():
-        saved = _read(config.workdir, "config")
-        del saved["versions"]
-        # Folders may have been moved: what is in them is compared when it has been read.
-        if all(str(each["data"]).startswith("folder:") for each in (saved, current)):
-            saved["data"] = current["data"]
-        if _name(saved.get("start_from")) == _name(current["start_from"]):
-            saved["start_from"] = current["start_from"]
-        changed = differences(saved, current)
-        if changed:
-            epochs = " More epochs go on with it under --schedule constant alone."
-            raise ValueError(
-                f"{config.workdir} holds a run of another configuration ({'; '.join(changed)});"
-                f" give the same options to continue, or another --workdir, with --start-from"
-                f" {config.workdir} to begin with its weights."
-                + (epochs if "epochs" in saved and saved["epochs"] != current["epochs"] else "")
-            )
+    settings = config.as_json()
+    workdir = Path(settings["workdir"])
+    open_folder(workdir, "workdir")
+    about = {**settings, "versions": versions(*_PACKAGES)}
+    if has_results(workdir) or _config_file(workdir).exists():
+        (program,) = (name for name, field in _PROGRAMS.items() if field in settings)
+        saved = read_settings(workdir, program)
+        if has_results(workdir):
+            _check_same(workdir, saved, settings)
     if jax.process_index() == 0:
-        write_json(_file(config.workdir, "config"), about)
+        write_json(_config_file(workdir), about)
     return about
 
 
-def has_results(workdir: Path) -> bool:
-    """Whether a run has saved a checkpoint or come to its end."""
-    checkpoints = workdir / "checkpoints"
-    saved = checkpoints.is_dir() and any(each.name.isdigit() for each in checkpoints.iterdir())
-    return saved or _file(workdir, "summary").exists()
-
-
-def keep_data(workdir: Path, dataset: Dataset) -> None:
-    """Write data.json, all that is needed of the data for inference, or compare with what is there.
+def read_settings(workdir: Path, program: str = "experiments.train") -> dict[str, Any]:
+    """Read config.json of a run of `program`, without the versions.
 
     Raises:
-      ValueError: the run was trained on other data.
+      ValueError: there is no run in the folder, its file is damaged, or it is another program's.
     """
-    found: dict[str, Any] = {
-        "name": dataset.name,
-        "num_classes": dataset.num_classes,
-        "classes": list(dataset.classes),
-        "input_shape": list(dataset.input_shape),
-        **dataset.raw._asdict(),
-        "examples": {part: getattr(dataset, part).size for part in ("train", "validation", "test")},
-        "rule": dataset.rule,
-    }
-    if has_results(workdir) and _file(workdir, "data").exists():
-        check_rule(workdir, dataset)
-        saved = {"rule": dataset.rule} | _read(workdir, "data")
-        measured = ("mean", "deviation")  # equal to rounding on another machine
-        changed = [
-            f"{name}: {saved[name]} → {found[name]}"
-            for name in found.keys() - {"name", *measured}
-            if saved[name] != found[name]
-        ]
-        changed += [
-            name for name in measured if not np.allclose(saved[name], found[name], rtol=1e-4)
-        ]
-        if changed:
-            raise ValueError(
-                f"{dataset.name} is not what the run in {workdir} was trained on"
-                f" ({'; '.join(sorted(changed))}); give that data, or another --workdir, or to"
-                " experiments.evaluate --data."
-            )
-    if jax.process_index() == 0:
-        write_json(_file(workdir, "data"), found)
-
-
-def check_rule(workdir: Path, dataset: Dataset) -> None:
-    """Refuse a data set whose held-out examples a run of an older version may have trained on.
-
-    Raises:
-      ValueError: the run knew no rule by which examples are held out, and the data set has one.
-    """
-    if dataset.rule and "rule" not in _read(workdir, "data"):
-        raise ValueError(
-            f"the run in {workdir} is of an earlier version, which held out other examples of"
-            f" {dataset.name}, so it would be tested on examples that it was trained on; train"
-            " again in another --workdir, or name the splits of the data."
-        )
+    file = _config_file(workdir)
+    if not file.exists():
+        raise ValueError(f"{workdir} holds no run: {file} does not exist.")
+    saved = read_json(file)
+    found = [name for name, field in _PROGRAMS.items() if field in saved]
+    if not found:
+        raise ValueError(f"{file} is damaged (it lacks {_PROGRAMS[program]}); restore it.")
+    if program not in found:
+        raise ValueError(f"{workdir} holds a run of {found[0]}; give a workdir of {program}.")
+    saved.pop("versions", None)
+    return saved
 
 
 def read_config(workdir: Path) -> Config:
-    """The configuration of a run.
+    """Read the configuration of a run of `experiments.train`.
 
     Raises:
-      ValueError: there is no run in the folder.
+      ValueError: as `read_settings`.
     """
-    file = _file(workdir, "config")
-    if not file.exists():
-        raise ValueError(f"{workdir} holds no run: {file} does not exist.")
-    return Config.from_json(_read(workdir, "config") | {"workdir": str(workdir)})
+    saved = read_settings(workdir)
+    try:
+        return Config.from_json(saved | {"workdir": str(workdir)})
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{_config_file(workdir)} is damaged ({error}); restore it or remove it."
+        ) from None
 
 
-def read_data(workdir: Path) -> Dataset:
-    """What a run was trained on, without the examples.
+def has_results(workdir: Path) -> bool:
+    """Tell whether a run has saved a checkpoint or come to its end."""
+    checkpoints = workdir / "checkpoints"
+    saved = checkpoints.is_dir() and any(each.name.isdigit() for each in checkpoints.iterdir())
+    return saved or any((workdir / name).exists() for name in _RESULTS)
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """Read metrics.jsonl.
 
     Raises:
-      ValueError: the run has not loaded its data yet.
+      ValueError: the file is missing or damaged, or has no record yet.
     """
-    file = _file(workdir, "data")
-    if not file.exists():
-        raise ValueError(f"{file} does not exist; start the run's command again, which writes it.")
-    saved = _read(workdir, "data")
-    return Dataset(
-        saved["name"],
-        saved["num_classes"],
-        *(None, None, None),
-        input_shape=tuple(saved["input_shape"]),
-        mean=tuple(saved["mean"]),
-        deviation=tuple(saved["deviation"]),
-        dtype=saved["dtype"],
-        classes=tuple(saved["classes"]),
+    file = workdir / "metrics.jsonl"
+    records = read_records(file)
+    if not records:
+        state = "holds no record yet" if file.exists() else "does not exist"
+        raise ValueError(f"{file} {state}; train for at least one step with a new --workdir.")
+    return records
+
+
+def _check_same(workdir: Path, saved: dict[str, Any], settings: Mapping[str, Any]) -> None:
+    saved, current = dict(saved), dict(settings)
+    # Folders may have been moved: their contents are compared when they have been read.
+    if all(str(each.get("data")).startswith("folder:") for each in (saved, current)):
+        saved["data"] = current["data"]
+    if _name(saved.get("start_from")) == _name(current.get("start_from")):
+        saved["start_from"] = current.get("start_from")
+    changed = differences(saved, current)
+    if not changed:
+        return
+    remedy = "give the same options to continue, or another --workdir"
+    if "start_from" in current:
+        remedy += f", with --start-from {workdir} to begin with its weights"
+    if any(each.startswith("epochs: ") for each in changed):
+        remedy += "; more epochs go on with it under --schedule constant alone"
+    raise ValueError(
+        f"{workdir} holds a run of another configuration ({'; '.join(changed)}); {remedy}."
     )
 
 
@@ -150,34 +137,8 @@ def _name(path: str | None) -> str | None:
     return path and Path(path).name
 
 
-def _file(workdir: Path, name: str) -> Path:
-    return workdir / f"{name}.json"
-
-
-def _read(workdir: Path, name: str) -> dict[str, Any]:
-    return json.loads(_file(workdir, name).read_text())
-
-
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl; a last line that was cut off by a crash is left out."""
-    file = workdir / "metrics.jsonl"
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Write a file so that it is there in full or not at all."""
-    write_text(file, json.dumps(value, indent=1) + "\n")
-
-
-def write_text(file: Path, text: str) -> None:
-    """As `write_json`, for text."""
-    part = file.with_name(file.name + ".part")
-    with part.open("w") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    part.replace(file)
+def _config_file(workdir: Path) -> Path:
+    return workdir / "config.json"
 
 
 class MetricsLog:
@@ -193,8 +154,7 @@ class MetricsLog:
         from tensorboardX import SummaryWriter
 
         file = workdir / "metrics.jsonl"
-        kept = [record for record in read_metrics(workdir) if record["step"] <= step]
-        write_text(file, "".join(json.dumps(record) + "\n" for record in kept))
+        write_records(file, [each for each in read_records(file) if each["step"] <= step])
         self._file = file.open("a")
         if step == 0:
             shutil.rmtree(workdir / "events", ignore_errors=True)

@@ -172,6 +172,12 @@ def test_limits_and_wrong_arguments(served, tmp_path):
     assert "cat" in printed
     (tmp_path / "alone.anytime").write_bytes(file.read_bytes())
     assert "alone.anytime.json does not exist" in refuse("predict", tmp_path / "alone.anytime", "x")
+    about = file.with_name("net.anytime.json").read_text()
+    (tmp_path / "alone.anytime.json").write_text(about.replace('"sha256": "', '"sha256": "0'))
+    printed = refuse("predict", tmp_path / "alone.anytime", "x")
+    assert "alone.anytime.json describes another file" in printed
+    (tmp_path / "alone.anytime.json").write_text(about[:20])
+    assert "alone.anytime.json is damaged" in refuse("predict", tmp_path / "alone.anytime", "x")
 
 
 def test_evaluate_finds_data_elsewhere_and_refuses_other_data(served, tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from experiments import data
 from experiments.data import splits
-from experiments.training import workdir
+from experiments.training import data_record
 
 _PARTS = st.sampled_from([("validation", "test"), ("validation",), ("test",)])
 _FRACTIONS = st.sampled_from([0.05, 0.1, 0.3])
@@ -134,15 +134,18 @@ def test_sets_of_tfds_are_cut_as_before():
 
 def test_a_run_of_a_version_that_cut_differently_is_refused(pets, tmp_path):
     dataset = _load(pets)
-    workdir.keep_data(tmp_path, dataset)
+    source = data.Source(f"folder:{pets}")
+    data_record.load_to_train(tmp_path, source)
     (tmp_path / "summary.json").write_text("{}")
-    workdir.keep_data(tmp_path, dataset)
+    data_record.load_to_train(tmp_path, source)
     saved = json.loads((tmp_path / "data.json").read_text())
     assert saved.pop("rule") == "by content"
     (tmp_path / "data.json").write_text(json.dumps(saved))
-    for check in (workdir.keep_data, workdir.check_rule):
-        with pytest.raises(ValueError, match="of an earlier version, which held out other exam"):
-            check(tmp_path, dataset)
+    earlier = "of an earlier version, which held out other exam"
+    with pytest.raises(ValueError, match=earlier):
+        data_record.load_to_train(tmp_path, source)
+    with pytest.raises(ValueError, match=earlier):
+        data_record.check_rule(tmp_path, dataset)
     for name in ("train", "val", "test"):
         shutil.copytree(pets, tmp_path / "named" / name)
-    workdir.check_rule(tmp_path, _load(tmp_path / "named"))
+    data_record.check_rule(tmp_path, _load(tmp_path / "named"))

@@ -56,6 +56,7 @@ def _assert_params(found, wanted):
     [
         ({}, {"bc": 1, "ic": 1, "pde": 1}),
         ({"weights": (3.0, 5.0, 0.0)}, {"bc": 3, "ic": 5, "pde": 0}),
+        ({"weights": {"pde": 0.0, "bc": 3.0}}, {"bc": 3, "ic": 1, "pde": 0}),
     ],
 )
 def test_the_sum_is_of_weighted_losses(changes, weights):
@@ -213,6 +214,8 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
         ({"method": "m_config", "clip_norm": 1.0}, "clip_norm=1.0 must not be given with m_config"),
         ({"weights": (1.0, 2.0)}, r"weights=\(1.0, 2.0\) must be 3 numbers, for bc, ic, pde"),
         ({"weights": (1.0, -2.0, 1.0)}, "weights=.* must be one or more numbers, each at least 0"),
+        ({"weights": {"bc": -2.0}}, "weights=.* must be one or more numbers, each at least 0"),
+        ({"weights": {"data": 2.0}}, "by the names of the losses, bc, ic, pde; got data"),
         ({"frequencies": -1}, "frequencies=-1 must be at least 0"),
         ({"width": 0}, "width=0 must be at least 1"),
         ({"method": "osgd", "order": "a,b,c"}, "order=.* must name each of the losses 'bc', 'ic'"),
