@@ -9,6 +9,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from osgd_jax import _row_blocks, _scopes
+from osgd_jax._dtypes import at_least_float32
 from osgd_jax._task_rows import ArrayTree, TaskRows, is_task_rows, of_tasks
 from osgd_jax.weightings._tools import safe_sqrt, squared_norms
 
@@ -39,7 +40,7 @@ def gramian(grads: ArrayTree) -> jax.Array:
     scales = scales_of(leaves)
     products = [leaf_gramian(leaf, scales) for leaf in leaves]
     (scaled,) = _scopes.one_group(leaves).sum(products, leaves)
-    return scales[:, None] * scaled * scales
+    return scales[:, None] * scaled * scales[None]
 
 
 def combine(grads: ArrayTree, weights: jax.Array) -> ArrayTree:
@@ -78,7 +79,7 @@ def task_cosines(gramian: jax.Array) -> jax.Array:
     """
     norms = safe_sqrt(squared_norms(gramian))
     inverse = jnp.where(norms == 0, 0, 1 / jnp.where(norms == 0, 1, norms))
-    return inverse[:, None] * gramian * inverse
+    return inverse[:, None] * gramian * inverse[None]
 
 
 def leaves_of(grads: ArrayTree, params: ArrayTree | None = None) -> list[TaskRows]:
@@ -146,8 +147,8 @@ def _check_against(params: ArrayTree, paths: list, leaves: list[TaskRows], treed
 
 
 def accumulation_dtype(leaves: Sequence[TaskRows]) -> jnp.dtype:
-    """Float32, or wider where a gradient is."""
-    return jnp.result_type(jnp.float32, *(leaf.rows.dtype for leaf in leaves))
+    """Return float32, or a wider dtype where a gradient has it."""
+    return at_least_float32(*(leaf.rows.dtype for leaf in leaves))
 
 
 def max_abs(leaf: TaskRows, dtype: Any) -> jax.Array:
@@ -275,7 +276,7 @@ def combine_leaf(leaf: TaskRows, weights: jax.Array) -> jax.Array:
     """Add up one leaf's rows, with weights `[K]`, in the dtype of the rows."""
     if not leaf.tasks:
         return leaf.rows.sum(axis=0)  # zeros, sharded as the parameter
-    dtype = jnp.result_type(weights.dtype, leaf.rows.dtype)
+    dtype = at_least_float32(weights.dtype, leaf.rows.dtype)
     first, *others = [
         weights[task].astype(dtype) * leaf.rows[i].astype(dtype)
         for i, task in enumerate(leaf.tasks)

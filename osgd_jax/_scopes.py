@@ -66,8 +66,7 @@ class Groups(NamedTuple):
         self, values: Sequence[jax.Array], leaves: Sequence[TaskRows] | None = None
     ) -> jax.Array:
         """Elementwise maximum of one non-negative array for each parameter by group."""
-        # A group that no array belongs to has -inf from `segment_max`.
-        return jnp.maximum(self._reduce(values, leaves, jnp.max, jax.ops.segment_max), 0)
+        return self._reduce(values, leaves, jnp.max, _segment_max)
 
     def _reduce(
         self,
@@ -93,6 +92,11 @@ class Groups(NamedTuple):
         stacked = jnp.stack([_filled(*each) for each in zip(values, reach, strict=True)])
         private = jnp.asarray(self.private).reshape(-1, *[1] * (stacked.ndim - 1))
         return by_segment(jnp.where(private, 0, stacked), self.ids, num_segments=self.num_groups)
+
+
+def _segment_max(values: jax.Array, ids: jax.Array, num_segments: int) -> jax.Array:
+    # `jax.ops.segment_max` gives -inf to a group that no array belongs to.
+    return jnp.zeros((num_segments, *values.shape[1:]), values.dtype).at[ids].max(values)
 
 
 def one_group(leaves: Sequence[TaskRows]) -> Groups:
@@ -160,7 +164,7 @@ def _reach_masks(
             for leaf, mask, is_dense in zip(leaves, static, dense, strict=True)
         ]
     )
-    return reached if axis_name is None else lax.psum(reached.astype(int), axis_name) > 0
+    return lax.psum(reached.astype(int), axis_name) > 0 if axis_name else reached
 
 
 def _labels(scope: Any, grads: ArrayTree, params: ArrayTree | None) -> list[Hashable]:
