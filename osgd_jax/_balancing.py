@@ -4,9 +4,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from osgd_jax import _gramian, _losses
 from osgd_jax._scopes import Groups
+
+try:
+    from optax.experimental import aggregating
+
+    Aggregator = aggregating.Aggregator
+except ImportError:  # an older optax
+    Aggregator = optax.GradientTransformationExtraArgs
 
 
 def stack_losses(losses: Any, num_tasks: int, dtype: Any) -> jax.Array | None:

@@ -13,7 +13,7 @@ from osgd_jax.weightings._checks import check_range
 from osgd_jax.weightings._tools import safe_sqrt
 
 
-def clip_task_norms(max_norm: float) -> optax.GradientTransformation:
+def clip_task_norms(max_norm: float) -> optax.GradientTransformationExtraArgs:
     """Scale down each task's gradient whose norm over all parameters is above a limit.
 
     The counterpart of `optax.clip_by_global_norm`, task by task. Takes and returns task gradients:
@@ -31,11 +31,11 @@ def clip_task_norms(max_norm: float) -> optax.GradientTransformation:
         that differ between the devices of a mesh axis, inside `jax.shard_map` (with
         `check_vma=False` nothing tells).
     """
-    check_range("max_norm", max_norm, "above zero", lambda norm: norm > 0)
-    return _scale_tasks(lambda norms: jnp.where(norms > max_norm, max_norm / norms, 1))
+    checked = check_range("max_norm", max_norm, "above zero", lambda norm: norm > 0)
+    return _scale_tasks(lambda norms: jnp.minimum(checked / jnp.where(norms == 0, 1, norms), 1))
 
 
-def normalize_task_norms() -> optax.GradientTransformation:
+def normalize_task_norms() -> optax.GradientTransformationExtraArgs:
     """Scale each task's gradient to norm one over all parameters; a zero gradient stays zero.
 
     Takes and returns task gradients: it stands before `aggregate` or `orthogonalize` in
@@ -78,8 +78,11 @@ def _squares(leaf: TaskRows, factors: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(scaled), axis=tuple(range(1, leaf.rows.ndim)))
 
 
-def _scale_tasks(factors: Callable[[jax.Array], jax.Array]) -> optax.GradientTransformation:
-    def update(updates: ArrayTree, state: Any, params: ArrayTree | None = None):
+def _scale_tasks(
+    factors: Callable[[jax.Array], jax.Array],
+) -> optax.GradientTransformationExtraArgs:
+    def update(updates: ArrayTree, state: Any, params: ArrayTree | None = None, **extra_args: Any):
+        del extra_args
         leaves = _gramian.leaves_of(updates, params)
         if not leaves:
             return updates, state
@@ -101,4 +104,4 @@ def _scale_tasks(factors: Callable[[jax.Array], jax.Array]) -> optax.GradientTra
 
         return jax.tree.map(scale, updates, is_leaf=is_task_rows), state
 
-    return optax.GradientTransformation(optax.init_empty_state, update)
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

@@ -1,7 +1,9 @@
 """What a weighting is: two pure functions from the Gramian of the task gradients to weights."""
 
+import functools
+import inspect
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, ParamSpec
 
 import jax
 
@@ -9,6 +11,8 @@ State = Any
 """The state of a weighting: any pytree of arrays, `()` where there is none."""
 
 Scaling = Literal["none", "common", "row"]
+
+P = ParamSpec("P")
 
 
 class Weighting(NamedTuple):
@@ -31,11 +35,31 @@ class Weighting(NamedTuple):
           change when all gradients are multiplied by one constant.
         * `"row"`: each gradient divided by a power of two of its own, given to `weigh` as
           `scales=`, shape `[K]`; the weights returned are those of the gradients as they were.
+      name: the call that made it, such as `"upgrad(preference=None)"`, which is its `repr`.
     """
 
     init: Callable[[], State]
     weigh: Callable[..., tuple[jax.Array, State]]
     scaling: Scaling = "none"
+    name: str = ""
+
+    def __repr__(self) -> str:
+        return self.name or f"Weighting(init={self.init}, weigh={self.weigh}, {self.scaling!r})"
+
+
+def named(make: Callable[P, Weighting]) -> Callable[P, Weighting]:
+    """Name the weightings that a function returns after its calls."""
+    signature = inspect.signature(make)
+
+    @functools.wraps(make)
+    def make_named(*args: P.args, **kwargs: P.kwargs) -> Weighting:
+        weighting = make(*args, **kwargs)
+        call = signature.bind(*args, **kwargs)
+        call.apply_defaults()
+        arguments = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
+        return weighting._replace(name=f"{make.__name__}({arguments})")
+
+    return make_named
 
 
 def stateless(weigh: Callable[..., jax.Array], scaling: Scaling = "none") -> Weighting:
