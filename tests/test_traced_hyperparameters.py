@@ -71,7 +71,7 @@ def test_vmap_over_two_values_is_each_of_them(name):
 # Values that raise an error where they are known.
 OUT_OF_RANGE = {
     "cagrad": (of(weightings.cagrad), -1.0),
-    "constant": (of(weightings.constant), jnp.array([1.0, jnp.inf, 1.0])),
+    "constant": (of(weightings.constant), np.array([1.0, np.inf, 1.0], np.float32)),
     "dwa, temperature": (of(lambda value: weightings.dwa(K, value)), 0.0),
     "dwa, period": (of(lambda value: weightings.dwa(K, period=value)), 0),
     "fairgrad": (of(weightings.fairgrad), 0.2),
@@ -89,7 +89,7 @@ OUT_OF_RANGE = {
         of(lambda value: weightings.relobralo(K, temperature=value), key=0),
         0.0,
     ),
-    "softadapt": (of(lambda value: weightings.softadapt(K, value)), jnp.inf),
+    "softadapt": (of(lambda value: weightings.softadapt(K, value)), np.inf),
     "stch": (of(weightings.stch), 0.0),
     "graddrop": (lambda leak: osgd_jax.graddrop(0, leak), 1.5),
     "moco": (lambda rate: osgd_jax.moco(K, rate), 1.5),
