@@ -9,7 +9,7 @@ ALL_EXTRAS := experiments,data,docs,notebooks,test,lint
 PYTEST := pytest -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo benchmark accelerators paper-scale study-smoke docs notebooks test test-slow test-peer test-onnx test-accelerators test-newest test-oldest check format lock dist clean
+.PHONY: help demo benchmark accelerators paper-scale study-smoke docs notebooks test test-guards test-slow test-peer test-onnx test-accelerators test-newest test-oldest check format lock dist clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -37,6 +37,10 @@ test: .venv/ready ## Run the tests; those of numbers also fully optimized, as on
 ifeq ($(shell uname -m),x86_64)
 	XLA_FLAGS=--xla_cpu_max_isa=AVX2 $(BIN)/python -m $(PYTEST) -m numerical
 endif
+
+test-guards: .venv/ready ## Run the tests of numbers under JAX's strict settings (under a minute)
+	JAX_NUMPY_RANK_PROMOTION=raise JAX_NUMPY_DTYPE_PROMOTION=strict JAX_DEBUG_NANS=1 JAX_DEBUG_INFS=1 \
+	  JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS="$(HASTE)" $(BIN)/python -m $(PYTEST) -m numerical
 
 test-slow: .venv/ready ## Run the tests that take longer than a minute each
 	$(BIN)/python -m pytest -m slow

@@ -65,6 +65,12 @@ __all__ = [
     "weightings",
 ]
 
+__version__ = "0.1.0"
+
+
+def __dir__() -> list[str]:
+    return [*globals(), "plots"]
+
 
 def __getattr__(name: str) -> Any:
     if name == "plots":  # imported when asked for

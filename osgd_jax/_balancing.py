@@ -5,11 +5,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from osgd_jax import _gramian, _losses
 from osgd_jax._losses import Tasks
 from osgd_jax._scopes import Groups
 from osgd_jax._task_rows import TaskRows
+
+try:
+    from optax.experimental import aggregating
+
+    Aggregator = aggregating.Aggregator
+except ImportError:  # an older optax
+    Aggregator = optax.GradientTransformationExtraArgs
 
 
 def stack_losses(losses: Any, num_tasks: int, dtype: Any) -> jax.Array | None:

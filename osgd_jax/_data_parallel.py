@@ -6,7 +6,8 @@ sum of those of the shares, so that all devices have the same weights, and the w
 all-gathered: (K + 1) / 2 times the bytes of SGD, less where not all losses reach all parameters.
 Rows that are too short for it are summed whole, as `jax.jit` by itself would do.
 
-Without an `axis_name` every function here leaves what it is given as it is.
+Without an `axis_name`, or with one of no axes, every function here leaves what it is given as it
+is.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from osgd_jax._task_rows import TaskRows
+from osgd_jax._task_rows import ArrayTree, TaskRows
 
 AxisName = str | tuple[str, ...]
 
@@ -30,13 +31,14 @@ def check(leaves: Sequence[TaskRows], axis_name: AxisName | None) -> None:
     """Raise a ValueError for gradients of each device alone, unless `axis_name` says that they are.
 
     So it does for those that were summed over the devices, if `axis_name` says that they were not.
+    An `axis_name` of no axes, `()`, says that they were averaged.
     """
-    if axis_name is not None:
-        _check_varying(leaves, axis_name)
+    if axis_name:
+        check_varying([leaf.rows for leaf in leaves], axis_name)
         return
     check_same(leaves, "average them first, by jax.lax.pmean, or pass axis_name={axis}")
     axes = _unchecked_axes()
-    if axes:
+    if axis_name is None and axes:
         raise ValueError(
             f"the task gradients may differ between the devices of the mesh axis {_named(axes)}:"
             " inside jax.pmap, or jax.shard_map with check_vma=False, no type tells. Pass"
@@ -56,12 +58,20 @@ def check_same(leaves: Sequence[TaskRows], remedy: str) -> None:
         )
 
 
+def average(gradients: ArrayTree, axis_name: AxisName | None) -> ArrayTree:
+    """Average gradients over the devices."""
+    if not axis_name:
+        return gradients
+    check_varying(jax.tree.leaves(gradients), axis_name)
+    return lax.pmean(gradients, axis_name)
+
+
 def scatter(leaf: TaskRows, axis_name: AxisName | None) -> TaskRows:
     """Average rows over the devices; each keeps an equal share of each, `[tasks, *share]`.
 
     Where `copies` tells so, each keeps all of them.
     """
-    if axis_name is None or leaf.rows.size == 0:
+    if not axis_name or leaf.rows.size == 0:
         return leaf
     # Row by row, so that none has to wait in full size for the pullbacks of the other losses.
     rows = [leaf.rows[i] for i in range(len(leaf.tasks))]
@@ -80,7 +90,7 @@ def scatter(leaf: TaskRows, axis_name: AxisName | None) -> TaskRows:
 def gather(combined: jax.Array, leaf: TaskRows, axis_name: AxisName | None) -> jax.Array:
     """Put the shares of one update together, in the shape of the parameter that `leaf` is for."""
     shape = leaf.rows.shape[1:]
-    if axis_name is None or copies(leaf, axis_name) > 1:
+    if not axis_name or copies(leaf, axis_name) > 1:
         return combined
     if leaf.rows.size == 0:
         return jnp.zeros(shape, combined.dtype)
@@ -95,7 +105,7 @@ def copies(leaf: TaskRows, axis_name: AxisName | None) -> int:
     All, where what is added to fill the tiles would be more than what is saved, as it always is for
     a single row: an all-reduce is a reduce-scatter and an all-gather.
     """
-    if axis_name is None or leaf.rows.size == 0:
+    if not axis_name or leaf.rows.size == 0:
         return 1
     count, size = len(leaf.tasks), math.prod(leaf.rows.shape[1:])
     saves = (count + 1) * (size + _padding(leaf, axis_name)) < 2 * count * size
@@ -104,7 +114,7 @@ def copies(leaf: TaskRows, axis_name: AxisName | None) -> int:
 
 def is_padded_much(leaf: TaskRows, axis_name: AxisName | None) -> bool:
     """Tell whether rows are best scattered together with those of other arrays."""
-    if axis_name is None or len(leaf.tasks) < 2:
+    if not axis_name or len(leaf.tasks) < 2:
         return False
     return _padding(leaf, axis_name) > math.prod(leaf.rows.shape[1:]) / 16
 
@@ -117,12 +127,12 @@ def _padding(leaf: TaskRows, axis_name: AxisName) -> int:
 
 def total(values: jax.Array, axis_name: AxisName | None) -> jax.Array:
     """Add up over the devices."""
-    return values if axis_name is None else lax.psum(values, axis_name)
+    return lax.psum(values, axis_name) if axis_name else values
 
 
 def largest(values: jax.Array, axis_name: AxisName | None) -> jax.Array:
     """Take the maximum over the devices of values >= 0, where a NaN counts as infinity."""
-    if axis_name is None:
+    if not axis_name:
         return values
     # A maximum over GPUs may pass over a NaN, never over an infinity.
     return lax.pmax(jnp.where(jnp.isnan(values), jnp.inf, values), axis_name)
@@ -132,12 +142,13 @@ def _axes(axis_name: AxisName) -> tuple[str, ...]:
     return (axis_name,) if isinstance(axis_name, str) else axis_name
 
 
-def _check_varying(leaves: Sequence[TaskRows], axis_name: AxisName) -> None:
+def check_varying(gradients: Sequence[jax.Array], axis_name: AxisName) -> None:
+    """Raise a ValueError for gradients that are the same on all devices, as far as types tell."""
     # Under `check_vma=False` no type names any axis. A row may be constant, but not all are.
     varying = jax.typeof(lax.axis_index(axis_name)).manual_axis_type.varying
-    if not any(varying <= jax.typeof(leaf.rows).manual_axis_type.varying for leaf in leaves):
+    if not any(varying <= jax.typeof(array).manual_axis_type.varying for array in gradients):
         raise ValueError(
-            f"axis_name={axis_name!r}, but the task gradients are the same on all its devices:"
+            f"axis_name={axis_name!r}, but the gradients are the same on all its devices:"
             " jax.grad sums the gradients of replicated parameters. Take each device's own, with"
             f" respect to jax.lax.pcast(params, {axis_name!r}, to='varying')."
         )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from osgd_jax import _row_blocks, _scopes
+from osgd_jax._dtypes import at_least_float32
 from osgd_jax._gramian_kernels import row_products
 from osgd_jax._task_rows import (
     ArrayTree,
@@ -65,7 +66,7 @@ def gramian(grads: ArrayTree, others: ArrayTree | None = None) -> jax.Array:
     scales = scales_of(leaves)
     products = [leaf_gramian(leaf, scales) for leaf in leaves]
     (scaled,) = _scopes.one_group(leaves).sum(products, leaves)
-    return scales[:, None] * scaled * scales
+    return scales[:, None] * scaled * scales[None]
 
 
 def _cross_gramian(leaves: list[TaskRows], others: list[TaskRows]) -> jax.Array:
@@ -176,7 +177,7 @@ def task_cosines(gramian: jax.Array) -> jax.Array:
     """
     norms = safe_sqrt(squared_norms(gramian))
     inverse = jnp.where(norms == 0, 0, 1 / jnp.where(norms == 0, 1, norms))
-    return inverse[:, None] * gramian * inverse
+    return inverse[:, None] * gramian * inverse[None]
 
 
 def leaves_of(grads: ArrayTree, params: ArrayTree | None = None) -> list[TaskRows]:
@@ -301,7 +302,7 @@ def combine_leaf(leaf: TaskRows, weights: jax.Array) -> jax.Array:
     """Add up one leaf's rows, with weights `[K]`, in the dtype of the rows."""
     if not leaf.tasks:
         return leaf.rows.sum(axis=0)  # zeros, sharded as the parameter
-    dtype = jnp.result_type(weights.dtype, leaf.rows.dtype)
+    dtype = at_least_float32(weights.dtype, leaf.rows.dtype)
     first, *others = [
         weights[task].astype(dtype) * leaf.rows[i].astype(dtype)
         for i, task in enumerate(leaf.tasks)

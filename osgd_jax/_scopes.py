@@ -68,8 +68,7 @@ class Groups(NamedTuple):
         self, values: Sequence[jax.Array], leaves: Sequence[TaskRows] | None = None
     ) -> jax.Array:
         """Elementwise maximum of one non-negative array for each parameter by group."""
-        # A group that no array belongs to has -inf from `segment_max`.
-        return jnp.maximum(self._reduce(values, leaves, jnp.max, jax.ops.segment_max), 0)
+        return self._reduce(values, leaves, jnp.max, _segment_max)
 
     def _reduce(
         self,
@@ -98,6 +97,11 @@ class Groups(NamedTuple):
             parts = [_filled(reduce(jnp.stack(v), axis=0), key) for key, v in alike.items()]
             groups.append(reduce(jnp.stack(parts), axis=0))
         return jnp.stack(groups)
+
+
+def _segment_max(values: jax.Array, ids: jax.Array, num_segments: int) -> jax.Array:
+    # `jax.ops.segment_max` gives -inf to a group that no array belongs to.
+    return jnp.zeros((num_segments, *values.shape[1:]), values.dtype).at[ids].max(values)
 
 
 def one_group(leaves: Sequence[TaskRows]) -> Groups:
@@ -170,7 +174,7 @@ def _reach_masks(
         _filled(m, (leaves[i].tasks, leaves[i].num_tasks))
         for i, m in zip(unsure, largest, strict=True)
     ]
-    if axis_name is not None:
+    if axis_name:
         counts = lax.psum([mask.astype(int) for mask in reached], axis_name)
         reached = [count > 0 for count in counts]
     for i, mask in zip(unsure, reached, strict=True):

@@ -36,13 +36,13 @@ def clip_task_norms(max_norm: Numbers) -> optax.GradientTransformationExtraArgs:
         not one for each task, and for gradients that differ between the devices of a mesh axis,
         inside `jax.shard_map` (with `check_vma=False` nothing tells).
     """
-    check_range("max_norm", max_norm, "above zero", lambda norm: norm > 0, most_axes=1)
+    checked = check_range("max_norm", max_norm, "above zero", lambda norm: norm > 0, most_axes=1)
 
     def factors(norms: jax.Array, tasks: Tasks) -> jax.Array:
-        limits = by_position("max_norm", max_norm, tasks)
+        limits = by_position("max_norm", checked, tasks)
         if np.ndim(limits):
             limits = numbers_like("max_norm", limits, norms)
-        return jnp.where(norms > limits, limits / norms, 1)
+        return jnp.minimum(limits / jnp.where(norms == 0, 1, norms), 1)
 
     return _scale_tasks(factors)
 

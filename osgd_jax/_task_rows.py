@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from osgd_jax._dtypes import at_least_float32
 from osgd_jax._losses import Tasks, numbered
 
 ArrayTree = Any
@@ -130,8 +131,8 @@ def to_task_rows(dense: ArrayTree, reach: ArrayTree) -> ArrayTree:
 
 
 def accumulation_dtype(leaves: Sequence[TaskRows]) -> jnp.dtype:
-    """Float32, or wider where a gradient is."""
-    return jnp.result_type(jnp.float32, *(leaf.rows.dtype for leaf in leaves))
+    """Return float32, or a wider dtype where a gradient has it."""
+    return at_least_float32(*(leaf.rows.dtype for leaf in leaves))
 
 
 def max_abs(leaf: TaskRows, dtype: Any) -> jax.Array:

@@ -80,7 +80,8 @@ def aggregate(
         losses over the devices. Rows that are long enough are reduce-scattered and
         one update is all-gathered, (K + 1) / 2 times the bytes of SGD where all losses reach all
         parameters, and each device holds its share of the rows. `losses` are given as means over
-        the devices.
+        the devices. Inside `jax.pmap`, where no type tells averaged gradients from others, `()`
+        says that these are averaged.
 
     Returns:
       A transformation. Its `update(grads, state, params=None, *, losses=None)` takes the K losses
@@ -134,7 +135,7 @@ def aggregate(
             step_key,
             axis_name,
         )
-        if axis_name is None:
+        if not axis_name:
             # Cutting a combined buffer up takes longer to compile than combining its parts.
             weights = _row_blocks.spread(weights, blocks)
             combined = [_gramian.combine_leaf(*each) for each in zip(leaves, weights, strict=True)]
@@ -148,7 +149,7 @@ def aggregate(
         treedef = jax.tree.structure(updates, is_leaf=is_task_rows)
         return treedef.unflatten(combined), AggregateState(next_key, weighting_state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return _balancing.Aggregator(init, update)
 
 
 def orthogonalize(
@@ -239,10 +240,11 @@ def osgd(
     Raises:
       ValueError: as `orthogonalize`.
     """
-    return optax.chain(
+    chained = optax.chain(
         orthogonalize(order, scope, key, hold=hold, axis_name=axis_name),
         optax.sgd(learning_rate, momentum, nesterov, accumulator_dtype),
     )
+    return _balancing.Aggregator(*chained)
 
 
 def _weigh(

@@ -19,3 +19,10 @@ def x64():
     """Float64 within the test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def not_finite():
+    """Allow numbers that are not finite, also where `make test-guards` looks for them."""
+    with jax.debug_nans(False), jax.debug_infs(False):
+        yield

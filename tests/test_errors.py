@@ -55,6 +55,26 @@ def with_state():
     return Weighting(lambda: jnp.zeros(2), lambda gramian, state, **_: (jnp.ones(2), state))
 
 
+OF_SO_MANY_TASKS = (
+    *(getattr(osgd_jax.weightings, name) for name in ("dwa", "famo", "gradnorm", "gradvac", "pcd")),
+    *(getattr(osgd_jax.weightings, name) for name in ("relobralo", "softadapt", "uncertainty")),
+    osgd_jax.weightings.inverse_norms,
+    lambda num_tasks: osgd_jax.weightings.smooth(osgd_jax.weightings.mgda(), num_tasks, 0.9),
+    osgd_jax.moco,
+    osgd_jax.db_mtl,
+    osgd_jax.excess_mtl,
+    osgd_jax.task_momenta,
+    lambda num_tasks: osgd_jax.m_config(0.1, num_tasks),
+)
+
+
+@pytest.mark.parametrize("make", OF_SO_MANY_TASKS)
+@pytest.mark.parametrize("num_tasks", [0, -1, 2.5, "2", None])
+def test_a_number_of_tasks(make, num_tasks):
+    with pytest.raises(ValueError, match=rf"num_tasks={num_tasks!r} must be a Python integer of"):
+        make(num_tasks)
+
+
 CASES = {
     # The gradients.
     "different numbers of tasks": (

@@ -274,6 +274,7 @@ def test_cosines_with_a_zero_row():
     )
 
 
+@pytest.mark.usefixtures("not_finite")
 def test_gramian_shows_what_is_not_finite():
     gramian = osgd_jax.gramian(jnp.asarray([[jnp.nan, 0.0], [1.0, 2.0]]))
     assert np.all(np.isnan(gramian[0]))

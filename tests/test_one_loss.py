@@ -10,6 +10,7 @@ import pytest
 
 import osgd_jax
 from osgd_jax import weightings
+from tests.helpers.run_on_eight import run_on_eight
 
 K, B1, B2, EPS, RATE = 3, 0.9, 0.99, 1e-8, 0.1
 
@@ -100,11 +101,38 @@ def test_a_scan_over_steps_of_narrow_parameters():
     assert (updates < 0).all()
 
 
-@pytest.mark.parametrize("task", [-1, 2])
+@pytest.mark.parametrize("task", [-1, 2, 0.5, None])
 def test_a_task_index_out_of_range(task):
     tx = osgd_jax.task_momenta(2)
     with pytest.raises(ValueError, match=rf"task={task} must be a task index below num_tasks=2"):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)), task=task)
+
+
+@pytest.mark.parametrize("task", [-1, 2, 7])
+def test_a_traced_task_index_out_of_range_gives_nan_and_is_not_remembered(task):
+    tx = osgd_jax.m_config(RATE, 2)
+    update = jax.jit(tx.update)
+    _, state = update(jnp.array([1.0, 2.0]), tx.init(jnp.zeros(2)), task=0)
+    updates, after = update(jnp.array([3.0, 1.0]), state, task=task)
+    assert np.isnan(updates).all()
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+
+
+def test_steps_of_several_devices_are_those_of_one():
+    run_on_eight("one_loss_steps")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"b1": 1.0}, "b1=1.0 must be at least 0 and below 1"),
+        ({"b2": -0.1}, "b2=-0.1 must be at least 0 and below 1"),
+        ({"eps": -1.0}, "eps=-1.0 must be at least 0"),
+    ],
+)
+def test_numbers_out_of_range(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        osgd_jax.m_config(RATE, K, **arguments)
 
 
 def test_a_step_does_less_than_one_of_adam_on_the_sum():

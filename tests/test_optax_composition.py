@@ -368,3 +368,31 @@ def test_nnx_optimizer(form):
         assert_close(nnx.state(net, nnx.Param), params)
     assert optimizer.step[...] == 3
     assert not np.allclose(net.norm.mean[...], 0)
+
+
+AGGREGATORS = {
+    "aggregate": lambda: osgd_jax.aggregate(osgd_jax.weightings.mean()),
+    "orthogonalize": lambda: osgd_jax.orthogonalize(),
+    "orthogonalize, named": lambda: osgd_jax.orthogonalize(("a", "b")),
+    "osgd": lambda: osgd_jax.osgd(0.1, momentum=0.9),
+    "graddrop": lambda: osgd_jax.graddrop(0),
+    "moco": lambda: osgd_jax.moco(2),
+    "db_mtl": lambda: osgd_jax.db_mtl(2),
+    "excess_mtl": lambda: osgd_jax.excess_mtl(2),
+}
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_an_aggregator_of_optax(name):
+    assert isinstance(AGGREGATORS[name](), optax.experimental.aggregating.Aggregator)
+
+
+def test_process_of_optax():
+    process = optax.experimental.aggregating.process
+    tx = process(osgd_jax.clip_task_norms(1.0), osgd_jax.orthogonalize(), optax.sgd(0.5))
+    assert isinstance(tx, optax.experimental.aggregating.Aggregator)
+    params, rows = jnp.zeros(2), jnp.array([[0.0, 5.0], [0.6, 0.6]])
+    update = jax.jit(tx.update)
+    updates, _ = update(rows, tx.init(params), params, losses=jnp.ones(2))
+    # Clipped to (0, 1) and (0.6, 0.6); the second without its part along the first is (0.6, 0).
+    np.testing.assert_allclose(updates, [-0.3, -0.5], rtol=1e-6)

@@ -216,6 +216,7 @@ def test_what_is_skipped_is_skipped_whole(num_tasks):
     np.testing.assert_allclose(direction(rows), expected, atol=1e-6)
 
 
+@pytest.mark.usefixtures("not_finite")
 def test_weights_show_what_is_not_finite():
     weighting = osgd_jax.weightings.orthogonal()
     weights, _ = weighting.weigh(jnp.asarray([[jnp.nan, 0.5], [0.5, 1.0]]), weighting.init())
@@ -227,6 +228,7 @@ def test_weights_show_what_is_not_finite():
 # ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("not_finite")
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
 @pytest.mark.parametrize("task", [0, 2])
 @pytest.mark.parametrize("scope", ["shared", "all"])
@@ -243,6 +245,7 @@ def test_not_finite_in_gives_nan_in_every_array_of_the_group(bad, task, scope):
     assert np.all(np.isnan(updates["b"]))
 
 
+@pytest.mark.usefixtures("not_finite")
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_not_finite_stays_in_its_group(bad):
     rows = jnp.asarray(random_rows(0))
@@ -252,6 +255,7 @@ def test_not_finite_stays_in_its_group(bad):
     np.testing.assert_allclose(updates["b"], direction(rows), rtol=1e-6)
 
 
+@pytest.mark.usefixtures("not_finite")
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("form", ["dense", "ragged"])
 def test_private_arrays_show_their_own_values(bad, form):
@@ -268,6 +272,7 @@ def test_private_arrays_show_their_own_values(bad, form):
 EXTREMES = [0, 1e-45, 1e-42, 1.2e-38, 1e-30, 1e-18, 1, 1e18, 1e30, 1e37, 1.7e38, 3.4e38]
 
 
+@pytest.mark.usefixtures("not_finite")
 @pytest.mark.parametrize("jitted", [True, False], ids=["jit", "eager"])
 def test_no_finite_gradient_gives_nan_or_infinity(jitted):
     rng = np.random.default_rng(0)

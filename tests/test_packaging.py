@@ -1,6 +1,7 @@
 """What a user gets: wheel and sdist that install, a light import, types that check."""
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+import osgd_jax
 
 _ROOT = Path(__file__).parents[1]
 
@@ -41,6 +44,28 @@ def test_sdist_holds_what_a_packager_needs(dist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"pyproject.toml", "README.md", "LICENSE", "CITATION.cff"} <= names
+
+
+def test_tests_of_the_sdist_need_nothing_else(dist, tmp_path):
+    (sdist,) = dist.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (root,) = tmp_path.iterdir()
+    # In front of the programs of this checkout, which are installed here.
+    (root / "experiments.py").write_text("raise ImportError('not in the sdist')")
+    collect = ("-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider")
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    collected = _run(sys.executable, *collect, cwd=root, env=env)
+    assert "tests/weightings/test_values.py" in collected
+    assert "tests/experiments" not in collected
+
+
+def test_version_is_that_of_the_distribution(dist):
+    assert (dist / f"osgd_jax-{osgd_jax.__version__}.tar.gz").exists()
+
+
+def test_dir_lists_the_public_names():
+    assert {*osgd_jax.__all__, "__version__", "plots"} <= set(dir(osgd_jax))
 
 
 def test_wheel_installs_and_runs_elsewhere(dist, tmp_path):

@@ -170,7 +170,7 @@ def take(buffer: jax.Array, starts: jax.Array, count: int) -> jax.Array:
     if (buffer.shape[0], count) == (1, 1):
         return lax.dynamic_slice_in_dim(buffer, starts[0], 1, axis=1)
     rows = jnp.arange(starts.shape[0])[:, None]
-    positions = starts[:, None] + jnp.arange(count)
+    positions = starts[:, None] + jnp.arange(count)[None]
     return buffer.at[rows, positions].get(mode="clip")
 
 

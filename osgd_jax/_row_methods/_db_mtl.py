@@ -54,7 +54,7 @@ def db_mtl(
       ValueError: a rate out of range; from `update`, as `aggregate`, without losses, another number
         of tasks, or a scope with several groups.
     """
-    check_rate(beta, "beta", 1)
+    beta = check_rate(beta, "beta", 1)
 
     def step(
         gradients: list[jax.Array], state: MemoryState, groups: Groups, losses: jax.Array | None

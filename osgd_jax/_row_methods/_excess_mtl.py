@@ -12,12 +12,12 @@ from osgd_jax._row_methods._memory import (
     MemoryState,
     Step,
     by_task,
-    check_rate,
     largest_of,
     sum_of,
     with_memory,
 )
 from osgd_jax._scopes import Groups, Scope
+from osgd_jax.weightings._checks import check_range
 from osgd_jax.weightings._tools import safe_hypot, softmax_of_active
 
 
@@ -66,7 +66,7 @@ def excess_mtl(
       ValueError: a step size below zero; from `update`, as `aggregate`, another number of tasks, or
         a scope with several groups.
     """
-    check_rate(step_size, "step_size", float("inf"))
+    step_size = check_range("step_size", step_size, "at least 0", lambda size: size >= 0)
 
     def step(
         gradients: list[jax.Array], state: MemoryState, groups: Groups, losses: jax.Array | None

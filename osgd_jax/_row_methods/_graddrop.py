@@ -52,7 +52,7 @@ def graddrop(key: jax.Array | int, leak: Numbers = 0.0) -> optax.GradientTransfo
             "graddrop draws signs at each step and needs a PRNG key or a seed: pass key=."
         )
     wanted = "between 0 and 1, one number or one for each task"
-    check_range("leak", leak, wanted, lambda leak: (leak >= 0) & (leak <= 1), most_axes=1)
+    leak = check_range("leak", leak, wanted, lambda leak: (leak >= 0) & (leak <= 1), most_axes=1)
     _balancing.check_key(key)
 
     def init(params: ArrayTree) -> Any:
@@ -79,7 +79,7 @@ def graddrop(key: jax.Array | int, leak: Numbers = 0.0) -> optax.GradientTransfo
         treedef = jax.tree.structure(updates, is_leaf=is_task_rows)
         return treedef.unflatten(picked), GradDropState(next_key)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return _balancing.Aggregator(init, update)
 
 
 def _one_for_each_task(leak: Numbers, num_tasks: int) -> jax.Array:
@@ -94,10 +94,10 @@ def _pick_signs(leaf: TaskRows, leaks: jax.Array, key: jax.Array) -> jax.Array:
     rows = leaf.rows.astype(dtype)
     # Divided by the largest of the tasks', so that no sum leaves the range.
     largest = jnp.max(jnp.abs(rows), axis=0, initial=0)
-    rows = rows / jnp.where(largest == 0, 1, largest)
+    rows = rows / jnp.where(largest == 0, 1, largest)[None]
     total = jnp.sum(jnp.abs(rows), axis=0)
     purity = (1 + jnp.sum(rows, axis=0) / jnp.where(total == 0, 1, total)) / 2
-    positive = jax.random.uniform(key, purity.shape, dtype) < purity
+    positive = (jax.random.uniform(key, purity.shape, dtype) < purity)[None]
     kept = jnp.where(positive, rows > 0, rows < 0)
     leak = of_tasks(leaks, leaf.tasks).astype(dtype).reshape(-1, *[1] * (rows.ndim - 1))
     # A product with zero, not a selection: it lets a NaN through.

@@ -8,9 +8,10 @@ import numpy as np
 import optax
 
 from osgd_jax import _balancing, _data_parallel, _gramian, _scopes
+from osgd_jax._dtypes import at_least_float32
 from osgd_jax._scopes import Groups, Scope
 from osgd_jax._task_rows import ArrayTree, TaskRows, accumulation_dtype, densify, is_task_rows
-from osgd_jax.weightings._checks import check_range
+from osgd_jax.weightings._checks import check_count, check_range
 from osgd_jax.weightings._tools import check_losses, check_num_tasks
 
 
@@ -69,11 +70,12 @@ def with_memory(
     group and leaves the state alone, since a NaN that was remembered would never go away.
     """
     _scopes.check_name(scope)
+    num_tasks = check_count("num_tasks", num_tasks)
 
     def init(params: ArrayTree) -> Any:
         def zeros(param: Any) -> jax.Array:
             _gramian.check_dtype("a parameter", jnp.result_type(param))
-            dtype = jnp.result_type(jnp.float32, param)
+            dtype = at_least_float32(jnp.result_type(param))
             # Stacked, so that the sharding of the parameters is kept.
             return jnp.stack([jnp.zeros_like(param, dtype)] * num_tasks)
 
@@ -125,7 +127,7 @@ def with_memory(
         next_state = MemoryState(treedef.unflatten(kept), new.tasks, state.steps + 1)
         return treedef.unflatten(combined), _balancing.unless_spoiled(next_state, state, finite)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return _balancing.Aggregator(init, update)
 
 
 def _memory_of(state: MemoryState, leaves: list[TaskRows], treedef: Any) -> list[jax.Array]:
@@ -173,11 +175,12 @@ def rate_at(rate: optax.ScalarOrSchedule, steps: jax.Array) -> Any:
     return rate(steps) if callable(rate) else rate
 
 
-def check_rate(rate: optax.ScalarOrSchedule, name: str, most: float) -> None:
-    """Raise a ValueError for a number below zero or above `most`, unless it is traced."""
+def check_rate(rate: optax.ScalarOrSchedule, name: str, most: float) -> optax.ScalarOrSchedule:
+    """Check a number between zero and `most`, as `check_range`; a schedule is returned as it is."""
     limit = "at least 0" if np.isinf(most) else f"between 0 and {most:g}"
-    if not callable(rate):
-        check_range(name, rate, limit, lambda rate: (rate >= 0) & (rate <= most))
+    if callable(rate):
+        return rate
+    return check_range(name, rate, limit, lambda rate: (rate >= 0) & (rate <= most))
 
 
 def _parameter_axes(rows: jax.Array) -> tuple[int, ...]:

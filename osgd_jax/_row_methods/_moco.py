@@ -15,6 +15,7 @@ from osgd_jax._row_methods._memory import (
 )
 from osgd_jax._scopes import Groups, Scope
 from osgd_jax._task_rows import TaskRows
+from osgd_jax.weightings._checks import check_range
 
 
 def moco(
@@ -62,9 +63,9 @@ def moco(
       ValueError: a rate out of range; from `update`, as `aggregate`, another number of tasks, or
         a scope with several groups.
     """
-    check_rate(beta, "beta", 1)
-    check_rate(gamma, "gamma", float("inf"))
-    check_rate(rho, "rho", float("inf"))
+    beta = check_rate(beta, "beta", 1)
+    gamma = check_rate(gamma, "gamma", float("inf"))
+    rho = check_range("rho", rho, "at least 0", lambda rho: rho >= 0)
 
     def step(
         gradients: list[jax.Array], state: MemoryState, groups: Groups, losses: jax.Array | None
@@ -83,7 +84,8 @@ def moco(
         slope = scale * (rate * (scale * (gramian @ shares))) + rate * rho * shares
         # Far outside, all points project alike; in the range, their differences are no NaN.
         shares = shares - jnp.clip(slope, -1e30, 1e30)
-        shares = optax.projections.projection_simplex(shares - jnp.max(shares))
+        with jax.numpy_dtype_promotion("standard"):  # it divides by an integer array
+            shares = optax.projections.projection_simplex(shares - jnp.max(shares))
         return Step(means, shares.astype(scales.dtype), means, shares)
 
     def equal_shares() -> jax.Array:

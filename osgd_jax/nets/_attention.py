@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from osgd_jax._dtypes import at_least_float32
+
 _THETA = 10_000.0
 
 
@@ -37,7 +39,7 @@ class Past:
 
     def positions(self, count: int) -> jax.Array:
         """Those of the next `count` tokens, `[batch, count]`."""
-        return self.lengths[:, None] + jnp.arange(count)
+        return self.lengths[:, None] + jnp.arange(count)[None]
 
     def extended(self, keys: jax.Array, values: jax.Array) -> Self:
         """With the keys and values of the next tokens; those beyond `max_length` are dropped."""
@@ -76,7 +78,7 @@ def put(buffer: jax.Array, starts: jax.Array, new: jax.Array, axis: int = 1) -> 
         return lax.dynamic_update_slice_in_dim(buffer, new, starts[0], axis)
     rows = jnp.arange(new.shape[0])[:, None]
     starts = jnp.repeat(starts, new.shape[0] // starts.shape[0])
-    positions = starts[:, None] + jnp.arange(new.shape[1])
+    positions = starts[:, None] + jnp.arange(new.shape[1])[None]
     where = (rows, *[slice(None)] * (axis - 1), positions)
     return buffer.at[where].set(new, mode="drop")
 
@@ -84,9 +86,9 @@ def put(buffer: jax.Array, starts: jax.Array, new: jax.Array, axis: int = 1) -> 
 def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
     """Rotate `[batch, length, heads, head_dim]` by `positions`, `[batch or 1, length]`."""
     half = x.shape[-1] // 2
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = at_least_float32(x.dtype)
     speeds = jnp.asarray(_THETA, wide) ** (-jnp.arange(half, dtype=wide) / half)
-    angles = positions[..., None, None].astype(wide) * speeds
+    angles = positions[..., None, None].astype(wide) * jnp.expand_dims(speeds, (0, 1, 2))
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = x[..., :half].astype(wide), x[..., half:].astype(wide)
     turned = [first * cos - second * sin, second * cos + first * sin]
@@ -115,7 +117,7 @@ def attend(
         past = past.extended(keys, values)
         keys, values = past.by_text()
         read_to = jnp.arange(keys.shape[1])
-    mask = read_to <= seen[..., None]
+    mask = read_to[None, None] <= seen[..., None]
     return _dot_product_attention(queries, keys, values, mask[:, None]), past
 
 
@@ -123,7 +125,8 @@ def _dot_product_attention(
     queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array
 ) -> jax.Array:
     if queries.dtype != jnp.float64:
-        return jax.nn.dot_product_attention(queries, keys, values, mask=mask)
+        with jax.numpy_dtype_promotion("standard"):  # it multiplies by a float32 scale
+            return jax.nn.dot_product_attention(queries, keys, values, mask=mask)
     # The library takes the softmax in float32, whatever the dtype.
     scores = jnp.einsum("btnh,bsnh->bnts", queries, keys) / jnp.sqrt(queries.shape[-1])
     shares = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)

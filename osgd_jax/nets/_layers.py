@@ -11,6 +11,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import DTypeLike
 
+from osgd_jax._dtypes import result_type
 from osgd_jax.nets._checks import (
     check_bool,
     check_channels,
@@ -88,7 +89,7 @@ class Conv(nnx.Module):
         """`[batch, *spatial, in_features]` → `[batch, *spatial / stride, out_features]`."""
         kernel = read(self.kernel)
         check_channels(x.shape, kernel.shape[-2])
-        dtype = self.dtype or jnp.result_type(x, kernel)
+        dtype = self.dtype or result_type(x, kernel)
         if len(self.strides) == 1:
             return _sequence_conv(x.astype(dtype), kernel.astype(dtype), *self.strides)
         return lax.conv_general_dilated(
@@ -144,7 +145,9 @@ class Linear(nnx.Module):
         """`[batch, in_features]` → `[batch, out_features]`."""
         kernel = read(self.kernel)
         check_channels(x.shape, kernel.shape[0])
-        return x.astype(jnp.result_type(x, kernel)) @ kernel + read(self.bias)
+        computed = result_type(x, kernel)
+        bias = read(self.bias).astype(computed)[None]
+        return x.astype(computed) @ kernel.astype(computed) + bias
 
 
 @dataclasses.dataclass(frozen=True)

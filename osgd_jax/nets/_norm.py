@@ -12,6 +12,7 @@ from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
 
+from osgd_jax._dtypes import at_least_float32
 from osgd_jax.nets._checks import check_positive
 from osgd_jax.nets._sharding import read, write
 
@@ -21,18 +22,16 @@ _MOST_GROUPS = 32
 _LEAST_GROUP_SIZE = 4
 
 
-def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
-    """Statistics of half-precision values need float32."""
-    return jnp.promote_types(jax.dtypes.canonicalize_dtype(dtype), jnp.float32)
-
-
 def _scale_and_shift(
     x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> jax.Array:
+    # Of each example or, with one row, of all: `[rows, features]`.
+    mean, var, scale, bias = (
+        each.astype(mean.dtype).reshape(-1, each.shape[-1]) for each in (mean, var, scale, bias)
+    )
     factor = scale * lax.rsqrt(var + _EPSILON)
     offset = bias - mean * factor
-    # Statistics of single examples, `[batch, features]`, get the spatial axes of x between.
-    spatial = tuple(range(1, 1 + x.ndim - 2)) if mean.ndim == 2 else ()
+    spatial = tuple(range(1, x.ndim - 1))
     wide = x.astype(mean.dtype)
     y = wide * jnp.expand_dims(factor, spatial) + jnp.expand_dims(offset, spatial)
     return y.astype(x.dtype)
@@ -101,7 +100,7 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, *spatial, features]` → the same shape and dtype."""
         scale, bias = read(self.scale), read(self.bias)
-        wide = x.astype(at_least_float32(jnp.result_type(x, scale)))
+        wide = x.astype(at_least_float32(x.dtype, scale.dtype))
         spatial = tuple(range(1, x.ndim - 1))
         mean = self._over_groups(wide.mean(spatial))
         square = self._over_groups(jnp.square(wide).mean(spatial))

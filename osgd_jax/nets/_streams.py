@@ -43,13 +43,14 @@ class Transition(nnx.Module):
         x = self.norm(x)
         if max(self.window) > 1:
             # By keyword, as converters (jax2onnx) that stand in for it want them.
-            pooled = nnx.avg_pool(
-                x,
-                window_shape=self.window,
-                strides=self.window,
-                padding="SAME",
-                count_include_pad=False,
-            )
+            with jax.numpy_dtype_promotion("standard"):  # it divides by counts in float32
+                pooled = nnx.avg_pool(
+                    x,
+                    window_shape=self.window,
+                    strides=self.window,
+                    padding="SAME",
+                    count_include_pad=False,
+                )
             x = pooled.astype(x.dtype)
         return self.conv(x)
 

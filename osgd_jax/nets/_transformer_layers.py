@@ -15,10 +15,10 @@ from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
 
+from osgd_jax._dtypes import at_least_float32, result_type
 from osgd_jax.nets._attention import attend
 from osgd_jax.nets._checks import check_positive
 from osgd_jax.nets._layers import Layers, draw_normal
-from osgd_jax.nets._norm import at_least_float32
 from osgd_jax.nets._sharding import look_up, read
 from osgd_jax.nets._stripes import extend
 
@@ -61,7 +61,8 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[…, features]` → the same shape and dtype."""
         scale = read(self.scale)
-        y = x.astype(at_least_float32(jnp.result_type(x, scale)))
+        y = x.astype(at_least_float32(x.dtype, scale.dtype))
+        scale = jnp.expand_dims(scale.astype(y.dtype), range(x.ndim - 1))
         y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + _EPSILON) * scale
         return y.astype(x.dtype)
 
@@ -84,7 +85,7 @@ class Product(nnx.Module):
     def __call__(self, x: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
         """`[…, in_features]` → `[…, out_features]`, of `dtype` where one is given."""
         kernel = read(self.kernel)
-        computed = self.dtype or jnp.result_type(x, kernel)
+        computed = self.dtype or result_type(x, kernel)
         return jnp.matmul(x.astype(computed), kernel.astype(computed), preferred_element_type=dtype)
 
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._base import Weighting, named
 from osgd_jax.weightings._by_task import by_position
 from osgd_jax.weightings._jacobi import orthogonal_combinations
 from osgd_jax.weightings._least_norm import above_rounding
@@ -11,6 +11,7 @@ from osgd_jax.weightings._tools import Numbers, check_preference, preference_lik
 from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
 
 
+@named
 def aligned_mtl(preference: Numbers | None = None) -> Weighting:
     """Replace the singular values of the gradient matrix by the smallest one, and average.
 
@@ -57,13 +58,15 @@ def _(primals, tangents):
     # The change of the Gramian is D X D. In the basis of its eigenvectors, and over the singular
     # values, it is of the order of X.
     growth = jnp.where(norms > 0, d_norms / jnp.where(norms > 0, norms, 1), 0)
-    change = d_cosines + (growth[:, None] + growth) * cosines
-    outer = (inverse[:, None] * vectors * norms) @ change
-    relative = outer @ (inverse[:, None] * vectors * norms).T
+    change = d_cosines + (growth[:, None] + growth[None]) * cosines
+    scaled = inverse[:, None] * vectors * norms[None]
+    outer = scaled @ change
+    relative = outer @ scaled.T
     # Divided differences of the inverse root: among what is kept, and with the null space.
-    sums = jnp.where(kept[:, None] & kept, ratios[:, None] + ratios, 1)
-    within = -ratios[:, None] * ratios / sums * relative
-    across = (ratios * inverse)[:, None] * outer @ jnp.where(kept[:, None], 0, vectors * norms).T
+    sums = jnp.where(kept[:, None] & kept[None], ratios[:, None] + ratios[None], 1)
+    within = -ratios[:, None] * ratios[None] / sums * relative
+    lost = jnp.where(kept[:, None], 0, vectors * norms[None])
+    across = (ratios * inverse)[:, None] * outer @ lost.T
     smallest = relative[jnp.argmax(ratios), jnp.argmax(ratios)] / 2
     turned = within + across + across.T + smallest * jnp.diag(ratios)
     tangent = vectors.T @ (turned @ (vectors @ shares) + ratios * (vectors @ d_shares))
@@ -79,10 +82,10 @@ def _decomposed(cosines: jax.Array, norms: jax.Array) -> tuple[jax.Array, jax.Ar
     eigenvalues, directions = jnp.linalg.eigh(cosines)
     independent = above_rounding(eigenvalues)
     roots = jnp.sqrt(jnp.where(independent, eigenvalues, 0))
-    vectors, values = orthogonal_combinations(norms[:, None] * directions * roots)
+    vectors, values = orthogonal_combinations(norms[:, None] * directions * roots[None])
     rank = jnp.sum(independent) - jnp.sum(norms == 0)
-    larger = values > values[:, None]
-    earlier = (values == values[:, None]) & jnp.tri(len(values), k=-1, dtype=bool)
+    larger = values[None] > values[:, None]
+    earlier = (values[None] == values[:, None]) & jnp.tri(len(values), k=-1, dtype=bool)
     kept = jnp.sum(larger | earlier, axis=1) < rank
     inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
     return vectors, inverse, jnp.min(values, where=kept, initial=jnp.inf) * inverse

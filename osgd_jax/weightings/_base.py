@@ -1,7 +1,9 @@
 """What a weighting is: two pure functions from the Gramian of the task gradients to weights."""
 
+import functools
+import inspect
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, ParamSpec
 
 import jax
 
@@ -11,6 +13,8 @@ State = Any
 """The state of a weighting: any pytree of arrays, `()` where there is none."""
 
 Scaling = Literal["none", "common", "row"]
+
+P = ParamSpec("P")
 
 
 class Weighting(NamedTuple):
@@ -37,6 +41,7 @@ class Weighting(NamedTuple):
         while tracing. None where there are no such arguments.
       hold: indices of tasks whose gradients are never stepped along, not even for parameters that
         they alone reach.
+      name: the call that made it, such as `"upgrad(preference=None)"`, which is its `repr`.
     """
 
     init: Callable[[], State]
@@ -44,11 +49,30 @@ class Weighting(NamedTuple):
     scaling: Scaling = "none"
     for_tasks: "Callable[[Tasks], Weighting] | None" = None
     hold: tuple[int, ...] = ()
+    name: str = ""
+
+    def __repr__(self) -> str:
+        return self.name or f"Weighting(init={self.init}, weigh={self.weigh}, {self.scaling!r})"
 
 
 def resolve(weighting: Weighting, tasks: Tasks) -> Weighting:
     """Return the weighting with the indices of these tasks in place of their names."""
     return weighting if weighting.for_tasks is None else weighting.for_tasks(tasks)
+
+
+def named(make: Callable[P, Weighting]) -> Callable[P, Weighting]:
+    """Name the weightings that a function returns after its calls."""
+    signature = inspect.signature(make)
+
+    @functools.wraps(make)
+    def make_named(*args: P.args, **kwargs: P.kwargs) -> Weighting:
+        weighting = make(*args, **kwargs)
+        call = signature.bind(*args, **kwargs)
+        call.apply_defaults()
+        arguments = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
+        return weighting._replace(name=f"{make.__name__}({arguments})")
+
+    return make_named
 
 
 def stateless(weigh: Callable[..., jax.Array], scaling: Scaling = "none") -> Weighting:

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._base import Weighting, named
 from osgd_jax.weightings._checks import check_range
 from osgd_jax.weightings._solvers import nonnegative_minimum
 from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
 
 
+@named
 def cagrad(c: float | jax.Array = 0.5) -> Weighting:
     """Maximise the smallest decrease of any loss within a ball around the mean gradient.
 
@@ -33,7 +34,7 @@ def cagrad(c: float | jax.Array = 0.5) -> Weighting:
     Raises:
       ValueError: `c` is negative.
     """
-    check_range("c", c, "finite and at least 0", lambda c: (c >= 0) & np.isfinite(c))
+    c = check_range("c", c, "finite and at least 0", lambda c: (c >= 0) & (c < np.inf))
 
     def weigh(rows: UnitRows) -> jax.Array:
         num_tasks = len(rows.norms)

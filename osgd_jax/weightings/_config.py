@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 
-from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._base import Weighting, named
 from osgd_jax.weightings._by_task import by_position
 from osgd_jax.weightings._least_norm import solve_least_norm
 from osgd_jax.weightings._tools import Numbers, check_preference, preference_like
 from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
 
 
+@named
 def config(preference: Numbers | None = None) -> Weighting:
     """Weigh the tasks so that the direction has the same cosine with all gradients.
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from osgd_jax.weightings._base import Weighting
-from osgd_jax.weightings._checks import check_range
+from osgd_jax.weightings._base import Weighting, named
+from osgd_jax.weightings._checks import check_count, check_range, unless_out_of_range
 from osgd_jax.weightings._tools import (
     check_losses,
     check_num_tasks,
@@ -33,6 +33,7 @@ class DWAState(NamedTuple):
     means: jax.Array
 
 
+@named
 def dwa(
     num_tasks: int, temperature: float | jax.Array = 2.0, period: float | jax.Array = 100
 ) -> Weighting:
@@ -56,8 +57,9 @@ def dwa(
       ValueError: `period` below one or `temperature` not positive; while tracing, no losses, or
         another number of tasks.
     """
-    check_range("temperature", temperature, "above zero", lambda t: t > 0)
-    check_range("period", period, "at least 1", lambda p: p >= 1)
+    temperature = check_range("temperature", temperature, "above zero", lambda t: t > 0)
+    period = check_range("period", period, "at least 1", lambda p: p >= 1)
+    num_tasks = check_count("num_tasks", num_tasks)
 
     def init() -> DWAState:
         zero, zeros = jnp.zeros((), jnp.int32), jnp.zeros(num_tasks)
@@ -78,15 +80,18 @@ def dwa(
         last, before = state.means
         rates = last / jnp.where(before != 0, before, 1)
         rates = jnp.where(state.periods < 2, 1, rates)
-        weights = jnp.sum(active) * softmax_of_active(rates / temperature, active)
+        weights = jnp.sum(active, dtype=rates.dtype) * softmax_of_active(
+            rates / temperature, active
+        )
+        weights = unless_out_of_range(weights, period)
 
         totals = state.totals + jnp.where(active, losses, 0)
-        counts = state.counts + active
+        counts = state.counts + active.astype(state.counts.dtype)
         means = jnp.where(counts > 0, totals / jnp.maximum(counts, 1), last)
         ends = state.step + 1 == period
         next_state = DWAState(
             jnp.where(ends, 0, state.step + 1),
-            jnp.minimum(state.periods + ends, 2),
+            jnp.minimum(state.periods + ends.astype(state.periods.dtype), 2),
             jnp.where(ends, 0, totals),
             jnp.where(ends, 0, counts),
             jnp.where(ends, jnp.stack([means, last]), state.means),

@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._base import Weighting, named
 from osgd_jax.weightings._checks import check_range
 from osgd_jax.weightings._solvers import balanced_point
 from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
 
 
+@named
 def fairgrad(alpha: float | jax.Array = 2.0) -> Weighting:
     """Weigh the tasks so that the decreases of their losses are alpha-fair.
 
@@ -30,8 +31,8 @@ def fairgrad(alpha: float | jax.Array = 2.0) -> Weighting:
     Raises:
       ValueError: `alpha` is below 0.5.
     """
-    check_range("alpha", alpha, "at least 0.5; 0 would be the mean", lambda a: a >= 0.5)
-    return of_unit_rows(lambda rows: fair_weights(rows, 1 / alpha))
+    checked = check_range("alpha", alpha, "at least 0.5; 0 would be the mean", lambda a: a >= 0.5)
+    return of_unit_rows(lambda rows: fair_weights(rows, 1 / checked))
 
 
 def fair_weights(rows: UnitRows, exponent: float | jax.Array) -> jax.Array:

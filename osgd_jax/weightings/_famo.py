@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._base import Weighting, named
+from osgd_jax.weightings._checks import check_count
 from osgd_jax.weightings._learned import EPS_ROOT, learn, start_learning
 from osgd_jax.weightings._tools import (
     check_losses,
@@ -32,6 +33,7 @@ class FAMOState(NamedTuple):
     optimizer: Any
 
 
+@named
 def famo(
     num_tasks: int, learning_rate: float | jax.Array = 0.025, weight_decay: float | jax.Array = 1e-3
 ) -> Weighting:
@@ -57,6 +59,7 @@ def famo(
     Raises:
       ValueError: while tracing, without losses, or with another number of tasks.
     """
+    num_tasks = check_count("num_tasks", num_tasks)
     optimizer = optax.chain(
         optax.add_decayed_weights(weight_decay), optax.adam(learning_rate, eps_root=EPS_ROOT)
     )

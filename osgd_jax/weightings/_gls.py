@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._base import Weighting, named, stateless
 from osgd_jax.weightings._tools import check_losses, squared_norms
 
 
+@named
 def gls() -> Weighting:
     """Weigh the tasks so that the direction is the gradient of the geometric mean of the losses.
 
@@ -26,7 +27,7 @@ def gls() -> Weighting:
         del key
         losses = check_losses(losses, gramian, "gls")
         active = squared_norms(gramian) > 0
-        count = jnp.maximum(jnp.sum(active), 1)
+        count = jnp.maximum(jnp.sum(active, dtype=losses.dtype), 1)
         log_losses = jnp.log(jnp.maximum(losses, jnp.finfo(losses.dtype).tiny))
         log_mean = jnp.sum(log_losses, where=active) / count
         log_weights = jnp.where(active, log_mean - log_losses, 0)

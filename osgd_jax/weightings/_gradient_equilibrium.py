@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._base import Weighting, named, stateless
 from osgd_jax.weightings._tools import squared_norms
 
 
+@named
 def gradient_equilibrium() -> Weighting:
     """Weigh each task by one over the number of tasks that reach the group of parameters.
 
@@ -24,7 +25,7 @@ def gradient_equilibrium() -> Weighting:
     """
 
     def weigh(gramian: jax.Array, **_: jax.Array | None) -> jax.Array:
-        active = squared_norms(gramian) > 0
-        return active / jnp.maximum(jnp.sum(active), 1).astype(gramian.dtype)
+        active = (squared_norms(gramian) > 0).astype(gramian.dtype)
+        return active / jnp.maximum(jnp.sum(active), 1)
 
     return stateless(weigh, scaling="common")

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._base import Weighting, named
+from osgd_jax.weightings._checks import check_count
 from osgd_jax.weightings._learned import EPS_ROOT, learn, start_learning
 from osgd_jax.weightings._tools import check_losses, check_num_tasks, safe_sqrt, squared_norms
 
@@ -20,6 +21,7 @@ class GradNormState(NamedTuple):
     optimizer: Any
 
 
+@named
 def gradnorm(
     num_tasks: int, alpha: float | jax.Array = 1.5, learning_rate: float | jax.Array = 0.025
 ) -> Weighting:
@@ -47,6 +49,7 @@ def gradnorm(
     Raises:
       ValueError: while tracing, without losses, or with another number of tasks.
     """
+    num_tasks = check_count("num_tasks", num_tasks)
     optimizer = optax.adam(learning_rate, eps_root=EPS_ROOT)
 
     def init() -> GradNormState:
@@ -67,7 +70,7 @@ def gradnorm(
         losses = check_losses(losses, gramian, "gradnorm").astype(state.weights.dtype)
         squares = squared_norms(gramian).astype(state.weights.dtype)
         active = squares > 0
-        count = jnp.maximum(jnp.sum(active), 1)
+        count = jnp.maximum(jnp.sum(active, dtype=losses.dtype), 1)
         initial_losses = jnp.where(active & ~state.seen, losses, state.initial_losses)
 
         norms = safe_sqrt(squares)

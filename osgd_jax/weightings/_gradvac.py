@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from osgd_jax.weightings._base import Weighting
-from osgd_jax.weightings._checks import check_range
+from osgd_jax.weightings._base import Weighting, named
+from osgd_jax.weightings._checks import check_count, check_range, unless_out_of_range
 from osgd_jax.weightings._pcgrad import visiting_orders
 from osgd_jax.weightings._tools import UNROLLED_TASKS, check_num_tasks
 from osgd_jax.weightings._unit_rows import unit_rows, weights_of_rows
 
 
+@named
 def gradvac(num_tasks: int, beta: float | jax.Array = 0.01) -> Weighting:
     """Raise the cosine of each pair of gradients to its own running average where it is below.
 
@@ -33,7 +34,8 @@ def gradvac(num_tasks: int, beta: float | jax.Array = 0.01) -> Weighting:
     Raises:
       ValueError: `beta` outside [0, 1], or, while tracing, another number of tasks.
     """
-    check_range("beta", beta, "in [0, 1]", lambda b: (b >= 0) & (b <= 1))
+    beta = check_range("beta", beta, "in [0, 1]", lambda b: (b >= 0) & (b <= 1))
+    num_tasks = check_count("num_tasks", num_tasks)
 
     def init() -> jax.Array:
         return jnp.zeros((num_tasks, num_tasks))
@@ -53,7 +55,8 @@ def gradvac(num_tasks: int, beta: float | jax.Array = 0.01) -> Weighting:
         coefficients, targets = _vaccinate(
             rows.cosines, rows.active, orders, state.astype(gramian.dtype), beta
         )
-        return weights_of_rows(coefficients, rows.norms), targets.astype(state.dtype)
+        weights = unless_out_of_range(weights_of_rows(coefficients, rows.norms), beta)
+        return weights, targets.astype(state.dtype)
 
     return Weighting(init, weigh, scaling="row")
 

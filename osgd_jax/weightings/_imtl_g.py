@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._base import Weighting, named
 from osgd_jax.weightings._least_norm import solve_least_norm
 from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
 
 
+@named
 def imtl_g() -> Weighting:
     """Weigh the tasks so that the direction has equal projections onto all unit gradients.
 

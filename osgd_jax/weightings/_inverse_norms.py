@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._base import Weighting, named
 from osgd_jax.weightings._smooth import smooth
 from osgd_jax.weightings._tools import check_num_tasks
 from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
 
 
+@named
 def inverse_norms(num_tasks: int, decay: float | jax.Array = 0.9) -> Weighting:
     """Weigh each task by the running mean of the mean gradient norm over its own.
 

@@ -24,6 +24,8 @@ def learn(
 ) -> tuple[jax.Array, Any]:
     """Take one step along `gradient` `[K]`; inactive tasks keep their values and states."""
 
+    # Adam raises a number to the power of an integer array.
+    @jax.numpy_dtype_promotion("standard")
     def step(gradient, state, value):
         updates, state = optimizer.update(gradient, state, value)
         return optax.apply_updates(value, updates), state

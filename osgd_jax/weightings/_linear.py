@@ -4,14 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._base import Weighting, named, stateless
 from osgd_jax.weightings._by_task import by_position
 from osgd_jax.weightings._checks import check_range
 from osgd_jax.weightings._tools import Numbers, numbers_like
 
 
+@named
 def sum() -> Weighting:
-    """Weigh every task by one: the gradient of the sum of the losses."""
+    """Weigh every task by one: the gradient of the sum of the losses.
+
+    The update differs from that of `jax.grad` of the sum by rounding alone. Adam makes such a
+    difference as large as the learning rate where a gradient is rounding alone, as that of a bias
+    before batch normalization is. These biases have no effect on the outputs.
+    """
 
     def weigh(gramian: jax.Array, **_: jax.Array | None) -> jax.Array:
         return jnp.ones_like(gramian, shape=gramian.shape[:1])
@@ -19,6 +25,7 @@ def sum() -> Weighting:
     return stateless(weigh, scaling="common")
 
 
+@named
 def mean() -> Weighting:
     """Weigh each of the K tasks by 1/K: the gradient of the mean of the losses."""
 
@@ -28,6 +35,7 @@ def mean() -> Weighting:
     return stateless(weigh, scaling="common")
 
 
+@named
 def constant(weights: Numbers) -> Weighting:
     """Weigh the tasks by fixed numbers: the gradient of the sum of w_i L_i.
 
@@ -41,7 +49,8 @@ def constant(weights: Numbers) -> Weighting:
       ValueError: while tracing, where there are not as many weights as tasks, or not of their
         names; numbers by position, unless they are equal, for losses in a dict.
     """
-    check_range("weights", weights, "a finite number for each task", np.isfinite, most_axes=1)
+    wanted = "a finite number for each task"
+    weights = check_range("weights", weights, wanted, lambda w: abs(w) < np.inf, most_axes=1)
 
     def weigh(gramian: jax.Array, **_: jax.Array | None) -> jax.Array:
         return numbers_like("weights", weights, gramian[0])

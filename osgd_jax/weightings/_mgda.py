@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._base import Weighting, named
 from osgd_jax.weightings._solvers import nonnegative_qp
 from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
 
 
+@named
 def mgda() -> Weighting:
     """Weigh the tasks so that the direction is the shortest convex combination of the gradients.
 

@@ -1,10 +1,11 @@
 """Nash-MTL: the step as the solution of a bargaining game between the tasks."""
 
-from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._base import Weighting, named
 from osgd_jax.weightings._fairgrad import fair_weights
 from osgd_jax.weightings._unit_rows import of_unit_rows
 
 
+@named
 def nash_mtl() -> Weighting:
     """Weigh the tasks by the Nash bargaining solution: G w = 1 / w.
 

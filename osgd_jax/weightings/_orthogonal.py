@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from osgd_jax._losses import Tasks, numbered
-from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._base import Weighting, named, stateless
 from osgd_jax.weightings._by_task import check_ordered, indices_of, is_named, permutation_of
 from osgd_jax.weightings._checks import is_traced
 from osgd_jax.weightings._tools import UNROLLED_TASKS, squared_norms
@@ -20,6 +20,7 @@ Order = Literal["first_to_last", "last_to_first", "random"] | Sequence[int] | Se
 Hold = Sequence[int] | Sequence[str]
 
 
+@named
 def orthogonal(order: Order = "first_to_last", hold: Hold = ()) -> Weighting:
     """Weigh the tasks so that the direction is the sum of their orthogonalized gradients.
 
@@ -74,7 +75,11 @@ def orthogonal(order: Order = "first_to_last", hold: Hold = ()) -> Weighting:
         ordered_scales = jnp.maximum(ordered_scales, jnp.finfo(ordered_scales.dtype).tiny)
         weights = jnp.sum(ordered_scales[:, None] * coefficients, axis=0) / ordered_scales
         sort = np.argsort if isinstance(permutation, np.ndarray) else jnp.argsort
-        return _in_order(weights, sort(permutation))
+        weights = _in_order(weights, sort(permutation))
+        if not is_traced(order):
+            return weights
+        tasks = jnp.arange(len(permutation))
+        return jnp.where(jnp.all(jnp.sort(permutation) == tasks), weights, jnp.nan)
 
     return stateless(weigh, scaling="row")._replace(for_tasks=for_tasks, hold=hold)
 
@@ -168,8 +173,8 @@ def _gram_schmidt(gramian: jax.Array) -> jax.Array:
         has_direction = ~(norm <= tolerance * norms[j])
         ratios = residual_gramian[:, j] / jnp.where(has_direction, norm, 1)
         ratios = jnp.where((tasks > j) & has_direction, ratios, 0)
-        coefficients = coefficients - ratios[:, None] * coefficients[j]
-        residual_gramian = residual_gramian - ratios[:, None] * residual_gramian[j]
+        coefficients = coefficients - ratios[:, None] * coefficients[j][None]
+        residual_gramian = residual_gramian - ratios[:, None] * residual_gramian[j][None]
         kept = jnp.where((tasks == j) & ~has_direction, 0, 1)
         return coefficients * kept[:, None], residual_gramian
 

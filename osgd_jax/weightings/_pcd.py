@@ -9,9 +9,9 @@ import numpy as np
 from jax import lax
 
 from osgd_jax._losses import Tasks, numbered
-from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._base import Weighting, named
 from osgd_jax.weightings._by_task import by_position, index_of
-from osgd_jax.weightings._checks import check_decay, check_range
+from osgd_jax.weightings._checks import check_count, check_decay, check_range, unless_out_of_range
 from osgd_jax.weightings._tools import check_num_tasks, safe_hypot, safe_sqrt, squared_norms
 from osgd_jax.weightings._unit_rows import UnitRows, unit_rows
 
@@ -28,6 +28,7 @@ class PCDState(NamedTuple):
     total: jax.Array
 
 
+@named
 def pcd(
     num_tasks: int,
     tau: float | Sequence[float] | Mapping[str, float] | jax.Array = 0.02,
@@ -64,9 +65,10 @@ def pcd(
     Raises:
       ValueError: a number out of its range; while tracing, another number of tasks, or other names.
     """
-    check_range("tau", tau, "in [0, 1]", lambda t: (t >= 0) & (t <= 1), most_axes=1)
-    check_decay(decay)
-    check_range("eps", eps, "at least 0", lambda e: e >= 0)
+    num_tasks = check_count("num_tasks", num_tasks)
+    tau = check_range("tau", tau, "in [0, 1]", lambda t: (t >= 0) & (t <= 1), most_axes=1)
+    decay = check_decay(decay)
+    eps = check_range("eps", eps, "at least 0", lambda e: e >= 0)
     if not isinstance(tau, Mapping) and np.shape(tau) not in ((), (num_tasks - 1,)):
         raise ValueError(
             f"tau={tau!r} must be a number, or one for each of the {num_tasks - 1} tasks beside"
@@ -112,7 +114,7 @@ def pcd(
         wanted = jnp.minimum(wanted, 1e30)
         weights = _nearest(unit_rows(gramian, scales), wanted.astype(gramian.dtype), index)
         next_state = PCDState(means.astype(state.norms.dtype), total.astype(state.total.dtype))
-        return weights, next_state
+        return unless_out_of_range(weights, tau, decay, eps), next_state
 
     return Weighting(init, weigh, "row", for_tasks)
 
@@ -122,7 +124,9 @@ def _nearest(rows: UnitRows, wanted: jax.Array, primary: int) -> jax.Array:
     is_primary = jnp.arange(len(wanted)) == primary
     # The problem is homogeneous; it is solved in numbers of the order of one.
     largest = jnp.maximum(jnp.max(wanted), 1)
-    missing = jnp.where(is_primary, -jnp.inf, (wanted - rows.cosines[primary]) / largest)
+    missing = jnp.where(
+        is_primary, jnp.finfo(wanted.dtype).min, (wanted - rows.cosines[primary]) / largest
+    )
     coefficients = jnp.where(is_primary, 1 / largest, _multipliers(rows.cosines, missing))
 
     squared_norm = coefficients @ rows.cosines @ coefficients
@@ -164,7 +168,7 @@ def _(primals, tangents):
     x = _goldfarb_idnani(cosines, missing)
     # The constraints with a multiplier go on to hold with equality.
     held = x > 0
-    inside = jnp.where(held[:, None] & held, cosines, jnp.eye(len(x), dtype=x.dtype))
+    inside = jnp.where(held[:, None] & held[None], cosines, jnp.eye(len(x), dtype=x.dtype))
     change = jnp.where(held, d_missing, 0) - jnp.where(held, d_cosines @ x, 0)
     return x, jnp.linalg.solve(inside, change)
 
@@ -182,7 +186,7 @@ def _goldfarb_idnani(cosines: jax.Array, missing: jax.Array) -> jax.Array:
     def step(search: _Search) -> _Search:
         x, active, entering, *_ = search
         column = cosines[entering]
-        both = active[:, None] & active
+        both = active[:, None] & active[None]
         inside = jnp.where(both, cosines, jnp.eye(len(x), dtype=x.dtype))
         parts = jnp.where(active, jnp.linalg.solve(inside, jnp.where(active, column, 0)), 0)
         rest = 1 - column @ parts

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._base import Weighting, named, stateless
 from osgd_jax.weightings._tools import UNROLLED_TASKS
 from osgd_jax.weightings._unit_rows import unit_rows, weights_of_rows
 
 
+@named
 def pcgrad() -> Weighting:
     """Project each gradient, in turn, onto the normal plane of every one that it conflicts with.
 

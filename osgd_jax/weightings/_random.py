@@ -2,10 +2,11 @@
 
 import jax
 
-from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._base import Weighting, named, stateless
 from osgd_jax.weightings._tools import softmax_of_active
 
 
+@named
 def random() -> Weighting:
     """Weigh the tasks by the softmax of standard normal numbers, drawn anew at each step.
 

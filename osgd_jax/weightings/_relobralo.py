@@ -5,9 +5,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from osgd_jax.weightings._base import Weighting
-from osgd_jax.weightings._checks import check_range
-from osgd_jax.weightings._tools import check_losses, check_num_tasks, squared_norms
+from osgd_jax.weightings._base import Weighting, named
+from osgd_jax.weightings._checks import check_count, check_range, unless_out_of_range
+from osgd_jax.weightings._tools import (
+    check_losses,
+    check_num_tasks,
+    softmax_of_active,
+    squared_norms,
+)
 
 
 class ReLoBRaLoState(NamedTuple):
@@ -26,6 +31,7 @@ class ReLoBRaLoState(NamedTuple):
     seen: jax.Array
 
 
+@named
 def relobralo(
     num_tasks: int,
     alpha: float | jax.Array = 0.999,
@@ -61,9 +67,10 @@ def relobralo(
       ValueError: a number out of its range; while tracing, no losses, no key, or another number of
         tasks.
     """
-    check_range("alpha", alpha, "in [0, 1]", lambda a: (a >= 0) & (a <= 1))
-    check_range("rho", rho, "in [0, 1]", lambda r: (r >= 0) & (r <= 1))
-    check_range("temperature", temperature, "positive", lambda t: t > 0)
+    alpha = check_range("alpha", alpha, "in [0, 1]", lambda a: (a >= 0) & (a <= 1))
+    rho = check_range("rho", rho, "in [0, 1]", lambda r: (r >= 0) & (r <= 1))
+    temperature = check_range("temperature", temperature, "positive", lambda t: t > 0)
+    num_tasks = check_count("num_tasks", num_tasks)
 
     def init() -> ReLoBRaLoState:
         ones = jnp.ones(num_tasks)
@@ -85,11 +92,12 @@ def relobralo(
         def relative_to(earlier: jax.Array) -> jax.Array:
             earlier = jnp.where(state.seen, earlier, losses)
             ratios = losses / (temperature * earlier + 1e-12)
-            return jnp.sum(active) * jax.nn.softmax(ratios, where=active)
+            return jnp.sum(active, dtype=ratios.dtype) * softmax_of_active(ratios, active)
 
         kept = jax.random.bernoulli(key, rho)
         history = jnp.where(kept, state.weights, relative_to(state.first))
         weights = alpha * history + (1 - alpha) * relative_to(state.last)
+        weights = unless_out_of_range(weights, rho)
         next_state = ReLoBRaLoState(
             jnp.where(active, weights, state.weights),
             jnp.where(active & ~state.seen, losses, state.first),

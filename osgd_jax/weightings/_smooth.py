@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from osgd_jax.weightings._base import Weighting, resolve
-from osgd_jax.weightings._checks import check_decay
+from osgd_jax.weightings._base import Weighting, named, resolve
+from osgd_jax.weightings._checks import check_count, check_decay
 from osgd_jax.weightings._tools import check_num_tasks, squared_norms
 
 
@@ -24,6 +24,7 @@ class SmoothState(NamedTuple):
     weighting: Any
 
 
+@named
 def smooth(weighting: Weighting, num_tasks: int, decay: float | jax.Array) -> Weighting:
     """Replace the weights of a weighting by their running mean over the steps.
 
@@ -48,7 +49,8 @@ def smooth(weighting: Weighting, num_tasks: int, decay: float | jax.Array) -> We
     Raises:
       ValueError: `decay` out of range; while tracing, as `weighting`, or another number of tasks.
     """
-    check_decay(decay)
+    decay = check_decay(decay)
+    num_tasks = check_count("num_tasks", num_tasks)
 
     def init() -> SmoothState:
         return SmoothState(jnp.zeros(num_tasks), jnp.zeros(num_tasks, bool), weighting.init())

@@ -6,9 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from osgd_jax.weightings._base import Weighting
-from osgd_jax.weightings._checks import check_range
-from osgd_jax.weightings._tools import check_losses, check_num_tasks, squared_norms
+from osgd_jax.weightings._base import Weighting, named
+from osgd_jax.weightings._checks import check_count, check_range
+from osgd_jax.weightings._tools import (
+    check_losses,
+    check_num_tasks,
+    softmax_of_active,
+    squared_norms,
+)
 
 
 class SoftAdaptState(NamedTuple):
@@ -18,6 +23,7 @@ class SoftAdaptState(NamedTuple):
     seen: jax.Array
 
 
+@named
 def softadapt(num_tasks: int, beta: float | jax.Array = 0.1) -> Weighting:
     """Weigh the tasks by the softmax of beta times the change of their losses since the last step.
 
@@ -42,7 +48,8 @@ def softadapt(num_tasks: int, beta: float | jax.Array = 0.1) -> Weighting:
     Raises:
       ValueError: `beta` is not finite; while tracing, no losses, or another number of tasks.
     """
-    check_range("beta", beta, "finite", np.isfinite)
+    beta = check_range("beta", beta, "finite", lambda b: abs(b) < np.inf)
+    num_tasks = check_count("num_tasks", num_tasks)
 
     def init() -> SoftAdaptState:
         return SoftAdaptState(jnp.zeros(num_tasks), jnp.zeros(num_tasks, bool))
@@ -59,7 +66,7 @@ def softadapt(num_tasks: int, beta: float | jax.Array = 0.1) -> Weighting:
         losses = check_losses(losses, gramian, "softadapt").astype(state.last.dtype)
         active = squared_norms(gramian) > 0
         changes = jnp.where(state.seen, losses - state.last, 0)
-        weights = jax.nn.softmax(beta * changes, where=active)
+        weights = softmax_of_active(beta * changes, active)
         next_state = SoftAdaptState(jnp.where(active, losses, state.last), state.seen | active)
         return weights.astype(gramian.dtype), next_state
 

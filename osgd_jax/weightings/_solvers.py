@@ -194,10 +194,9 @@ def balanced_point(matrix: jax.Array, targets: jax.Array, exponent: float | jax.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 @functools.partial(jax.jit, static_argnums=0)
 def _balanced(path_length: int, matrix: jax.Array, targets: jax.Array, exponent: jax.Array):
-    path = jnp.minimum(1, exponent * _PATH_RATIO ** jnp.arange(path_length, 0, -1))
-    exponents = jnp.concatenate(
-        [jnp.repeat(path.astype(matrix.dtype), 6), jnp.broadcast_to(exponent, 16)]
-    )
+    steps = jnp.arange(path_length, 0, -1, dtype=matrix.dtype)
+    path = jnp.minimum(1, exponent * _PATH_RATIO**steps)
+    exponents = jnp.concatenate([jnp.repeat(path, 6), jnp.broadcast_to(exponent, 16)])
 
     def step(i, x):
         p = exponents[i]

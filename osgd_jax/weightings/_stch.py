@@ -2,7 +2,7 @@
 
 import jax
 
-from osgd_jax.weightings._base import Weighting, stateless
+from osgd_jax.weightings._base import Weighting, named, stateless
 from osgd_jax.weightings._by_task import by_position
 from osgd_jax.weightings._checks import check_range
 from osgd_jax.weightings._tools import (
@@ -15,6 +15,7 @@ from osgd_jax.weightings._tools import (
 )
 
 
+@named
 def stch(mu: float | jax.Array = 1.0, preference: Numbers | None = None) -> Weighting:
     """Weigh the tasks so that the direction is the gradient of a smooth maximum of the losses.
 
@@ -35,7 +36,7 @@ def stch(mu: float | jax.Array = 1.0, preference: Numbers | None = None) -> Weig
       ValueError: `mu` not positive, or a preference that is negative, or zero for all; while
         tracing, one that does not have K numbers, or no losses.
     """
-    check_range("mu", mu, "above zero", lambda mu: mu > 0)
+    mu = check_range("mu", mu, "above zero", lambda mu: mu > 0)
     preference = check_preference(preference)
 
     def weigh(gramian: jax.Array, *, losses: jax.Array | None, key: jax.Array | None) -> jax.Array:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from osgd_jax._losses import numbered
 from osgd_jax.weightings._by_task import by_position
@@ -19,7 +20,12 @@ Numbers = float | Sequence[float] | Mapping[str, float] | np.ndarray | jax.Array
 
 def softmax_of_active(logits: jax.Array, active: jax.Array) -> jax.Array:
     """Take the softmax over the active tasks; zero for the others."""
-    return jax.nn.softmax(logits, where=active)
+    # Written out: `jax.nn.softmax` has a NaN on its way where no task is active.
+    largest = jnp.max(logits, where=active, initial=jnp.finfo(logits.dtype).min)
+    differences = jnp.where(active, logits - lax.stop_gradient(largest), 0)
+    powers = jnp.where(active, jnp.exp(differences), 0)
+    total = jnp.sum(powers)
+    return powers / jnp.where(total == 0, 1, total)
 
 
 def squared_norms(gramian: jax.Array) -> jax.Array:
@@ -64,12 +70,18 @@ def check_preference(preference: Numbers | None) -> Numbers | None:
 def preference_like(preference: Numbers | None, like: jax.Array, default: float) -> jax.Array:
     """Return the preference as an array `[K]`, as `like` is; `default` for each where it is None.
 
+    A traced preference that `check_preference` would refuse becomes NaN.
+
     Raises:
       ValueError: a preference of another length than K.
     """
     if preference is None:
         return jnp.full_like(like, default)
-    return numbers_like("preference", preference, like)
+    numbers = numbers_like("preference", preference, like)
+    if not is_traced(preference):
+        return numbers
+    fits = jnp.all((numbers >= 0) & (numbers < jnp.inf)) & jnp.any(numbers > 0)
+    return jnp.where(fits, numbers, jnp.nan)
 
 
 def numbers_like(name: str, numbers: Numbers, like: jax.Array) -> jax.Array:
@@ -94,10 +106,8 @@ def check_losses(losses: jax.Array | None, gramian: jax.Array, method: str) -> j
     if losses is None:
         raise ValueError(
             f"{method} weighs the tasks by their losses: pass them,"
-            " tx.update(grads, state, params, losses=losses). For a TrainState, in place of"
-            " apply_gradients: updates, opt_state = state.tx.update(grads, state.opt_state,"
-            " state.params, losses=losses); params = optax.apply_updates(state.params, updates);"
-            " state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)."
+            " tx.update(grads, state, params, losses=losses). flax's TrainState.apply_gradients and"
+            " optax.lookahead pass none on: see 'In your framework' in the documentation."
         )
     losses = jnp.asarray(losses, gramian.dtype)
     if losses.shape != gramian.shape[:1]:

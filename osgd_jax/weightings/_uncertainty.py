@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._base import Weighting, named
+from osgd_jax.weightings._checks import check_count
 from osgd_jax.weightings._learned import EPS_ROOT, learn, start_learning
 from osgd_jax.weightings._tools import check_losses, check_num_tasks, squared_norms
 
@@ -18,6 +19,7 @@ class UncertaintyState(NamedTuple):
     optimizer: Any
 
 
+@named
 def uncertainty(num_tasks: int, learning_rate: float | jax.Array = 0.025) -> Weighting:
     """Weigh each task by 1 / (2 s_i^2), where the s_i are learned.
 
@@ -37,6 +39,7 @@ def uncertainty(num_tasks: int, learning_rate: float | jax.Array = 0.025) -> Wei
     Raises:
       ValueError: while tracing, without losses, or with another number of tasks.
     """
+    num_tasks = check_count("num_tasks", num_tasks)
     optimizer = optax.adam(learning_rate, eps_root=EPS_ROOT)
 
     def init() -> UncertaintyState:

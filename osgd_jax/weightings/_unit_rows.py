@@ -48,8 +48,8 @@ def unit_rows(gramian: jax.Array, scales: jax.Array | None = None) -> UnitRows:
     squares = squared_norms(gramian)
     active = squares > 0
     norms = jnp.sqrt(jnp.where(active, squares, 1))
-    both = active[:, None] & active
-    cosines = jnp.where(both, gramian / norms[:, None] / norms, 0)
+    both = active[:, None] & active[None]
+    cosines = jnp.where(both, gramian / norms[:, None] / norms[None], 0)
     cosines = jnp.where(jnp.eye(len(norms), dtype=bool), 1, cosines)
     if scales is None:
         scales = jnp.ones_like(norms)

@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 
-from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._base import Weighting, named
 from osgd_jax.weightings._by_task import by_position
 from osgd_jax.weightings._solvers import nonnegative_qp
 from osgd_jax.weightings._tools import Numbers, check_preference, preference_like
 from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows, weights_of_rows
 
 
+@named
 def upgrad(preference: Numbers | None = None) -> Weighting:
     """Project each gradient onto the dual cone of all gradients, and average the projections.
 

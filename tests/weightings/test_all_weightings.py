@@ -56,6 +56,20 @@ def test_the_catalogue_is_complete():
 
 
 @every_weighting
+def test_its_repr_is_its_call(name):
+    assert repr(made(name, 3)).startswith(f"{name}(")
+
+
+def test_repr():
+    assert repr(weightings.upgrad()) == "upgrad(preference=None)"
+    assert repr(weightings.cagrad(0.2)) == "cagrad(c=0.2)"
+    nested = weightings.smooth(weightings.mgda(), 3, decay=0.9)
+    assert repr(nested) == "smooth(weighting=mgda(), num_tasks=3, decay=0.9)"
+    unnamed = weightings.Weighting(tuple, lambda gramian, state: (gramian[0], state))
+    assert repr(unnamed).startswith("Weighting(init=<class 'tuple'>, weigh=")
+
+
+@every_weighting
 @pytest.mark.parametrize("num_tasks", [1, 2, 5])
 def test_finite_over_the_zoo(name, num_tasks):
     weighting = made(name, num_tasks)
