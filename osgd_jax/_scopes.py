@@ -170,7 +170,7 @@ def _reach_masks(
         _filled(m, (leaves[i].tasks, leaves[i].num_tasks))
         for i, m in zip(unsure, largest, strict=True)
     ]
-    if axis_name is not None:
+    if axis_name:
         counts = lax.psum([mask.astype(int) for mask in reached], axis_name)
         reached = [count > 0 for count in counts]
     for i, mask in zip(unsure, reached, strict=True):

@@ -114,7 +114,7 @@ def pcd(
         next_state = PCDState(means.astype(state.norms.dtype), total.astype(state.total.dtype))
         return weights, next_state
 
-    return Weighting(init, weigh, "row", for_tasks)
+    return Weighting(init, weigh, scaling="row", for_tasks=for_tasks)
 
 
 def _nearest(rows: UnitRows, wanted: jax.Array, primary: int) -> jax.Array:
