@@ -116,7 +116,7 @@ def pcd(
         next_state = PCDState(means.astype(state.norms.dtype), total.astype(state.total.dtype))
         return unless_out_of_range(weights, tau, decay, eps), next_state
 
-    return Weighting(init, weigh, "row", for_tasks)
+    return Weighting(init, weigh, scaling="row", for_tasks=for_tasks)
 
 
 def _nearest(rows: UnitRows, wanted: jax.Array, primary: int) -> jax.Array:
