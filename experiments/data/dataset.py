@@ -69,7 +69,7 @@ class ImageSource(Protocol):
         ...
 
     def hold_out(self, parts: Collection[str], fraction: float) -> dict[str, np.ndarray]:
-        """Indices of `"train"` and of each of `parts`, which gets `fraction` of the images."""
+        """Return indices of `"train"` and of each of `parts`, which gets that share of images."""
         ...
 
 
@@ -200,7 +200,7 @@ class Images:
         return None if None in files else tuple(file for file in files if file is not None)
 
     def in_memory(self) -> tuple[Split, "Images"]:
-        """All examples, and where they are; unreadable ones are left out, or stop the run."""
+        """Read all examples, and tell which; unreadable ones are left out, or stop the run."""
         chunks = np.array_split(np.arange(self.size), max(1, self.size // 256))
 
         def read(chunk: np.ndarray) -> list[tuple[np.ndarray, int] | None]:

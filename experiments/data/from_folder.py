@@ -1,6 +1,7 @@
 """Images in folders named by class: `PATH/train/CLASS`, `PATH/test/CLASS`, …, or `PATH/CLASS`."""
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Collection
@@ -181,11 +182,12 @@ def _class_files(folder: Path, prefix: str, left_out: _LeftOut) -> dict[str, lis
 
 
 def _digests(paths: Collection[Path]) -> list[bytes]:
-    """SHA-256 of the content of each file."""
+    """Compute the SHA-256 of the content of each file, or of nothing where it cannot be read."""
 
     def digest(path: Path) -> bytes:
-        with path.open("rb") as file:
+        with contextlib.suppress(OSError), path.open("rb") as file:  # reading the image will say so
             return hashlib.file_digest(file, "sha256").digest()
+        return hashlib.sha256().digest()
 
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
         return list(pool.map(digest, paths))

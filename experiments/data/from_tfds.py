@@ -55,7 +55,7 @@ class Records:
         return f"record {index} of split {self.place!r}"
 
     def file(self, index: int) -> None:
-        """Records are no files."""
+        """Return None, because records are not files."""
 
     def hold_out(self, parts: Collection[str], fraction: float) -> dict[str, np.ndarray]:
         """Hold out images at random: a version of a data set never changes."""

@@ -138,6 +138,9 @@ def _read(
     ids = list(filter(tokens.holds_ids, files))
     has_text = False
     for file in itertools.filterfalse(tokens.holds_ids, files):
+        if not file.is_file():
+            left_out["links to nothing and devices"].append(file.relative_to(path).as_posix())
+            continue
         try:
             read = tokens.read(file, None)
         except tokens.NotTextError as error:

@@ -28,6 +28,10 @@ _MARKS = {
 # Characters below the space that texts have: backspace to carriage return, end of file, escape.
 _CONTROLS = bytes(set(range(32)) - {*range(8, 14), 26, 27})
 
+# First number of the header of 256 int32 that llm.c writes, and the type of the ids after it.
+_HEADERS = {20240520: "uint16", 20240801: "uint32"}
+_HEADER_BYTES = 1024
+
 # Numbers by which the type of ids is guessed.
 _COMPARED = 1_000_000
 
@@ -150,6 +154,13 @@ def _numpy_ids(path: Path, content: bytes) -> np.ndarray:
 
 
 def _binary_ids(path: Path, content: bytes, dtype: str | None) -> np.ndarray:
+    header = np.frombuffer(content[:12], np.int32) if len(content) >= _HEADER_BYTES else [0]
+    if dtype is None and header[0] in _HEADERS:
+        dtype, content = _HEADERS[header[0]], content[_HEADER_BYTES:]
+        if len(content) != header[2] * np.dtype(dtype).itemsize:
+            raise ValueError(
+                f"{path} is damaged: its header promises {header[2]:,} ids of {dtype}."
+            )
     read_as = np.dtype(dtype or _guessed(path, content))
     if len(content) % read_as.itemsize:
         raise ValueError(
@@ -165,18 +176,22 @@ def _guessed(path: Path, content: bytes) -> str:
     Successive ids have one distribution. The halves of one id do not, since a vocabulary is far
     smaller than the range of its type. Compare their 90th percentiles: -1 may pad some ids.
     """
-    for wide, half in (("int64", "uint32"), ("uint32", "uint16")):
-        if len(content) % np.dtype(wide).itemsize:
+    for wide, half in (("int64", "uint32"), ("uint32", "uint16"), ("uint16", "uint8")):
+        size = np.dtype(wide).itemsize
+        numbers = np.frombuffer(content[: len(content) // size * size], half)[:_COMPARED]
+        if not len(numbers):
             continue
-        numbers = np.frombuffer(content, half)[:_COMPARED]
         low, high = (np.quantile(numbers[start::2], 0.9) for start in (0, 1))
         if 10 * min(low, high) > max(low, high):
             continue
         if low < high:
             raise ValueError(f"{path} has big-endian ids; write them as little-endian.")
-        if 100 * high >= low:
+        if half != "uint8" and 100 * high >= low:
             raise ValueError(f"{path} may have ids of {half} or {wide}; give --token-dtype.")
         return wide
+    # A vocabulary of which both bytes are in use has ids with a low byte of almost 255.
+    if max(content[::2]) < 224:
+        raise ValueError(f"{path} may have ids of uint8 or uint16; give --token-dtype.")
     return "uint16"
 
 

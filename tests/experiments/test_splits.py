@@ -1,6 +1,7 @@
 """Examples that are held out keep their split, whatever comes, goes, or changes its name."""
 
 import hashlib
+import json
 import shutil
 
 import hypothesis
@@ -11,6 +12,7 @@ from PIL import Image
 
 from experiments import data
 from experiments.data import splits
+from experiments.training import data_record
 
 _PARTS = st.sampled_from([("validation", "test"), ("validation",), ("test",)])
 _FRACTIONS = st.sampled_from([0.05, 0.1, 0.3])
@@ -116,8 +118,31 @@ def test_a_folder_that_is_too_small_is_refused(tmp_path):
         _load(tmp_path)
 
 
+def test_a_link_to_nothing_is_left_out_with_skip_corrupt(pets):
+    (pets / "cat" / "gone.png").symlink_to(pets / "nowhere.png")
+    with pytest.raises(ValueError, match=r"gone.png is no readable image \(FileNotFoundError\)"):
+        _load(pets)
+    assert sum(map(len, _load(pets, skip_corrupt=True).files.values())) == 12
+
+
 def test_sets_of_tfds_are_cut_as_before():
     chosen = splits.hold_out_at_random(20, ("validation", "test"), 0.1)
     order = np.random.default_rng(0).permutation(20)
     for part, wanted in (("validation", order[:2]), ("test", order[2:4]), ("train", order[4:])):
         np.testing.assert_array_equal(chosen[part], wanted)
+
+
+def test_a_run_of_a_version_that_cut_differently_is_refused(pets, tmp_path):
+    source = data.Source(f"folder:{pets}", validation_fraction=0.1)
+    data_record.load_to_train(tmp_path, source)
+    (tmp_path / "summary.json").write_text("{}")
+    data_record.load_to_train(tmp_path, source)
+    saved = json.loads((tmp_path / "data.json").read_text())
+    assert saved.pop("rule") == "by content"
+    (tmp_path / "data.json").write_text(json.dumps(saved))
+    for check, read in ((data_record.load_to_train, source), (data_record.check_rule, _load(pets))):
+        with pytest.raises(ValueError, match="of an earlier version, which held out other exam"):
+            check(tmp_path, read)
+    for name in ("train", "val", "test"):
+        shutil.copytree(pets, tmp_path / "named" / name)
+    data_record.check_rule(tmp_path, _load(tmp_path / "named"))

@@ -174,6 +174,24 @@ def test_a_folder_as_nano_gpt_prepares_it(tmp_path, dtype, most):
     )
 
 
+@pytest.mark.parametrize(
+    ("magic", "dtype", "most"), [(20240520, "uint16", 50_257), (20240801, "uint32", 128_256)]
+)
+def test_headers_of_llm_c_are_no_ids(tmp_path, magic, dtype, most):
+    header = np.zeros(256, np.int32)
+    header[:3] = magic, 1, 1000
+    shard = header.tobytes() + _ids(1000, most, dtype).tobytes()
+    names = ("fineweb_train_000001.bin", "fineweb_train_000002.bin", "fineweb_val_000000.bin")
+    _write(tmp_path, dict.fromkeys(names, shard))
+    dataset = _load(tmp_path)
+    assert dataset.num_classes == most
+    assert "train 1,800 (fineweb_train_000001.bin, fineweb_train_000002.bin)" in dataset.about
+    np.testing.assert_array_equal(_tokens(dataset.validation), _ids(1000, most, dtype)[:992])
+    _write(tmp_path, {names[0]: shard[:-1]})
+    with pytest.raises(ValueError, match=r"01.bin is damaged: its header promises 1,000 ids"):
+        _load(tmp_path)
+
+
 def test_a_type_that_is_given_is_the_one_that_is_read(tmp_path):
     bytes_ids = _ids(1000, 200, np.uint8)
     _write(tmp_path, {"x.bin": bytes_ids})
@@ -221,8 +239,15 @@ _ERRORS = {
             _ids().tobytes() + b"\0"
         ),
         r"x.bin has big-endian ids; write them as little-endian": _ids(1000, 500, ">u4"),
+        r"in has big-endian ids; write them": _ids(1000, 500, ">u2"),
         r"may have ids of uint16 or uint32; give --token-dtype": np.array([600, 20] * 50, "<u2"),
-        r"it has 4294967295, of uint32": np.array([7, 70000] * 99 + [2**32 - 1], np.uint32),
+        r"may have ids of uint8 or uint16; give --token-dtype": _ids(1000, 65, np.uint8),
+        r"has 4,002 bytes, which is no whole number of uint32 ids": (
+            _ids(1001, 500, np.uint32).tobytes()[:-2]
+        ),
+        r"it has 4294967295, of uint32": np.append(
+            _ids(1000, 70_000, np.uint32), np.uint32(2**32 - 1)
+        ),
         r"x.bin is empty": b"",
     },
     "x.txt.gz": {
@@ -282,7 +307,10 @@ def test_links_that_lead_round_in_circles_end_and_count_once(tmp_path):
     _write(tmp_path, {"a/a.txt": _text("a"), "b/b.txt": _text("b")})
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     (tmp_path / "again").symlink_to(tmp_path / "b")
-    assert "2 files of text" in _load(tmp_path).about
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    about = _load(tmp_path).about
+    assert "2 files of text" in about
+    assert about.endswith("left out: links to nothing and devices: gone.txt.")
 
 
 def test_no_text_is_tested_on_that_was_trained_on_when_files_are_added(tmp_path):
