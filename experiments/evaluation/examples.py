@@ -66,7 +66,7 @@ def choose(workdir: Path, source: Source, other: str | None) -> Chosen:
     if is_own and whole != source:
         dataset = load_as(known, source, option)
         here = fingerprints(dataset)
-    if is_own and "test" in dataset.held_out:
+    if "test" in dataset.held_out:
         check_rule(workdir, dataset)
     changed = changes(workdir, dataset, here) if is_own else []
     if changed and not here:
