@@ -25,8 +25,11 @@ def check_input(model: Model, x: Any) -> Input:
             " one example."
         )
     dtype = model.input_dtype or jax.dtypes.canonicalize_dtype(x.dtype)
-    if isinstance(x, jax.Array):
-        x = move("x", x, model.device)
+    if not isinstance(x, jax.Array):
+        return as_dtype("x", x, dtype)
+    x = move("x", x, model.device)
+    if x.dtype == dtype and not x.weak_type:
+        return x
     with alone(model.device):
         return as_dtype("x", x, dtype)
 

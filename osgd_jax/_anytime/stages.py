@@ -85,7 +85,7 @@ class NetModel:
     def __init__(self, net: Any):
         check_net(net)
         self.num_outputs = int(net.num_outputs)
-        self.input_shape = None
+        self.input_shape: tuple[int | None, ...] | None = None
         axes, channels = getattr(net, "spatial_dims", None), getattr(net, "in_channels", None)
         if axes is not None and channels is not None:
             self.input_shape = (None,) * axes + (channels,)

@@ -41,11 +41,10 @@ class Answer(NamedTuple):
     likeliest: Any
 
 
-def answer_of(logits: jax.Array) -> Answer:
-    """Return logits with the likeliest tokens."""
-    tokens = logits.argmax(-1)  # the first NaN, where there is one
-    largest = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
-    return Answer(logits, jnp.where(jnp.isfinite(largest), tokens, -1))
+def answer_of(logits: Any, numpy: Any = jnp) -> Answer:
+    """Return logits `[batch, vocab_size]` with the likeliest tokens, by `jax.numpy` or `numpy`."""
+    finite = numpy.isfinite(logits.max(-1))  # no NaN, as a maximum keeps it
+    return Answer(logits, numpy.where(finite, logits.argmax(-1), -1))
 
 
 class Decoder:

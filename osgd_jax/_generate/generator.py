@@ -12,12 +12,11 @@ from osgd_jax._anytime.paths import check_target
 from osgd_jax._anytime.predictor import Threshold
 from osgd_jax._generate import file
 from osgd_jax._generate.answers import GeneratedToken, Generation
-from osgd_jax._generate.decoder import Answer, Decoder, Text
+from osgd_jax._generate.decoder import Answer, Decoder, Text, answer_of
 from osgd_jax._generate.inputs import Limits, check_limits, check_prompts, check_room, check_stop
 from osgd_jax._generate.sampling import Sampling, check_sampling, choose
 from osgd_jax._generate.stages import NetStages, Stages
 from osgd_jax._serving.latencies import Latencies, usual
-from osgd_jax._serving.placement import alone
 from osgd_jax.nets._checks import check_positive
 from osgd_jax.nets._transformer import Transformer
 
@@ -256,9 +255,9 @@ class AnytimeGenerator:
         for index in range(count):
             began = start if index == 0 else self._clock()
             answer, exits = self._answer(text, going, limits, began)
+            answer = answer._replace(likeliest=np.asarray(answer.likeliest))
             _check_finite(answer, going, index)
-            with alone(self._decoder.stages.device):
-                tokens = choose(answer, sampling, index)
+            tokens = choose(answer, sampling, index)
             tokens, exits = np.where(going, tokens, -1), np.where(going, exits, -1)
             yield GeneratedToken(index, tokens, answer.logits, exits, self._clock() - start)
             going = going & ~np.isin(tokens, list(stops))
@@ -284,21 +283,20 @@ class AnytimeGenerator:
         last = self.num_outputs - 1
         exits = np.full(len(going), last)
         unsure, before, answer = going, None, None
-        chosen = None
+        logits = None
         for k in range(last + 1):
             answer = text.advance(k, k, answer)
             host = np.asarray(answer.logits)
-            chosen = chosen or Answer(*map(np.array, answer))
-            for part, new in zip(chosen, answer, strict=True):
-                part[unsure] = np.asarray(new)[unsure]
+            logits = host.copy() if logits is None else logits
+            logits[unsure] = host[unsure]
             if k < last:
                 leaving = unsure & sure(k, host, before)
                 exits[leaving] = k
                 unsure, before = unsure & ~leaving, host
             if not unsure.any():
                 break
-        assert chosen is not None
-        return chosen, exits
+        assert logits is not None
+        return answer_of(logits, np), exits
 
     def _until(self, text: Text, end: float) -> tuple[Answer, np.ndarray]:
         batch = len(text.lengths)
@@ -317,9 +315,10 @@ class AnytimeGenerator:
 
 def _check_finite(answer: Answer, going: np.ndarray, index: int) -> None:
     """Raise a ValueError where the logits of a text that goes on give no probabilities."""
-    lost = np.flatnonzero(going & (np.asarray(answer.likeliest) < 0))
-    if len(lost):
+    lost = going & (answer.likeliest < 0)
+    if lost.any():
+        texts = ", ".join(map(str, np.flatnonzero(lost)))
         raise ValueError(
-            f"net gives text {', '.join(map(str, lost))} logits whose largest is no finite number,"
+            f"net gives text {texts} logits whose largest is no finite number,"
             f" after {index} new tokens. Look for NaN among its parameters; or its dtype overflows."
         )

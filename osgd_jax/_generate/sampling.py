@@ -104,7 +104,9 @@ def choose(answer: Answer, sampling: Sampling, index: int) -> np.ndarray:
     """Return the next tokens, `[batch]`."""
     if sampling.keys is None:
         return np.asarray(answer.likeliest)
-    return np.asarray(_draw(answer.logits, *sampling, index))
+    (device,) = sampling.keys.devices()
+    with alone(device):
+        return np.asarray(_draw(answer.logits, *sampling, index))
 
 
 @functools.partial(jax.jit, static_argnames="top_k")

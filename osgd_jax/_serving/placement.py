@@ -5,6 +5,7 @@ it. Everything is therefore brought to one device, and traced outside of the mes
 may have set.
 """
 
+import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -32,9 +33,14 @@ def alone(device: Any) -> AbstractContextManager[Any]:
       ValueError: the call is under `jax.jit` or another transformation.
     """
     try:
-        return jax.set_mesh(Mesh(np.array(device), ()))
+        return jax.set_mesh(_mesh(device))
     except ValueError:
         raise traced_error("the call") from None
+
+
+@functools.cache
+def _mesh(device: Any) -> Mesh:
+    return Mesh(np.array(device), ())
 
 
 def move(name: str, array: Any, device: Any, *, copy: bool = False) -> jax.Array:
@@ -49,6 +55,12 @@ def move(name: str, array: Any, device: Any, *, copy: bool = False) -> jax.Array
     Raises:
       ValueError: parts of the array are on devices of other processes.
     """
+    target = SingleDeviceSharding(device)
+    if isinstance(array, jax.Array):
+        # On a device, an array may keep the type that it had on a mesh, until it is copied.
+        copy = copy or not jax.typeof(array).sharding.mesh.empty
+        if array.sharding == target and not copy:
+            return array
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         if not array.is_fully_replicated:
             raise ValueError(
@@ -56,8 +68,7 @@ def move(name: str, array: Any, device: Any, *, copy: bool = False) -> jax.Array
                 " jax.experimental.multihost_utils.process_allgather."
             )
         array = array.addressable_data(0)
-    # Not the device itself: the type of the array would keep the mesh that it comes from.
-    return jax.device_put(array, SingleDeviceSharding(device), may_alias=False if copy else None)
+    return jax.device_put(array, target, may_alias=False if copy else None)
 
 
 def copy_to_one_device(leaves: Sequence[Any]) -> tuple[Any, list[jax.Array]]:

@@ -106,7 +106,10 @@ def everywhere(x):
     """Give an array wherever it can be: on the host, on devices, over meshes."""
     places = [NamedSharding(mesh, spec) for mesh in MESHES.values() for spec in (P("data"), P())]
     places += [jax.devices()[0], jax.devices()[3]]
-    return [x, jnp.asarray(x), *(jax.device_put(x, place) for place in places)]
+    placed = [jax.device_put(x, place) for place in places]
+    # These keep the type that they have on the mesh.
+    placed += [jax.device_put(each, jax.devices()[0]) for each in placed[:4]]
+    return [x, jnp.asarray(x), *placed]
 
 
 def check_order_of_calls():
@@ -195,12 +198,9 @@ if __name__ == "__main__":
             check_training("branched-transformer", [AxisType.Explicit], [split])
         case "training of all":
             for family in FAMILIES:
-                norms = (
-                    [{}] if FAMILIES[family].tokens else [{"norm": n} for n in ("batch", "group")]
-                )
-                for norm in norms:
-                    check_training(family, **norm, remat=True)
-                check_training(family)
+                check_training(family, [AxisType.Explicit])
+            check_training("nested", [AxisType.Explicit], [split], norm="group", remat=True)
+            check_training("nested-transformer", [*MESHES], [split], remat=True)
         case "predictors":
             check_order_of_calls()
             check_predictors(AxisType.Explicit, split)
