@@ -17,7 +17,8 @@ _CONTEXT = "osgd_jax.task_grads"
 
 def collect(argnums: Argnum | Iterable[Argnum]) -> Argnum | tuple[Argnum, ...]:
     """Read `argnums` once, so that an iterator serves for every call."""
-    return tuple(argnums) if isinstance(argnums, Iterable) else argnums
+    is_several = isinstance(argnums, Iterable) and not isinstance(argnums, str)
+    return tuple(argnums) if is_several else argnums
 
 
 def is_single(argnums: Argnum | tuple[Argnum, ...]) -> bool:
