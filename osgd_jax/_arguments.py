@@ -15,9 +15,11 @@ Filters = dict[int, nnx.DiffState]
 _CONTEXT = "osgd_jax.task_grads"
 
 
-def collect(argnums: Argnum | Iterable[Argnum]) -> Argnum | tuple[Argnum, ...]:
+def collect(argnums: Any) -> Argnum | tuple[Argnum, ...]:
     """Read `argnums` once, so that an iterator serves for every call."""
-    return tuple(argnums) if isinstance(argnums, Iterable) else argnums
+    if isinstance(argnums, Iterable) and not isinstance(argnums, str):
+        return tuple(argnums)
+    return argnums
 
 
 def is_single(argnums: Argnum | tuple[Argnum, ...]) -> bool:

@@ -123,7 +123,7 @@ def _evaluate(program: Program, args: Sequence) -> list:
         dict(zip(whole, values[len(split) :], strict=True)),
         result,
     )
-    slices = slices if isinstance(slices, list) else [slices] * result.aval.shape[0]
+    slices = slices if isinstance(slices, list) else [slices] * _slicing.shape_of(result)[0]
     return [lax.reshape(element, ()) for element in slices]
 
 

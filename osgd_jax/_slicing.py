@@ -121,12 +121,13 @@ def evaluate(
       result: variable of the result.
     """
     slices = dict(split)
+
+    def read(atom: Any, is_split: bool) -> Slices:
+        return atom.val if is_literal(atom) else (slices if is_split else whole)[atom]
+
     for step in tail:
-        operands = [
-            atom.val if is_literal(atom) else (slices if is_split else whole)[atom]
-            for atom, is_split in zip(step.equation.invars, step.is_split, strict=True)
-        ]
-        slices[step.equation.outvars[0]] = step.evaluate(operands)
+        operands = map(read, step.equation.invars, step.is_split)
+        slices[step.equation.outvars[0]] = step.evaluate(list(operands))
     return slices[result]
 
 

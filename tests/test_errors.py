@@ -411,7 +411,15 @@ CASES = {
     ),
     "integer parameters": (
         lambda: osgd_jax.task_grads(lambda p: (p["w"] * 1.0,))({"w": 3}),
-        r"\['w'\] has dtype int32; .*Keep other arrays in an argument of their own",
+        r"\['w'\] has dtype int32; .*Pass anything else in another argument",
+    ),
+    "a string among the parameters": (
+        lambda: osgd_jax.task_grads(lambda p: (p["w"],))({"w": 1.0, "name": "relu"}),
+        r"parameter\['name'\]='relu' is not an array; .*another argument; .*eqx\.partition",
+    ),
+    "a function among the parameters": (
+        lambda: osgd_jax.task_grads(lambda p: (p["w"],))({"w": 1.0, "layers": [jnp.tanh]}),
+        r"parameter\['layers'\]\[0\]=<.*tanh.*> is not an array; .*eqx\.partition",
     ),
     "a PRNG key among the parameters": (
         lambda: osgd_jax.task_grads(lambda p: (p["w"],))({"w": 1.0, "key": jax.random.key(0)}),

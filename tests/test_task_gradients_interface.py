@@ -44,6 +44,13 @@ def test_argnums_has_aux_and_keywords():
         want = jax.jacrev(lambda x, y: jnp.stack(two(x, y, 2.0)), argnums=numbers)(x, y)
         assert_trees_close(osgd_jax.densify(grads), want, rtol=1e-6)
 
+    # An iterator serves for every call.
+    grads = osgd_jax.task_grads(two, argnums=map(int, "01"))
+    assert_trees_close(grads(x, y), grads(x, y))
+    assert_trees_close(grads(x, y), osgd_jax.task_grads(two, argnums=(0, 1))(x, y))
+    reach = osgd_jax.reach(two, argnums=map(int, "01"))
+    assert reach(x, y) == reach(x, y) == ((0, 1), (1,))
+
     def with_aux(x, y):
         return two(x, y), {"aux": x + 1, "text": None}
 

@@ -333,6 +333,8 @@ def _array(draw, values, num_losses):
     """One array, by what treats its first axis apart where the last value allows it."""
     x = next(v for v in reversed(values) if v.shape[:1] == (num_losses,))
     x = jnp.sin(x) * draw.weights(x.shape[1:])
+    x = _reshape_each(draw, x) if draw.flip() else x
+    x = x * draw.constant(x.shape[1:])
     if draw.flip():
         return jnp.mean(x, axis=tuple(range(1, x.ndim)))
     return x.reshape(num_losses, -1) @ draw.constant(x[0].size) / (1 + x[0].size)
@@ -370,10 +372,11 @@ def _mapped(draw, values, num_losses):
 
 def _of_parts(draw, values, num_losses):
     """Arithmetic after a stack of arrays."""
-    shape = draw.pick([(), (2,), (2, 2)])
+    shape = draw.pick([(), (2,), (2, 3)])
     losses = _separate(draw, values, num_losses)
     x = jnp.stack([loss * draw.weights(shape) for loss in losses])
-    return jnp.mean(_reshape_each(draw, x[:, None]), axis=-1).reshape(num_losses, -1).sum(1)
+    x = _reshape_each(draw, x[:, None])
+    return jnp.mean(x * draw.constant(x.shape[1:]), axis=tuple(range(1, x.ndim)))
 
 
 _FORMS = (

@@ -69,6 +69,34 @@ def check_sharded_inputs(axis_type):
             assert_close(jax.jit(step)(params, inputs), EXPECTED)
 
 
+def check_losses_of_examples(axis_type):
+    """One loss for each example, where the mesh divides the examples."""
+    mesh = jax.make_mesh((4, 2), ("d", "m"), axis_types=(axis_type,) * 2)
+    params = {name: PARAMS[name] for name in ("stem", "conv")}
+
+    def of_examples(params, inputs):
+        hidden = jnp.tanh(inputs @ params["stem"])
+        return jnp.mean(jnp.sin(hidden @ params["conv"][0, 0]) ** 2, axis=1)
+
+    def mapped(params, inputs):
+        return jax.vmap(lambda x: of_examples(params, x[None])[0])(inputs)
+
+    def tupled(params, inputs):
+        return tuple(jnp.mean(of_examples(params, inputs) * k) for k in range(len(inputs)))
+
+    with jax.set_mesh(mesh):
+        for num_losses in (4, 8):
+            inputs = jax.device_put(INPUTS[:num_losses], NamedSharding(mesh, P("d")))
+            for loss_fn in (of_examples, mapped, tupled):
+                rows = jax.jit(osgd_jax.task_grads(loss_fn))(params, inputs)
+                expected = jax.jacrev(lambda *args, f=loss_fn: jnp.stack([*f(*args)]))(
+                    params, INPUTS[:num_losses]
+                )
+                assert_close(jax.jit(osgd_jax.densify)(rows), expected)
+        eager = osgd_jax.densify(osgd_jax.task_grads(of_examples)(params, inputs))
+        assert_close(eager, jax.jacrev(of_examples)(params, INPUTS[:8]))
+
+
 def check_methods_with_a_memory(axis_type):
     """Parameters that not all losses reach, sharded, and what is remembered with them."""
     mesh = jax.make_mesh((8,), ("d",), axis_types=(axis_type,))
@@ -125,6 +153,8 @@ if __name__ == "__main__":
     assert len(jax.devices()) == 8
     check_sharded_inputs(AxisType.Auto)
     check_sharded_inputs(AxisType.Explicit)
+    check_losses_of_examples(AxisType.Auto)
+    check_losses_of_examples(AxisType.Explicit)
     check_methods_with_a_memory(AxisType.Auto)
     check_methods_with_a_memory(AxisType.Explicit)
     check_shard_map(averaged_in_loss=True)
