@@ -37,6 +37,8 @@ class Weighting(NamedTuple):
         while tracing. None where there are no such arguments.
       hold: indices of tasks whose gradients are never stepped along, not even for parameters that
         they alone reach.
+      cross: whether the Gramian is the unbiased one of two independent batches, as from
+        `osgd_jax.gramian(grads, others)`, whose diagonal can be negative.
     """
 
     init: Callable[[], State]
@@ -44,6 +46,7 @@ class Weighting(NamedTuple):
     scaling: Scaling = "none"
     for_tasks: "Callable[[Tasks], Weighting] | None" = None
     hold: tuple[int, ...] = ()
+    cross: bool = False
 
 
 def resolve(weighting: Weighting, tasks: Tasks) -> Weighting:
