@@ -1,5 +1,6 @@
 """Optax transformations from task gradients to one update."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,13 @@ from jax import lax
 from osgd_jax import _balancing, _data_parallel, _gramian, _row_blocks, _scopes, weightings
 from osgd_jax._data_parallel import AxisName
 from osgd_jax._scopes import Scope
-from osgd_jax._task_rows import ArrayTree, accumulation_dtype, is_task_rows, max_abs
+from osgd_jax._task_rows import (
+    ArrayTree,
+    TaskRows,
+    accumulation_dtype,
+    is_task_rows,
+    max_abs,
+)
 from osgd_jax.weightings import Weighting
 from osgd_jax.weightings._base import resolve
 from osgd_jax.weightings._orthogonal import Hold, Order
@@ -84,10 +91,15 @@ def aggregate(
         says that these are averaged.
 
     Returns:
-      A transformation. Its `update(grads, state, params=None, *, losses=None)` takes the K losses
-      for the weightings that need them. A NaN or infinity in a gradient makes every array of its
-      group NaN that a loss reaches, and is forgotten: the weighting's state stays as it was. So it
-      does where it would no longer be finite, as after a loss that is not.
+      A transformation. Its `update(grads, state, params=None, *, losses=None, others=None)` takes
+      the K losses for the weightings that need them. For `modo` and `sdmgrad` it takes `others`:
+      the task gradients of a second, independent batch at the same parameters. The Gramian is then
+      the unbiased one of both, and the update is along their mean. Gradients of the step before are
+      no such batch (see `gramian`); where a batch holds all examples, give its gradients twice.
+
+      A NaN or infinity in a gradient makes every array of its group NaN that a loss reaches, and is
+      forgotten: the weighting's state stays as it was. So it does where it would no longer be
+      finite, as after a loss that is not.
 
     Raises:
       ValueError: from here, for an unknown scope, and for what is no weighting or no key; from
@@ -111,25 +123,37 @@ def aggregate(
         params: ArrayTree | None = None,
         *,
         losses: Any = None,
+        others: ArrayTree | None = None,
         **extra_args: Any,
     ) -> tuple[ArrayTree, Any]:
         del extra_args
-        leaves = _gramian.leaves_of(updates, params)
+        _check_others(weighting, others)
+        # The leaves of one batch, or of two.
+        batches = [_gramian.leaves_of(updates, params)]
+        if others is not None:
+            batches = list(_gramian.paired(updates, others, params))
+        leaves = batches[0]
         if not leaves:
             return updates, state
-        _data_parallel.check(leaves, axis_name)
+        for each in batches:
+            _data_parallel.check(each, axis_name)
         next_key, step_key = _balancing.split_key(state.key)
         groups = _scopes.group(scope, leaves, updates, params, axis_name)
-        blocks = _row_blocks.merge(leaves, groups.labels(), axis_name)
-        shares = [_data_parallel.scatter(block, axis_name) for block in blocks.rows]
-        copies = [_data_parallel.copies(block, axis_name) for block in blocks.rows]
-        dtype = accumulation_dtype(leaves)
+        labels = groups.labels()
+        if others is not None:
+            labels = _gramian.pair_labels(labels, *batches)
+        blocks = [_row_blocks.merge(each, labels, axis_name) for each in batches]
+        shares = [
+            [_data_parallel.scatter(block, axis_name) for block in each.rows] for each in blocks
+        ]
+        copies = [_data_parallel.copies(block, axis_name) for block in blocks[0].rows]
+        dtype = accumulation_dtype([leaf for each in batches for leaf in each])
         values = _balancing.stack_losses(losses, leaves[0].num_tasks, dtype)
         weights, weighting_state = _weigh(
             resolve(weighting, _balancing.tasks_of(leaves, losses)),
             shares,
             copies,
-            groups.at([members[0] for members in blocks.members]),
+            groups.at([members[0] for members in blocks[0].members]),
             state.weighting,
             values,
             step_key,
@@ -137,15 +161,14 @@ def aggregate(
         )
         if not axis_name:
             # Cutting a combined buffer up takes longer to compile than combining its parts.
-            weights = _row_blocks.spread(weights, blocks)
-            combined = [_gramian.combine_leaf(*each) for each in zip(leaves, weights, strict=True)]
+            weights = _row_blocks.spread(weights, blocks[0])
+            combined = _combine(batches, weights)
         else:
-            arrays = [_gramian.combine_leaf(*each) for each in zip(shares, weights, strict=True)]
             arrays = [
                 _data_parallel.gather(array, block, axis_name)
-                for array, block in zip(arrays, blocks.rows, strict=True)
+                for array, block in zip(_combine(shares, weights), blocks[0].rows, strict=True)
             ]
-            combined = _row_blocks.split(arrays, blocks, leaves)
+            combined = _row_blocks.split(arrays, blocks[0], leaves)
         treedef = jax.tree.structure(updates, is_leaf=is_task_rows)
         return treedef.unflatten(combined), AggregateState(next_key, weighting_state)
 
@@ -247,26 +270,38 @@ def osgd(
     return _balancing.Aggregator(*chained)
 
 
+def _combine(batches: list[list[TaskRows]], weights: list[jax.Array]) -> list[jax.Array]:
+    """Add up the rows of each leaf with their weights; the mean of it over the batches."""
+    sums = [
+        [_gramian.combine_leaf(*each) for each in zip(leaves, weights, strict=True)]
+        for leaves in batches
+    ]
+    return sums[0] if len(sums) == 1 else [0.5 * a + 0.5 * b for a, b in zip(*sums, strict=True)]
+
+
 def _weigh(
-    weighting, leaves, copies, groups, state, losses, key, axis_name
+    weighting, batches, copies, groups, state, losses, key, axis_name
 ) -> tuple[list[jax.Array], Any]:
-    """Find the weights `[K]` for each leaf, and the weighting's next state."""
-    dtype = accumulation_dtype(leaves)
+    """Find the weights `[K]` for each leaf, and the weighting's next state.
+
+    From the leaves of one batch, or of two.
+    """
+    leaves = batches[0]
+    dtype = accumulation_dtype([leaf for each in batches for leaf in each])
     stepped = [task not in weighting.hold for task in range(leaves[0].num_tasks)]
     own = jnp.array(stepped, dtype)
     if groups.num_groups == 0:
         return [own] * len(leaves), state
     if jax.tree.leaves(state):
         _balancing.check_one_group(groups, "this weighting")
-    largest = _data_parallel.largest(
-        groups.max([max_abs(leaf, dtype) for leaf in leaves], leaves), axis_name
-    )
+    largest = [groups.max([max_abs(leaf, dtype) for leaf in each], each) for each in batches]
+    largest = _data_parallel.largest(functools.reduce(jnp.maximum, largest), axis_name)
     # No result depends on the scales.
     largest = lax.stop_gradient(largest)
     scales = _scales(weighting.scaling, largest)
     products = [
-        _gramian.leaf_gramian(leaf, scales[group])
-        for leaf, group in zip(leaves, groups.ids, strict=True)
+        _gramian.leaf_gramian(leaf, scales[group], *other)
+        for leaf, *other, group in zip(*batches, groups.ids, strict=True)
     ]
     # What each device has in full counts once in the sum over them.
     products = [
@@ -293,6 +328,21 @@ def _weigh(
         _select(private, own, weights[group])
         for private, group in zip(groups.private, groups.ids, strict=True)
     ], state
+
+
+def _check_others(weighting: Weighting, others: Any) -> None:
+    """Raise a ValueError unless a second batch is given where, and only where, it is used."""
+    if weighting.cross and others is None:
+        raise ValueError(
+            "others must be the task gradients of a second, independent batch for this weighting,"
+            " got None: tx.update(grads, state, params, others=second_grads). Two halves of a batch"
+            " do; where a batch holds all examples, others=grads."
+        )
+    if others is not None and not weighting.cross:
+        raise ValueError(
+            "others, the task gradients of a second batch, must be left out for this weighting:"
+            " only weightings.modo and weightings.sdmgrad use them."
+        )
 
 
 def _select(private: Any, own: jax.Array, weights: jax.Array) -> jax.Array:

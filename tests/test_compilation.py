@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import osgd_jax
-from tests.weightings.catalogue import CATALOGUE
+from tests.weightings.catalogue import CATALOGUE, extra_args
 
 K = 3
 PARAMS = {"stem": jnp.ones((2, 3)), "heads": [jnp.ones(2)] * K}
@@ -38,7 +38,7 @@ jax.monitoring.register_event_duration_secs_listener(
 def steps(name, update, number):
     """Take some steps, and return how many compilations each took."""
     state, counts = METHODS[name].init(PARAMS), []
-    extra = {} if name == "clipped" else {"losses": LOSSES}
+    extra = {} if name == "clipped" else extra_args(name, losses=LOSSES, others=GRADS)
     for _ in range(number):
         before = len(compilations)
         _, state = update(GRADS, state, PARAMS, **extra)
@@ -57,7 +57,7 @@ def test_a_compiled_step_is_compiled_once(name):
 def test_a_step_gives_a_state_of_the_type_that_it_took(name):
     """So that a compiled step takes it again: shapes, dtypes and weak types are alike."""
     tx = METHODS[name]
-    extra = {} if name == "clipped" else {"losses": LOSSES}
+    extra = {} if name == "clipped" else extra_args(name, losses=LOSSES, others=GRADS)
     state = tx.init(PARAMS)
     _, after = jax.eval_shape(lambda state: tx.update(GRADS, state, PARAMS, **extra), state)
     for before, next_one in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):

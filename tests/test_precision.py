@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import osgd_jax
-from tests.weightings.catalogue import CATALOGUE
+from tests.weightings.catalogue import CATALOGUE, extra_args
 
 K = 3
 GRADS = {"a": jnp.ones((K, 8, 8)), "b": jnp.ones((K, 5))}
@@ -34,8 +34,8 @@ def products(function, *args, **kwargs):
 @pytest.mark.parametrize("name", METHODS)
 def test_products_are_of_the_highest_precision(name):
     tx = METHODS[name]
-    losses = jnp.arange(1.0, K + 1)
-    found = products(tx.update, GRADS, tx.init(PARAMS), PARAMS, losses=losses)
+    extra = extra_args(name, losses=jnp.arange(1.0, K + 1), others=GRADS)
+    found = products(tx.update, GRADS, tx.init(PARAMS), PARAMS, **extra)
     for product in found:
         assert "precision = [HIGHEST, HIGHEST]" in product
 

@@ -20,12 +20,14 @@ from osgd_jax.weightings._imtl_g import imtl_g
 from osgd_jax.weightings._inverse_norms import inverse_norms
 from osgd_jax.weightings._linear import constant, mean, sum
 from osgd_jax.weightings._mgda import mgda
+from osgd_jax.weightings._modo import modo
 from osgd_jax.weightings._nash_mtl import nash_mtl
 from osgd_jax.weightings._orthogonal import orthogonal
 from osgd_jax.weightings._pcd import pcd
 from osgd_jax.weightings._pcgrad import pcgrad
 from osgd_jax.weightings._random import random
 from osgd_jax.weightings._relobralo import relobralo
+from osgd_jax.weightings._sdmgrad import sdmgrad
 from osgd_jax.weightings._smooth import smooth
 from osgd_jax.weightings._softadapt import softadapt
 from osgd_jax.weightings._stch import stch
@@ -50,12 +52,14 @@ __all__ = [
     "inverse_norms",
     "mean",
     "mgda",
+    "modo",
     "nash_mtl",
     "orthogonal",
     "pcd",
     "pcgrad",
     "random",
     "relobralo",
+    "sdmgrad",
     "smooth",
     "softadapt",
     "stch",

@@ -41,6 +41,8 @@ class Weighting(NamedTuple):
         while tracing. None where there are no such arguments.
       hold: indices of tasks whose gradients are never stepped along, not even for parameters that
         they alone reach.
+      cross: whether the Gramian is the unbiased one of two independent batches, as from
+        `osgd_jax.gramian(grads, others)`, whose diagonal can be negative.
       name: the call that made it, such as `"upgrad(preference=None)"`, which is its `repr`.
     """
 
@@ -49,6 +51,7 @@ class Weighting(NamedTuple):
     scaling: Scaling = "none"
     for_tasks: "Callable[[Tasks], Weighting] | None" = None
     hold: tuple[int, ...] = ()
+    cross: bool = False
     name: str = ""
 
     def __repr__(self) -> str:

@@ -4,7 +4,7 @@ A new weighting needs an entry here; the common tests then run it.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from osgd_jax import weightings
 from osgd_jax.weightings._base import Weighting
@@ -27,6 +27,7 @@ class Entry(NamedTuple):
       paper: authors, venue and year.
       losses: whether it needs the losses.
       key: whether it uses a PRNG key.
+      others: whether it needs the gradients of a second batch.
       properties: names from `PROPERTIES`.
     """
 
@@ -34,7 +35,15 @@ class Entry(NamedTuple):
     paper: str
     losses: bool = False
     key: Literal["no", "optional", "required"] = "no"
+    others: bool = False
     properties: frozenset[str] = frozenset()
+
+
+def extra_args(name: str, **kwargs: Any) -> dict[str, Any]:
+    """Return of the extra arguments of `update` those for a method, which needs `others` or not."""
+    if name not in CATALOGUE or not CATALOGUE[name].others:
+        kwargs.pop("others")
+    return kwargs
 
 
 def _has(*properties: str) -> frozenset[str]:
@@ -111,6 +120,12 @@ CATALOGUE: dict[str, Entry] = {
         "Désidéri, CRM 2012; Sener and Koltun, NeurIPS 2018",
         properties=_has("non-conflicting", "order", "stops", "Pareto"),
     ),
+    "modo": Entry(
+        weightings.modo,
+        "Chen et al., NeurIPS 2023",
+        others=True,
+        properties=_has("order", "Pareto"),
+    ),
     "nash_mtl": Entry(
         lambda _: weightings.nash_mtl(),
         "Navon et al., ICML 2022",
@@ -135,6 +150,13 @@ CATALOGUE: dict[str, Entry] = {
         "Bischof and Kraus, arXiv 2110.09813",
         losses=True,
         key="required",
+        properties=_has("order", "Pareto"),
+    ),
+    # At the default rate its steps jump between vertices of the simplex, without a derivative.
+    "sdmgrad": Entry(
+        lambda k: weightings.sdmgrad(k, learning_rate=0.1),
+        "Xiao et al., NeurIPS 2023",
+        others=True,
         properties=_has("order", "Pareto"),
     ),
     # Its properties are those of the weighting.

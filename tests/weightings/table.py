@@ -83,6 +83,7 @@ def measure(entry: Entry) -> dict:
     return {
         "paper": entry.paper,
         "losses": entry.losses,
+        "others": entry.others,
         "state": bool(jax.tree.leaves(entry.make(2).init())),
         "key": entry.key,
         "properties": sorted(entry.properties),
@@ -114,6 +115,7 @@ def table(rows: list[dict], machine: str) -> str:
     for row in rows:
         key = {"no": [], "optional": ["key (optional)"], "required": ["key"]}[row["key"]]
         needs = [need for need in ("losses", "state") if row[need]] + key
+        needs += ["a second batch"] if row["others"] else []
         cells = [f"`{row['name']}`", row["paper"], ", ".join(needs) or "—"]
         cells += ["yes" if name in row["properties"] else "" for name in PROPERTIES]
         cells += [f"{microseconds:.0f}" for microseconds in row["microseconds"]]

@@ -150,3 +150,24 @@ def test_pcd_over_steps(tau):
         weights, state = matrices.call(ours, gramian, scales, state)
         expected = theirs(torch.tensor(rows)).numpy()
         np.testing.assert_allclose(rows.T @ weights, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["modo", "sdmgrad", "sdmgrad, preference"])
+def test_methods_of_two_batches_over_steps(name):
+    shares = torch.tensor([0.2, 0.3, 0.5]).double()
+    ours, theirs = {
+        "modo": (weightings.modo(3, 0.02, 0.1), torchjd.MoDoWeighting(0.02, 0.1)),
+        "sdmgrad": (weightings.sdmgrad(3), torchjd.SDMGradWeighting()),
+        "sdmgrad, preference": (
+            weightings.sdmgrad(3, 1.0, (2, 3, 5), learning_rate=0.1, momentum=0.8, steps=7),
+            torchjd.SDMGradWeighting(0.1, 0.8, 7, 1.0, shares),
+        ),
+    }[name]
+    rng, state = np.random.default_rng(0), ours.init()
+    for _ in range(10):
+        first, second = rng.normal(size=(3, 8)) + 0.5 * rng.normal(size=(2, 3, 8))
+        gramian = (first @ second.T + second @ first.T) / 2
+        weights, state = ours.weigh(gramian.astype(np.float32), state)
+        expected = theirs(torch.tensor(gramian)).numpy()
+        # The default rate of SDMGrad multiplies rounding.
+        np.testing.assert_allclose(weights, expected, rtol=5e-3, atol=5e-4)

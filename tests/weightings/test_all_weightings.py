@@ -10,7 +10,7 @@ import pytest
 import osgd_jax
 from osgd_jax import weightings
 from tests.weightings import matrices
-from tests.weightings.catalogue import CATALOGUE, PROPERTIES
+from tests.weightings.catalogue import CATALOGUE, PROPERTIES, extra_args
 
 NAMES = sorted(CATALOGUE)
 KEY = jax.random.key(7)
@@ -139,6 +139,17 @@ def test_a_task_with_a_zero_gradient_takes_no_part(name):
         np.testing.assert_allclose(unit(a), unit(b), atol=5e-5)
 
 
+@every_weighting
+def test_a_second_batch_is_asked_for_where_it_is_used(name):
+    params, grads, losses = small_problem()
+    tx = osgd_jax.aggregate(made(name, 3), key=KEY)
+    others, message = second_grads()[0], "others.* must be left out.*modo and weightings.sdmgrad"
+    if CATALOGUE[name].others:
+        others, message = None, "others must be .* second, independent batch.*others=second_grads"
+    with pytest.raises(ValueError, match=message):
+        tx.update(grads, tx.init(params), params, losses=losses, others=others)
+
+
 @pytest.mark.parametrize("name", [n for n in NAMES if CATALOGUE[n].losses])
 def test_losses_are_asked_for(name):
     weighting = made(name, 2)
@@ -154,8 +165,10 @@ OF_SO_MANY_TASKS = (
     "gradnorm",
     "gradvac",
     "inverse_norms",
+    "modo",
     "pcd",
     "relobralo",
+    "sdmgrad",
     "smooth",
     "softadapt",
     "uncertainty",
@@ -207,6 +220,12 @@ def test_preferences(name):
         ("gradvac", {"num_tasks": 2, "beta": 2}),
         ("dwa", {"num_tasks": 2, "period": 0}),
         ("stch", {"mu": 0}),
+        ("modo", {"num_tasks": 2, "gamma": 0}),
+        ("modo", {"num_tasks": 2, "rho": -1}),
+        ("sdmgrad", {"num_tasks": 2, "lambda_": -1}),
+        ("sdmgrad", {"num_tasks": 2, "preference": (0, 0)}),
+        ("sdmgrad", {"num_tasks": 2, "momentum": 1}),
+        ("sdmgrad", {"num_tasks": 2, "steps": 0}),
     ],
 )
 def test_arguments_out_of_range(name, arguments):
@@ -301,11 +320,21 @@ def small_problem():
 
 
 @functools.cache
+def second_grads():
+    """Gradients of another batch, and the same as dense arrays."""
+    batch = jnp.asarray(np.random.default_rng(4).normal(size=(8, 4)), jnp.float32)
+    grads = osgd_jax.task_grads(loss_fn)(small_problem()[0], batch)
+    return grads, osgd_jax.densify(grads)
+
+
+@functools.cache
 def compiled_step(name):
     """The transformation, with its update lowered and compiled."""
     params, grads, losses = small_problem()
     tx = osgd_jax.aggregate(made(name, 3), key=KEY)
-    lowered = jax.jit(tx.update).lower(grads, tx.init(params), params, losses=losses)
+    lowered = jax.jit(tx.update).lower(
+        grads, tx.init(params), params, **extra_args(name, losses=losses, others=second_grads()[0])
+    )
     return tx, lowered, lowered.compile()
 
 
@@ -320,8 +349,10 @@ def test_dense_and_ragged_gradients_of_several_groups(name):
     scope = "shared" if name in WITH_STATE else "reach"
     tx = osgd_jax.aggregate(compiled(name), scope=scope, key=KEY)
     found, expected = (
-        tx.update(grads, tx.init(params), params, losses=losses)[0]
-        for grads in (ragged, osgd_jax.densify(ragged))
+        tx.update(grads, tx.init(params), params, **extra_args(name, losses=losses, others=others))[
+            0
+        ]
+        for grads, others in zip((ragged, osgd_jax.densify(ragged)), second_grads(), strict=True)
     )
     jax.tree.map(lambda p, u: np.testing.assert_equal(u.shape, p.shape), params, found)
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
@@ -333,8 +364,9 @@ def test_dense_and_ragged_gradients_of_several_groups(name):
 def test_a_state_per_task_is_for_one_group(name, scope):
     params, grads, losses = small_problem()
     tx = osgd_jax.aggregate(made(name, 3), scope=scope, key=KEY)
+    extra = extra_args(name, losses=losses, others=second_grads()[0])
     with pytest.raises(ValueError, match="keeps a state per task"):
-        tx.update(grads, tx.init(params), params, losses=losses)
+        tx.update(grads, tx.init(params), params, **extra)
 
 
 @pytest.mark.parametrize("name", WITH_STATE)
@@ -352,7 +384,8 @@ def test_what_is_not_finite_is_not_remembered(name, bad):
     def run(*steps):
         state = tx.init(params)
         for each, values in steps:
-            updates, state = update(each, state, params, losses=values)
+            extra = extra_args(name, losses=values, others=second_grads()[0])
+            updates, state = update(each, state, params, **extra)
         return updates, state
 
     good, spoiled = (grads, losses), (bad_grads, bad_losses)
@@ -376,8 +409,9 @@ def test_a_compiled_step_stays_on_the_device_and_is_the_same(name):
     assert "scatter" not in text or name == "pcd"
     eager = osgd_jax.aggregate(compiled(name), key=KEY)
     arguments = (grads, tx.init(params), params)
-    expected, _ = eager.update(*arguments, losses=losses)
-    assert_close(program(*arguments, losses=losses)[0], expected)
+    extra = extra_args(name, losses=losses, others=second_grads()[0])
+    expected, _ = eager.update(*arguments, **extra)
+    assert_close(program(*arguments, **extra)[0], expected)
 
 
 def assert_close(actual, expected):

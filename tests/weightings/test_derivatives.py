@@ -10,7 +10,7 @@ import pytest
 
 import osgd_jax
 from tests.weightings import matrices
-from tests.weightings.catalogue import CATALOGUE
+from tests.weightings.catalogue import CATALOGUE, extra_args
 
 every_weighting = pytest.mark.parametrize("name", sorted(CATALOGUE))
 NUM_TASKS = 3
@@ -23,8 +23,10 @@ def after_one_update(name, rows, losses):
     if jax.tree.leaves(state.weighting):
         # The first weights of some follow from the state alone.
         before = jnp.array([1.3, 0.9, 1.1]) * losses
-        _, state = tx.update(rows, state, rows[0], losses=before)
-    update, _ = tx.update(rows, state, rows[0], losses=losses)
+        extra = extra_args(name, losses=before, others=rows[::-1])
+        _, state = tx.update(rows, state, rows[0], **extra)
+    extra = extra_args(name, losses=losses, others=jnp.flip(rows, axis=1))
+    update, _ = tx.update(rows, state, rows[0], **extra)
     return jnp.sum(jnp.sin(jnp.arange(1, update.size + 1)) * update)
 
 

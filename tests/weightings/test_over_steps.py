@@ -176,3 +176,129 @@ def test_arguments_out_of_range(name, arguments):
 def test_smooth_checks_its_decay():
     with pytest.raises(ValueError, match="decay=2 must be"):
         weightings.smooth(weightings.mgda(), 3, decay=2)
+
+
+OTHER_ROWS = RNG.normal(size=ROWS.shape) * np.linalg.norm(ROWS, axis=2, keepdims=True) / 3
+
+
+def nearest_in_simplex(point):
+    """By bisection for the threshold."""
+    low, high = point.min() - 1, point.max()
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.maximum(point - middle, 0).sum() > 1 else (low, middle)
+    return np.maximum(point - low, 0)
+
+
+def cross_gramians(rows=ROWS, other_rows=OTHER_ROWS):
+    products = rows @ other_rows.transpose(0, 2, 1)
+    return (products + products.transpose(0, 2, 1)) / 2
+
+
+def modo_weights(gramians, gamma, rho):
+    weights, found = np.full(gramians.shape[1], 1 / gramians.shape[1]), []
+    for gramian in gramians:
+        weights = nearest_in_simplex(weights - gamma * (gramian @ weights + rho * weights))
+        found.append(weights)
+    return np.array(found)
+
+
+def sdmgrad_weights(gramians, strength, preference, rate, momentum, steps):
+    weights, found = np.full(gramians.shape[1], 1 / gramians.shape[1]), []
+    for gramian in gramians:
+        norm = np.sqrt(np.maximum(np.diagonal(gramian), 0)).mean()
+        velocity = np.zeros_like(weights)
+        for _ in range(steps if norm > 0 else 0):
+            slope = gramian / norm**2 @ (weights + strength * preference)
+            velocity = momentum * velocity + slope
+            weights = nearest_in_simplex(weights - rate * velocity)
+        found.append((weights + strength * preference) / (1 + strength))
+    return np.array(found)
+
+
+def run_gramians(weighting, gramians):
+    def step(state, gramian):
+        weights, state = weighting.weigh(gramian, state)
+        return state, weights
+
+    gramians = jnp.asarray(gramians, jnp.float32)
+    return np.float64(jax.jit(lambda g: jax.lax.scan(step, weighting.init(), g)[1])(gramians))
+
+
+@pytest.mark.parametrize(("gamma", "rho"), [(1e-3, 0.0), (0.1, 0.1), (1e-4, 100.0)])
+def test_modo(gamma, rho):
+    found = run_gramians(weightings.modo(3, gamma, rho), cross_gramians())
+    wanted = modo_weights(cross_gramians(), gamma, rho)
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
+    assert len(np.unique(wanted.round(6), axis=0)) > 3
+
+
+@pytest.mark.parametrize(
+    ("strength", "preference", "rate", "momentum", "steps"),
+    [
+        (0.3, (1, 1, 1), 0.1, 0.5, 20),
+        (0.0, (1, 1, 1), 0.02, 0.9, 5),
+        (2.0, (1, 2, 5), 1.0, 0.0, 1),
+    ],
+)
+def test_sdmgrad(strength, preference, rate, momentum, steps):
+    weighting = weightings.sdmgrad(
+        3, strength, preference, learning_rate=rate, momentum=momentum, steps=steps
+    )
+    found = run_gramians(weighting, cross_gramians())
+    shares = np.array(preference) / sum(preference)
+    wanted = sdmgrad_weights(cross_gramians(), strength, shares, rate, momentum, steps)
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+    assert len(np.unique(wanted.round(6), axis=0)) > 3
+
+
+def test_without_noise_modo_and_sdmgrad_approach_the_shortest_direction():
+    rows = np.array([[1.0, 0.2, 0.0], [-0.6, 0.8, 0.0], [0.0, 0.3, 0.9]])
+    gramians = np.tile(rows @ rows.T, (300, 1, 1))
+    (shortest,) = run(weightings.mgda(), rows[None], LOSSES[:1], KEYS[:1])
+    for weighting in (
+        weightings.modo(3, 0.1, 0.0),
+        weightings.sdmgrad(3, 0.0, learning_rate=0.1),
+    ):
+        np.testing.assert_allclose(run_gramians(weighting, gramians)[-1], shortest, atol=1e-3)
+
+
+def test_names_in_the_preference_of_sdmgrad():
+    def losses(p):
+        return {"pde": jnp.sum((p - 1) ** 2), "bc": jnp.sum(p**2)}
+
+    params = jnp.array([3.0, 1.0])
+    grads = osgd_jax.task_grads(losses)(params)
+    named, numbered = (
+        osgd_jax.aggregate(weightings.sdmgrad(2, 1e6, preference))
+        for preference in ({"pde": 3.0, "bc": 1.0}, None)
+    )
+    update, _ = named.update(grads, named.init(params), params, others=grads)
+    by_name = jax.grad(lambda p: 0.75 * losses(p)["pde"] + 0.25 * losses(p)["bc"])(params)
+    np.testing.assert_allclose(update, by_name, rtol=1e-4)
+    equal, _ = numbered.update(grads, numbered.init(params), params, others=grads)
+    assert not np.allclose(update, equal)
+
+
+@pytest.mark.parametrize("form", ["dense", "task rows"])
+def test_updates_from_two_batches(form):
+    """Along the mean of both batches, by the weights that their unbiased Gramian gives."""
+    rng = np.random.default_rng(1)
+    batches = rng.normal(size=(5, 2, 3, 7))
+    batches[..., 0, 4:] = 0
+    tx = osgd_jax.aggregate(weightings.modo(3, 0.05, 0.0))
+    update, params = jax.jit(tx.update), {"a": jnp.zeros(4), "b": jnp.zeros(3)}
+    state, found = tx.init(params), []
+    for both in batches:
+        trees = [
+            {"a": jnp.asarray(x[:, :4], jnp.float32), "b": jnp.asarray(x[:, 4:], jnp.float32)}
+            for x in both
+        ]
+        if form == "task rows":
+            trees[0] = osgd_jax.to_task_rows(trees[0], {"a": (0, 1, 2), "b": (1, 2)})
+        updates, state = update(trees[0], state, params, others=trees[1])
+        found.append(np.concatenate([updates["a"], updates["b"]]))
+    weights = modo_weights(cross_gramians(batches[:, 0], batches[:, 1]), 0.05, 0.0)
+    np.testing.assert_allclose(
+        found, np.einsum("nk,nkp->np", weights, batches.mean(axis=1)), rtol=1e-4, atol=1e-5
+    )
