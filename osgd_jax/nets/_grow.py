@@ -1,6 +1,7 @@
 """Nets that get more outputs after they were trained."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, SupportsIndex, TypeVar
 
 import jax
@@ -102,7 +103,7 @@ class _StagesFrom:
         return "stages" in path and path[path.index("stages") + 1] >= self.first
 
 
-def stages_from(first: int) -> _StagesFrom:
+def stages_from(first: int) -> Callable[[Any, Any], bool]:
     """Return a filter, as Flax NNX takes them, for the Variables of the stages from `first` on.
 
     `nnx.All(nnx.Param, stages_from(k))` are the parameters that output k and later ones add, to

@@ -230,7 +230,7 @@ class MSDNet(AnytimeNet):
         )
 
     def make_stage(self, k: int, sizes: _Sizes) -> Stage:
-        """The cells and the head of output k."""
+        """Make the cells and the head of output k."""
         return sizes.make_stage(k)
 
 

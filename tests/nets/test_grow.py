@@ -94,8 +94,8 @@ def test_predictor_runs_the_same_programs(family):
     ("family", "kind"),
     [
         ("branched", {"dtype": jnp.bfloat16}),
-        ("nested", {"spatial_dims": 1}),
-        ("width-nested-transformer", {}),
+        ("width-nested", {"spatial_dims": 1}),
+        ("branched-transformer", {}),
     ],
 )
 def test_logits_are_equal_bit_for_bit(family, kind, tmp_path):
@@ -126,10 +126,9 @@ def test_growth_goes_on_as_it_began(family):
     """A net that is cut off and grows again gets the stages that it had."""
     net = build(family, 2)
     grown = nets.grow(net.subnetwork(1), 3, rngs=nnx.Rngs(1))
-    same = nnx.graphdef(grown) == nnx.graphdef(net)
-    # The small nets of these families do not follow the default: their third stage has another
-    # width, or is on a new level.
-    assert same == (family not in ("branched", "nested", "nested-transformer"))
+    # The third stage of these two small nets is on a new level, or wider than by default.
+    other = family in ("branched", "nested")
+    assert other == (nnx.graphdef(grown) != nnx.graphdef(net))
 
 
 def test_assembled_net_grows():
@@ -217,7 +216,7 @@ def test_grown_net_shares_nothing_and_stays_in_place():
     nnx.update(net, jax.device_put(nnx.state(net), place))
     grown = nets.grow(net, 4, rngs=nnx.Rngs(0))
     copies = _arrays(grown.subnetwork(2))
-    assert all(array.sharding == place for array in copies)
+    assert all(array.sharding.is_equivalent_to(place, array.ndim) for array in copies)
     for array in copies:
         array.delete()  # as a step that donates its buffers does
     assert all(np.isfinite(array).all() for array in _arrays(net))
@@ -275,28 +274,30 @@ def test_frozen_outputs_stay_to_the_bit(family):
 
 
 @pytest.mark.numerical
-@pytest.mark.parametrize("hold", [(0, 1), ()], ids=["held", "joint"])
-def test_held_steps_are_orthogonal_to_old_gradients(hold, x64):
+def test_held_steps_are_orthogonal_to_old_gradients_and_joint_ones_are_not(x64):
     net = nets.grow(randomise(build("width-nested", 1, spatial_dims=1)), 3, rngs=nnx.Rngs(1))
     x = example_for("width-nested", spatial_dims=1)
     graphdef, params, rest = nnx.split(net, nnx.Param, ...)
-
-    def losses(params):
-        return _losses(nnx.merge(graphdef, params, rest, copy=True), x)
-
-    tx = osgd_jax.orthogonalize(hold=hold)
+    ways = [osgd_jax.orthogonalize(hold=(0, 1)), osgd_jax.aggregate(osgd_jax.weightings.sum())]
 
     @jax.jit
     def step(params):
-        grads = osgd_jax.task_grads(losses)(params)
-        return osgd_jax.densify(grads), tx.update(grads, tx.init(params), params)[0]
+        def losses(params):
+            return _losses(nnx.merge(graphdef, params, rest, copy=True), x)
 
-    grads, update = step(params)
-    rows = jnp.concatenate([g.reshape(3, -1) for g in jax.tree.leaves(grads)], axis=1)
-    flat = jnp.concatenate([u.ravel() for u in jax.tree.leaves(update)])
-    cosines = rows @ flat / jnp.linalg.norm(rows, axis=1) / jnp.linalg.norm(flat)
-    assert cosines[2] > 0.1
-    if hold:
-        np.testing.assert_allclose(cosines[:2], 0, atol=1e-6)
-    else:
-        assert (cosines[:2] > 0.1).all()
+        grads = osgd_jax.task_grads(losses)(params)
+        updates = [tx.update(grads, tx.init(params), params)[0] for tx in ways]
+        return osgd_jax.densify(grads), updates
+
+    def flat(tree, *rows):
+        return jnp.concatenate([a.reshape(*rows, -1) for a in jax.tree.leaves(tree)], axis=-1)
+
+    grads, updates = step(params)
+    grads = flat(grads, 3)
+    held, joint = (
+        grads @ update / jnp.linalg.norm(grads, axis=1) / jnp.linalg.norm(update)
+        for update in map(flat, updates)
+    )
+    np.testing.assert_allclose(held[:2], 0, atol=1e-6)
+    assert held[2] > 0.1
+    assert (joint > 0.1).all()
