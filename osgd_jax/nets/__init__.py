@@ -14,6 +14,7 @@ from osgd_jax.nets._branched import BranchedResNet
 from osgd_jax.nets._branched_transformer import BranchedTransformer
 from osgd_jax.nets._depth import DepthNestedResNet
 from osgd_jax.nets._depth_transformer import DepthNestedTransformer
+from osgd_jax.nets._grow import grow, stages_from
 from osgd_jax.nets._layers import Conv, Layers, Linear
 from osgd_jax.nets._msdnet import MSDNet
 from osgd_jax.nets._nested import NestedResNet
@@ -52,6 +53,8 @@ __all__ = [
     "WidthNestedResNet",
     "WidthNestedTransformer",
     "geometric_fractions",
+    "grow",
+    "stages_from",
     "stripe_sizes",
 ]
 

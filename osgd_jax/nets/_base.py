@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 
 from osgd_jax.nets._checks import as_number, check_input
+from osgd_jax.nets._sizes import NetSizes
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["state"], meta_fields=["output"])
@@ -39,6 +40,8 @@ class AnytimeNet(nnx.Module):
       num_classes: logits of each output.
       in_channels: channels of the input; None for a net whose `start` takes something else.
       spatial_dims: 1 or 2, the axes of the input between batch and channels; None likewise.
+      sizes: what the family made the stages from, so that `grow` can make more; None for a net that
+        cannot grow.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class AnytimeNet(nnx.Module):
         num_classes: int,
         in_channels: int | None = None,
         spatial_dims: int | None = None,
+        sizes: NetSizes | None = None,
     ):
         if not isinstance(stages, Sequence) or not stages:
             raise ValueError(f"stages={stages!r} must be a list of modules, one for each output.")
@@ -55,6 +59,8 @@ class AnytimeNet(nnx.Module):
         self.num_classes = num_classes
         self.in_channels: Any = in_channels  # of image nets an integer
         self.spatial_dims: Any = spatial_dims
+        # The sizes are static, the keys of an `nnx.Rngs` are not.
+        self.stage_sizes: Any = sizes and sizes.with_rngs(None)
 
     @property
     def num_outputs(self) -> int:
@@ -117,6 +123,12 @@ class AnytimeNet(nnx.Module):
         logits, state = self.stages[k](carry.state)
         return logits, Carry(state, k + 1)
 
+    def make_stage(self, k: int, sizes: Any) -> Any:
+        """Make the stage of output k from the sizes of the net, for a family to define."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must define make_stage, as a family does."
+        )
+
     def subnetwork(self, k: int) -> Self:
         """The net of the outputs 0 … k alone; it shares its Variables with this one.
 
@@ -126,6 +138,7 @@ class AnytimeNet(nnx.Module):
         self._check_output(k)
         net = nnx.merge(*nnx.split(self))
         net.stages = nnx.List(net.stages[: k + 1])
+        net.stage_sizes = self.stage_sizes and self.stage_sizes.first(k + 1)
         return net
 
     def set_view(

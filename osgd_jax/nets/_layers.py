@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,7 @@ def draw_normal(
     new shape. Under a transformation (`nnx.eval_shape`, `nnx.jit`) the key has no value and
     `jax.random` draws: other numbers of the same distribution.
     """
+    check_rngs(rngs)
     key = rngs.params()
     if isinstance(key, Tracer):
         return scale * jax.random.normal(key, shape, dtype)
@@ -72,7 +74,6 @@ class Conv(nnx.Module):
         param_dtype: DTypeLike = float,
         rngs: nnx.Rngs,
     ):
-        check_rngs(rngs)
         size, stride = check_positive("size", size), check_positive("stride", stride)
         spatial_dims = check_spatial_dims(spatial_dims)
         features = (
@@ -134,7 +135,6 @@ class Linear(nnx.Module):
         param_dtype: DTypeLike = float,
         rngs: nnx.Rngs,
     ):
-        check_rngs(rngs)
         in_features = check_positive("in_features", in_features)
         out_features = check_positive("out_features", out_features)
         scale = 1 / math.sqrt(in_features)
@@ -155,7 +155,7 @@ class Layers:
     """Makes the layers of one net: what they have in common is said once.
 
     Attributes:
-      rngs: source of the initial parameters.
+      rngs: source of the initial parameters; None in the sizes of a net that is made.
       spatial_dims: 1 or 2.
       norm: "batch" or "group".
       dtype: of the computation; None takes that of input and parameters together.
@@ -164,7 +164,7 @@ class Layers:
         keeping it.
     """
 
-    rngs: nnx.Rngs
+    rngs: Any
     spatial_dims: int = 2
     norm: str = "batch"
     dtype: DTypeLike | None = None
@@ -172,7 +172,8 @@ class Layers:
     remat: bool = False
 
     def __post_init__(self):
-        check_rngs(self.rngs)
+        if self.rngs is not None:
+            check_rngs(self.rngs)
         check_choice("norm", self.norm, ("batch", "group"))
         object.__setattr__(self, "spatial_dims", check_spatial_dims(self.spatial_dims))
         check_bool("remat", self.remat)

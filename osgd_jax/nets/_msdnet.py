@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from flax import nnx
 from jax.typing import DTypeLike
@@ -15,6 +15,7 @@ from osgd_jax.nets._blocks import STEMS
 from osgd_jax.nets._checks import as_number, check_all_positive, check_choice, check_positive
 from osgd_jax.nets._layers import Layers
 from osgd_jax.nets._scales import Bottleneck, Cell, ConvNorm, FirstLayer, ScaleHead, Stage
+from osgd_jax.nets._sizes import NetSizes
 
 POSITIONS = ("even", "lin_grow")
 
@@ -25,20 +26,25 @@ def classifier_layers(num_outputs: int, positions: str, base: int, step: int) ->
     The first has `base` layers before it; between the classifiers k − 1 and k lie `step` layers
     ("even") or step · k + 1 ("lin_grow").
     """
-    gaps = [step if positions == "even" else step * k + 1 for k in range(1, num_outputs)]
-    return tuple(base + sum(gaps[:k]) for k in range(num_outputs))
+    gaps = (_gap(k, positions, step) for k in range(1, num_outputs))
+    return tuple(itertools.accumulate(gaps, initial=base))
+
+
+def _gap(k: int, positions: str, step: int) -> int:
+    """Layers between the classifiers k − 1 and k."""
+    return step if positions == "even" else step * k + 1
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sizes:
+class _Sizes(NetSizes):
     """What the stages of an `MSDNet` are made of: its arguments and what follows from them.
 
     Attributes:
       features: of each layer, before they are multiplied by the growth factor of the scale.
       ends: the layer after which each classifier stands.
+      period: layers from one drop of the finest scale to the next.
     """
 
-    layers: Layers
     num_classes: int
     in_channels: int
     channels: int
@@ -47,15 +53,35 @@ class _Sizes:
     bottleneck_factors: tuple[int, ...]
     reduction: float
     stem: str
+    step: int
+    positions: str
     ends: tuple[int, ...]
+    period: int
+
+    growable: ClassVar[tuple[str, ...]] = ("step",)
 
     @property
     def num_scales(self) -> int:
         return len(self.growth_factors)
 
+    def first(self, num_outputs: int) -> Self:
+        """Return the sizes of the first outputs alone."""
+        return dataclasses.replace(self, num_outputs=num_outputs, ends=self.ends[:num_outputs])
+
+    def grown(self, num_outputs: int, step: Any = None) -> Self:
+        """Return the sizes of a deeper net with the same first layers; see `NetSizes`.
+
+        Scales are dropped at the same pace until only the coarsest is left.
+        """
+        step = self.step if step is None else check_positive("step", step)
+        new = range(self.num_outputs, num_outputs)
+        gaps = (_gap(k, self.positions, step) for k in new)
+        ends = tuple(itertools.accumulate(gaps, initial=self.ends[-1]))
+        return dataclasses.replace(self, num_outputs=num_outputs, ends=self.ends + ends[1:])
+
     def finest(self, layer: int) -> int:
         """The finest scale that a layer still has."""
-        return max(layer - 1, 0) // math.ceil(self.ends[-1] / self.num_scales)
+        return min(max(layer - 1, 0) // self.period, self.num_scales - 1)
 
     def drops(self, layer: int) -> bool:
         """Whether a scale ends before this layer, and channels are reduced."""
@@ -177,28 +203,35 @@ class MSDNet(AnytimeNet):
         growth_rate = check_positive("growth_rate", growth_rate)
         if not 0 < as_number(reduction) <= 1:
             raise ValueError(f"reduction={reduction!r} must be a number above 0 and at most 1.")
+        scales = _check_scales(growth_factors, bottleneck_factors, growth_rate)
+        num_outputs, step = check_positive("num_outputs", num_outputs), check_positive("step", step)
+        ends = classifier_layers(num_outputs, positions, check_positive("base", base), step)
         sizes = _Sizes(
-            layers=layers,
+            layers,
+            num_outputs,
             num_classes=check_positive("num_classes", num_classes),
             in_channels=check_positive("in_channels", in_channels),
             channels=check_positive("channels", channels),
             growth_rate=growth_rate,
-            **_check_scales(growth_factors, bottleneck_factors, growth_rate),
+            **scales,
             reduction=float(reduction),
             stem=stem,
-            ends=classifier_layers(
-                check_positive("num_outputs", num_outputs),
-                positions,
-                check_positive("base", base),
-                check_positive("step", step),
-            ),
+            step=step,
+            positions=positions,
+            ends=ends,
+            period=math.ceil(ends[-1] / len(scales["growth_factors"])),
         )
         super().__init__(
-            [sizes.make_stage(k) for k in range(len(sizes.ends))],
+            [self.make_stage(k, sizes) for k in range(num_outputs)],
             num_classes=sizes.num_classes,
             in_channels=sizes.in_channels,
             spatial_dims=layers.spatial_dims,
+            sizes=sizes,
         )
+
+    def make_stage(self, k: int, sizes: _Sizes) -> Stage:
+        """Make the cells and the head of output k."""
+        return sizes.make_stage(k)
 
 
 def _check_scales(

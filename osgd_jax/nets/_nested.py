@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from osgd_jax.nets._blocks import Head, ResidualBlock, Stem
-from osgd_jax.nets._resnet import Sizes, StripedResNet
+from osgd_jax.nets._resnet import StripedResNet, StripedSizes
 from osgd_jax.nets._streams import WideningStream
 from osgd_jax.nets._stripes import extend
 
@@ -52,7 +52,7 @@ class NestedResNet(StripedResNet):
 
     default_ratio: ClassVar[float] = math.sqrt(2)
 
-    def make_stage(self, k: int, sizes: Sizes) -> _Stage:
+    def make_stage(self, k: int, sizes: StripedSizes) -> _Stage:
         """As in `ResNet`: stream k."""
         features, streams = sum(sizes.stripes[0][: k + 1]), []
         for level, (stripes, count) in enumerate(zip(sizes.stripes, sizes.blocks, strict=True)):

@@ -8,7 +8,11 @@ import jax
 
 from osgd_jax.nets._streams import WideningStream
 from osgd_jax.nets._stripes import extend
-from osgd_jax.nets._transformer import StripedTransformer, TransformerSizes, TransformerStage
+from osgd_jax.nets._transformer import (
+    StripedTransformer,
+    StripedTransformerSizes,
+    TransformerStage,
+)
 from osgd_jax.nets._transformer_layers import Embedding, LanguageHead
 
 
@@ -52,7 +56,7 @@ class NestedTransformer(StripedTransformer):
 
     default_ratio: ClassVar[float] = math.sqrt(2)
 
-    def make_stage(self, k: int, sizes: TransformerSizes) -> _Stage:
+    def make_stage(self, k: int, sizes: StripedTransformerSizes) -> _Stage:
         """As in `Transformer`: stream k."""
         new, old = sizes.parts[k], sizes.old(k)
         count = sizes.depth * 2 ** max(k - 1, 0)

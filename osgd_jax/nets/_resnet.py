@@ -1,8 +1,9 @@
 """What the families of residual nets have in common: arguments, checks, assembly."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import ClassVar
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Self
 
 from flax import nnx
 from jax.typing import DTypeLike
@@ -11,41 +12,38 @@ from osgd_jax.nets._base import AnytimeNet
 from osgd_jax.nets._blocks import BLOCKS, STEMS, Head, ResidualBlock, Stem, expansion
 from osgd_jax.nets._checks import check_all_positive, check_choice, check_positive
 from osgd_jax.nets._layers import Layers
+from osgd_jax.nets._sizes import NetSizes, default_width, more_stripes
 from osgd_jax.nets._streams import Transition
 from osgd_jax.nets._stripes import check_fractions, geometric_fractions, stripe_sizes
 
 
-@dataclasses.dataclass
-class Sizes:
+@dataclasses.dataclass(frozen=True)
+class Sizes(NetSizes):
     """What the stages of a residual net are made of, checked.
 
     Attributes:
       layers: makes the layers.
-      num_classes: logits of each output.
       num_outputs: number of stages.
+      num_classes: logits of each output.
       in_channels: channels of the input.
       widths: channels of each level of resolution.
       blocks: residual blocks of each level.
       block: "basic" or "bottleneck".
       stem: "cifar" or "imagenet".
-      stripes: how the channels of each level are cut, where they are.
     """
 
-    layers: Layers
     num_classes: int
-    num_outputs: int
     in_channels: int
     widths: Sequence[int]
     blocks: Sequence[int]
     block: str
     stem: str
-    stripes: Sequence[tuple[int, ...]] = ()
 
     def __post_init__(self):
         for name in ("num_classes", "num_outputs", "in_channels"):
-            setattr(self, name, check_positive(name, getattr(self, name)))
+            object.__setattr__(self, name, check_positive(name, getattr(self, name)))
         for name in ("widths", "blocks"):
-            setattr(self, name, check_all_positive(name, getattr(self, name)))
+            object.__setattr__(self, name, check_all_positive(name, getattr(self, name)))
         if len(self.widths) != len(self.blocks):
             raise ValueError(
                 f"widths={self.widths} and blocks={self.blocks} must have one entry for each level"
@@ -77,6 +75,49 @@ class Sizes:
         return Head(self.layers, features, self.num_classes, inherited=inherited)
 
 
+@dataclasses.dataclass(frozen=True)
+class StripedSizes(Sizes):
+    """The sizes of a net whose channels are cut into stripes.
+
+    Attributes:
+      stripes: for each level, the channels of each stripe; they sum to its width.
+      ratio: how many times as wide the next output is, unless its width is given.
+    """
+
+    stripes: tuple[tuple[int, ...], ...] = ()
+    ratio: float = 2.0
+
+    growable: ClassVar[tuple[str, ...]] = ("widths",)
+
+    def with_stripes(self, stripes: Iterable[tuple[int, ...]]) -> Self:
+        """Return the sizes of a net of these stripes."""
+        stripes = tuple(stripes)
+        return dataclasses.replace(
+            self, num_outputs=len(stripes[0]), widths=tuple(map(sum, stripes)), stripes=stripes
+        )
+
+    def first(self, num_outputs: int) -> Self:
+        """Return the sizes of the first outputs alone."""
+        return self.with_stripes(stripes[:num_outputs] for stripes in self.stripes)
+
+    def grown(self, num_outputs: int, widths: Any = None) -> Self:
+        """Return the sizes of a wider net with the same first stripes; see `NetSizes`."""
+        count = num_outputs - self.num_outputs
+        if widths is None:
+            widths = [default_width(width, self.ratio, count) for width in self.widths]
+        widths = check_all_positive("widths", widths)
+        least = tuple(width + count for width in self.widths)
+        if len(widths) != len(least) or any(map(operator.lt, widths, least)):
+            raise ValueError(
+                f"widths={widths} must be at least {least}: those of the net, {self.widths}, and a"
+                " channel more for each new output."
+            )
+        levels = zip(self.stripes, self.widths, widths, strict=True)
+        return self.with_stripes(
+            stripes + more_stripes(width, wider, count) for stripes, width, wider in levels
+        )
+
+
 class ResNet(AnytimeNet):
     """A residual net with several outputs; each family says how its stages are made.
 
@@ -101,6 +142,8 @@ class ResNet(AnytimeNet):
       ValueError: an argument is not one of those above.
     """
 
+    sizes_type: ClassVar[type[Sizes]] = Sizes
+
     def __init__(
         self,
         *,
@@ -119,8 +162,8 @@ class ResNet(AnytimeNet):
         remat: bool = False,
     ):
         layers = Layers(rngs, spatial_dims, norm, dtype, param_dtype, remat)
-        levels = widths, blocks
-        self._assemble(Sizes(layers, num_classes, num_outputs, in_channels, *levels, block, stem))
+        chosen = num_classes, in_channels, widths, blocks, block, stem
+        self._assemble(self.sizes_type(layers, num_outputs, *chosen))
 
     def _assemble(self, sizes: Sizes) -> None:
         super().__init__(
@@ -128,12 +171,7 @@ class ResNet(AnytimeNet):
             num_classes=sizes.num_classes,
             in_channels=sizes.in_channels,
             spatial_dims=sizes.layers.spatial_dims,
-        )
-
-    def make_stage(self, k: int, sizes: Sizes) -> nnx.Module:
-        """The stage of output k, for a family to define."""
-        raise NotImplementedError(
-            f"{type(self).__name__} must define make_stage, as a family does."
+            sizes=sizes,
         )
 
 
@@ -167,10 +205,10 @@ class StripedResNet(ResNet):
         remat: bool = False,
     ):
         layers = Layers(rngs, spatial_dims, norm, dtype, param_dtype, remat)
-        levels = widths, blocks
-        sizes = Sizes(layers, num_classes, num_outputs, in_channels, *levels, block, stem)
+        chosen = num_classes, in_channels, widths, blocks, block, stem
+        sizes = StripedSizes(layers, num_outputs, *chosen, ratio=self.default_ratio)
         if fractions is None:
             fractions = geometric_fractions(sizes.num_outputs, self.default_ratio)
         fractions = check_fractions(fractions, sizes.num_outputs)
-        sizes.stripes = [stripe_sizes(width, fractions) for width in sizes.widths]
-        self._assemble(sizes)
+        stripes = (stripe_sizes(width, fractions) for width in sizes.widths)
+        self._assemble(sizes.with_stripes(stripes))

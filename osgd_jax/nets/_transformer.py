@@ -1,9 +1,11 @@
 """What the families of Transformers have in common: arguments, checks, stages."""
 
 import dataclasses
+import itertools
 import math
+import operator
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from osgd_jax._host_arrays import as_operand
 from osgd_jax.nets._base import AnytimeNet, Carry
 from osgd_jax.nets._checks import as_number, check_positive
 from osgd_jax.nets._layers import Layers
+from osgd_jax.nets._sizes import NetSizes, more_stripes
 from osgd_jax.nets._stripes import check_fractions, geometric_fractions, stripe_sizes
 from osgd_jax.nets._transformer_layers import (
     NOTHING,
@@ -26,63 +29,53 @@ from osgd_jax.nets._transformer_layers import (
 _UNITS_MULTIPLE = 8
 
 
-@dataclasses.dataclass
-class TransformerSizes:
+@dataclasses.dataclass(frozen=True)
+class TransformerSizes(NetSizes):
     """What the stages of a Transformer are made of, checked.
 
     Attributes:
       layers: makes the parameters.
-      vocab_size: logits of each output.
       num_outputs: number of stages.
+      vocab_size: logits of each output.
       width: channels of the state.
       depth: layers of attention and MLP.
       num_heads: of the attention.
       mlp_ratio: units of the MLP for each channel.
       parts: how channels, heads and units are cut into stripes; one, where they are not.
+      head_dim: channels of a head.
     """
 
-    layers: Layers
     vocab_size: int
-    num_outputs: int
     width: int
     depth: int
     num_heads: int
     mlp_ratio: float
-    parts: Sequence[Part] = ()
+    parts: tuple[Part, ...] = ()
+    head_dim: int = 0
 
     def __post_init__(self):
         for name in ("vocab_size", "num_outputs", "width", "depth", "num_heads"):
-            setattr(self, name, check_positive(name, getattr(self, name)))
-        if self.width % self.num_heads or self.head_dim % 2:
+            self._set(name, check_positive(name, getattr(self, name)))
+        if self.parts:  # taken from the sizes of another net
+            return
+        head_dim, rest = divmod(self.width, self.num_heads)
+        if rest or head_dim % 2:
             raise ValueError(
                 f"width={self.width} must be an even number of channels for each of the"
                 f" num_heads={self.num_heads}, such as {2 * self.num_heads}."
             )
         if not 0 < as_number(self.mlp_ratio) < math.inf:
             raise ValueError(f"mlp_ratio={self.mlp_ratio!r} must be a number above 0.")
-        multiple = round(self.width * float(self.mlp_ratio) / _UNITS_MULTIPLE)
-        units = _UNITS_MULTIPLE * max(1, multiple)
-        self.parts = [Part(self.width, self.num_heads, units)]
+        self._set("mlp_ratio", float(self.mlp_ratio))
+        self._set("head_dim", head_dim)
+        self._set("parts", (Part(self.width, self.num_heads, self.units(self.width)),))
 
-    @property
-    def head_dim(self) -> int:
-        """Channels of a head."""
-        return self.width // self.num_heads
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
-    def cut(self, fractions: Sequence[float] | None, default_ratio: float) -> None:
-        """Cut channels, heads and units into stripes, one for each output."""
-        (whole,) = self.parts
-        for name, size in (("num_heads", whole.heads), ("the MLP's units", whole.units)):
-            if size < self.num_outputs:
-                raise ValueError(
-                    f"{name}={size} must be at least num_outputs={self.num_outputs}: each output"
-                    " has some of its own."
-                )
-        if fractions is None:
-            fractions = geometric_fractions(self.num_outputs, default_ratio)
-        fractions = check_fractions(fractions, self.num_outputs)
-        sizes = [stripe_sizes(size, fractions) for size in whole]
-        self.parts = [Part(*part) for part in zip(*sizes, strict=True)]
+    def units(self, width: int) -> int:
+        """Units of the MLP for so many channels."""
+        return _UNITS_MULTIPLE * max(1, round(width * self.mlp_ratio / _UNITS_MULTIPLE))
 
     def old(self, k: int) -> Part:
         """The stripes before k, together."""
@@ -104,6 +97,68 @@ class TransformerSizes:
     def make_head(self, features: int) -> LanguageHead:
         """Logits of a state, or of a stripe of it."""
         return LanguageHead(self.layers, features, self.vocab_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class StripedTransformerSizes(TransformerSizes):
+    """The sizes of a Transformer whose channels, heads and units are cut into stripes.
+
+    Attributes:
+      ratio: how many times as wide the next output is, unless its width is given.
+    """
+
+    ratio: float = 2.0
+
+    growable: ClassVar[tuple[str, ...]] = ("width",)
+
+    def cut(self, fractions: Sequence[float] | None) -> Self:
+        """Return the sizes with the one part cut into stripes, one for each output."""
+        (whole,) = self.parts
+        for name, size in (("num_heads", whole.heads), ("the MLP's units", whole.units)):
+            if size < self.num_outputs:
+                raise ValueError(
+                    f"{name}={size} must be at least num_outputs={self.num_outputs}: each output"
+                    " has some of its own."
+                )
+        if fractions is None:
+            fractions = geometric_fractions(self.num_outputs, self.ratio)
+        fractions = check_fractions(fractions, self.num_outputs)
+        return self._with_stripes(*(stripe_sizes(size, fractions) for size in whole))
+
+    def _with_stripes(self, *stripes: tuple[int, ...]) -> Self:
+        """Return the sizes with these stripes of channels, heads and units."""
+        parts = tuple(itertools.starmap(Part, zip(*stripes, strict=True)))
+        width, num_heads, _ = map(sum, stripes)
+        return dataclasses.replace(
+            self, num_outputs=len(parts), width=width, num_heads=num_heads, parts=parts
+        )
+
+    def first(self, num_outputs: int) -> Self:
+        """Return the sizes of the first outputs alone."""
+        return self._with_stripes(*zip(*self.parts[:num_outputs], strict=True))
+
+    def grown(self, num_outputs: int, width: Any = None) -> Self:
+        """Return the sizes of a wider Transformer with the same first stripes; see `NetSizes`.
+
+        Heads keep their size.
+        """
+        count = num_outputs - self.num_outputs
+        whole = self.old(self.num_outputs)
+        fewest = max(whole.heads, whole.channels // self.head_dim) + count
+        if width is None:
+            grown = round(whole.channels * self.ratio**count / self.head_dim)
+            width = self.head_dim * max(fewest, grown)
+        num_heads, rest = divmod(check_positive("width", width), self.head_dim)
+        if rest or num_heads < fewest:
+            raise ValueError(
+                f"width={width} must be a multiple of the {self.head_dim} channels of a head and at"
+                f" least {self.head_dim * fewest}, so that each new output has a head."
+            )
+        units = max(count * _UNITS_MULTIPLE, self.units(width - whole.channels))
+        wider = Part(width, num_heads, whole.units + units)
+        more = (more_stripes(*ends, count) for ends in zip(whole, wider, strict=True))
+        old = zip(*self.parts, strict=True)
+        return self._with_stripes(*itertools.starmap(operator.add, zip(old, more, strict=True)))
 
 
 class TransformerStage(nnx.Module):
@@ -160,6 +215,8 @@ class Transformer(AnytimeNet):
       ValueError: an argument is not one of those above.
     """
 
+    sizes_type: ClassVar[type[TransformerSizes]] = TransformerSizes
+
     def __init__(
         self,
         *,
@@ -175,19 +232,13 @@ class Transformer(AnytimeNet):
         remat: bool = False,
     ):
         layers = Layers(rngs, dtype=dtype, param_dtype=param_dtype, remat=remat)
-        sizes = width, depth, num_heads, mlp_ratio
-        self._assemble(TransformerSizes(layers, vocab_size, num_outputs, *sizes))
+        chosen = vocab_size, width, depth, num_heads, mlp_ratio
+        self._assemble(self.sizes_type(layers, num_outputs, *chosen))
 
     def _assemble(self, sizes: TransformerSizes) -> None:
         stages = [self.make_stage(k, sizes) for k in range(sizes.num_outputs)]
-        super().__init__(stages, num_classes=sizes.vocab_size)
+        super().__init__(stages, num_classes=sizes.vocab_size, sizes=sizes)
         self.vocab_size = sizes.vocab_size
-
-    def make_stage(self, k: int, sizes: TransformerSizes) -> TransformerStage:
-        """The stage of output k, for a family to define."""
-        raise NotImplementedError(
-            f"{type(self).__name__} must define make_stage, as a family does."
-        )
 
     def start(self, x: jax.Array) -> Carry:
         """The carry that `advance(0, carry)` takes; no work is done yet.
@@ -232,11 +283,9 @@ class StripedTransformer(Transformer):
         remat: bool = False,
     ):
         layers = Layers(rngs, dtype=dtype, param_dtype=param_dtype, remat=remat)
-        sizes = TransformerSizes(
-            layers, vocab_size, num_outputs, width, depth, num_heads, mlp_ratio
-        )
-        sizes.cut(fractions, self.default_ratio)
-        self._assemble(sizes)
+        chosen = vocab_size, width, depth, num_heads, mlp_ratio
+        sizes = StripedTransformerSizes(layers, num_outputs, *chosen, ratio=self.default_ratio)
+        self._assemble(sizes.cut(fractions))
 
 
 def check_tokens(x: Any) -> Any:

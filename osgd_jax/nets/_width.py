@@ -7,7 +7,7 @@ from flax import nnx
 
 from osgd_jax.nets._assembled import assemble
 from osgd_jax.nets._blocks import Head, SkipBlock, Stem
-from osgd_jax.nets._resnet import Sizes, StripedResNet
+from osgd_jax.nets._resnet import StripedResNet, StripedSizes
 
 
 class _Stage(nnx.Module):
@@ -46,7 +46,7 @@ class WidthNestedResNet(StripedResNet):
       ValueError: an argument is not one of those above, or a level is too narrow for its stripes.
     """
 
-    def make_stage(self, k: int, sizes: Sizes) -> _Stage:
+    def make_stage(self, k: int, sizes: StripedSizes) -> _Stage:
         """As in `ResNet`: stripe k of all layers."""
         stem_width = sizes.stripes[0][k]
         inherited, features = sum(sizes.stripes[0][:k]), stem_width
@@ -82,6 +82,9 @@ class WidthNestedResNet(StripedResNet):
         """
         net = nnx.merge(*nnx.split(self))
         net.stages = nnx.List([assemble(list(self.stages))])
+        net.stage_sizes = self.stage_sizes.with_stripes(
+            (width,) for width in self.stage_sizes.widths
+        )
         return net
 
     def first_carry(self, x: jax.Array) -> Any:

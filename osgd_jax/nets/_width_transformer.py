@@ -5,7 +5,11 @@ from typing import Any
 import jax
 from flax import nnx
 
-from osgd_jax.nets._transformer import StripedTransformer, TransformerSizes, TransformerStage
+from osgd_jax.nets._transformer import (
+    StripedTransformer,
+    StripedTransformerSizes,
+    TransformerStage,
+)
 from osgd_jax.nets._transformer_layers import Embedding, LanguageHead, TransformerLayer
 
 
@@ -45,7 +49,7 @@ class WidthNestedTransformer(StripedTransformer):
         units for the stripes.
     """
 
-    def make_stage(self, k: int, sizes: TransformerSizes) -> _Stage:
+    def make_stage(self, k: int, sizes: StripedTransformerSizes) -> _Stage:
         """As in `Transformer`: stripe k of all layers."""
         new, old = sizes.parts[k], sizes.old(k)
         layers = [sizes.make_layer(new, old, whole_state=False) for _ in range(sizes.depth)]
