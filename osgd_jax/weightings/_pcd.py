@@ -92,6 +92,7 @@ def pcd(
         check_num_tasks(num_tasks, gramian, "pcd")
         # In units of norms: their squares would leave the range of float32.
         norms = safe_sqrt(squared_norms(gramian)) * (1 if scales is None else scales)
+        norms = norms.astype(state.norms.dtype)
         total = 1 + decay * state.total
         means = safe_hypot(jnp.sqrt(1 - 1 / total) * state.norms, norms / jnp.sqrt(total))
         divisors = safe_hypot(means, jnp.sqrt(eps))
