@@ -88,6 +88,10 @@ def test_no_broadcast_or_promotion_is_left_to_jax(name):
         with strict_types():
             updates = jax.eval_shape(steps, grads, LOSSES)
         assert updates["bias"].dtype == dtype or name == "m_config"
+    # States are then wider than gradients.
+    steps, grads = two_steps(name, gradients(jnp.float32, dense=False))
+    with jax.enable_x64(True), strict_types():
+        jax.eval_shape(steps, grads, LOSSES)
 
 
 @pytest.mark.parametrize("name", TRANSFORMATIONS)

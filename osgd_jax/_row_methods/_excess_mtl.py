@@ -81,15 +81,15 @@ def excess_mtl(
             ],
             groups,
         )
-        largest = jnp.finfo(scaled.dtype).max
-        excess = jnp.minimum(scales * scaled, largest)
+        largest = float(jnp.finfo(scaled.dtype).max)
         log_weights, initial = state.tasks
+        excess = jnp.minimum(scales * scaled, largest).astype(initial.dtype)
         known = initial > 0
         ratios = jnp.where(known, excess / jnp.where(known, initial, 1), 0)
         log_weights = log_weights + jnp.minimum(step_size * ratios, largest**0.5)
         tasks = _Risks(jax.nn.log_softmax(log_weights), jnp.where(known, initial, excess))
         weights = softmax_of_active(tasks.log_weights, excess > 0)
-        return Step(gradients, weights.astype(excess.dtype), roots, tasks)
+        return Step(gradients, weights.astype(scaled.dtype), roots, tasks)
 
     def start() -> _Risks:
         return _Risks(jnp.full(num_tasks, -math.log(num_tasks), float), jnp.zeros(num_tasks))

@@ -81,6 +81,7 @@ def moco(
             [_gramian.leaf_gramian(TaskRows(y, tasks, num_tasks), scales) for y in means]
         )[0]
         rate, shares = rate_at(gamma, state.steps), state.tasks
+        gramian, scale = gramian.astype(shares.dtype), scale.astype(shares.dtype)
         slope = scale * (rate * (scale * (gramian @ shares))) + rate * rho * shares
         # Far outside, all points project alike; in the range, their differences are no NaN.
         shares = shares - jnp.clip(slope, -1e30, 1e30)

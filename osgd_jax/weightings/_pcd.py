@@ -102,6 +102,7 @@ def pcd(
         index, shares = positions(numbered(num_tasks))
         # In units of norms: their squares would leave the range of float32.
         norms = safe_sqrt(squared_norms(gramian)) * (1 if scales is None else scales)
+        norms = norms.astype(state.norms.dtype)
         total = 1 + decay * state.total
         means = safe_hypot(jnp.sqrt(1 - 1 / total) * state.norms, norms / jnp.sqrt(total))
         divisors = safe_hypot(means, jnp.sqrt(eps))

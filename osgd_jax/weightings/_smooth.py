@@ -61,12 +61,13 @@ def smooth(weighting: Weighting, num_tasks: int, decay: float | jax.Array) -> We
         weights, weighting_state = weighting.weigh(gramian, state.weighting, **kwargs)
         check_num_tasks(num_tasks, gramian, "smooth")
         active = squared_norms(gramian) > 0
+        dtype, weights = weights.dtype, weights.astype(state.weights.dtype)
         means = decay * state.weights + (1 - decay) * weights
         means = jnp.where(active & state.seen, means, jnp.where(active, weights, state.weights))
         next_state = SmoothState(
             means.astype(state.weights.dtype), state.seen | active, weighting_state
         )
-        return means.astype(weights.dtype), next_state
+        return means.astype(dtype), next_state
 
     return weighting._replace(
         init=init,
