@@ -4,7 +4,7 @@ import contextlib
 import functools
 import operator
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 from flax import nnx
@@ -15,11 +15,12 @@ Filters = dict[int, nnx.DiffState]
 _CONTEXT = "osgd_jax.task_grads"
 
 
-def collect(argnums: Any) -> Argnum | tuple[Argnum, ...]:
+def collect(argnums: Argnum | Iterable[Argnum]) -> Argnum | tuple[Argnum, ...]:
     """Read `argnums` once, so that an iterator serves for every call."""
+    # A string is no sequence of indices; `select` refuses it.
     if isinstance(argnums, Iterable) and not isinstance(argnums, str):
         return tuple(argnums)
-    return argnums
+    return cast("Argnum", argnums)
 
 
 def is_single(argnums: Argnum | tuple[Argnum, ...]) -> bool:

@@ -12,7 +12,7 @@ TOLERANCE = 1e-9
 
 def assert_as_jacrev(seeds, transform, num_operations):
     for number, seed in enumerate(seeds):
-        difference = largest_difference(seed, transform, num_operations)
+        difference = largest_difference(seed, transform, num_operations=num_operations)
         assert difference <= TOLERANCE, f"program {seed} (number {number}) differs by {difference}"
         if number % 20 == 19:
             jax.clear_caches()  # gigabytes of programs that run once
