@@ -169,6 +169,9 @@ def combine(grads: ArrayTree, weights: jax.Array) -> ArrayTree:
 def task_cosines(gramian: jax.Array) -> jax.Array:
     """Compute the cosines of the angles between the task gradients.
 
+    Those of one batch share its noise and do not tell whether the losses agree. An unbiased Gramian
+    is for `diagnose`: here a negative number on its diagonal gives NaN.
+
     Args:
       gramian: array `[K, K]`, as from `gramian`.
 

@@ -225,6 +225,16 @@ def test_two_batches_give_the_gramian_of_the_true_gradients_without_bias():
     np.testing.assert_allclose(np.float64(biased).mean(axis=0), truth @ truth.T + noise, rtol=0.03)
 
 
+def test_all_pairs_of_several_batches():
+    """The recipe of the guide against the mean over all pairs of different batches."""
+    rows = np.random.default_rng(6).normal(size=(5, 3, 40))
+    grads = jnp.asarray(rows, jnp.float32)
+    squares = jax.vmap(osgd_jax.gramian)(grads).sum(axis=0)
+    found = (osgd_jax.gramian(grads.sum(axis=0)) - squares) / (5 * 4)
+    pairs = [rows[i] @ rows[j].T for i in range(5) for j in range(5) if i != j]
+    np.testing.assert_allclose(found, np.mean(pairs, axis=0), atol=1e-4)
+
+
 def test_the_step_before_is_no_independent_batch():
     """It moved the parameters along its noise, and the loss p²/2 has curvature one."""
     rng = np.random.default_rng(0)

@@ -168,7 +168,12 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def _for_json(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else value
+    if not isinstance(value, np.ndarray):
+        return value
+    # JSON has no NaN.
+    plain = value.astype(object)
+    plain[np.isnan(value)] = None
+    return plain.tolist()
 
 
 def main() -> None:

@@ -98,6 +98,19 @@ def check_equal_to_one_device():
             assert_close(sharded, on_one_device(tx(), dense))
 
 
+def check_two_batches():
+    def step(params, inputs, axis_name=None):
+        own = jax.lax.pcast(params, "d", to="varying") if axis_name else params
+        tx = osgd_jax.aggregate(weightings.modo(K), axis_name=axis_name)
+        first, second = grads_of(own, inputs), grads_of(own, 2 * inputs, dense=True)
+        return tx.update(first, tx.init(params), params, others=second)
+
+    mapped = jax.shard_map(
+        functools.partial(step, axis_name="d"), mesh=MESH, in_specs=(P(), P("d")), out_specs=P()
+    )
+    assert_close(jax.jit(mapped)(PARAMS, INPUTS), jax.jit(step)(PARAMS, INPUTS))
+
+
 def check_other_numbers():
     """2, 4 and 8 devices, 1 to 5 losses, both precisions; rows ragged, tiny and long."""
     shapes = {"scalar": (), "tiny": (3,), "ragged": (5, 7), "long": (16, 1900), "late": (9,)}
@@ -289,6 +302,7 @@ def check_row_memory():
 if __name__ == "__main__":
     assert len(jax.devices()) == D
     check_equal_to_one_device()
+    check_two_batches()
     check_other_numbers()
     check_other_ways()
     check_same_weights_everywhere()
