@@ -49,7 +49,7 @@ test-peer: .venv-peer/ready ## Compare with TorchJD and with Llama in transforme
 	.venv-peer/bin/python -m pytest tests/weightings/test_against_torchjd.py tests/nets/test_against_transformers.py
 
 test-onnx: .venv-onnx/ready ## Run ONNX files under onnxruntime, in an environment of their own
-	.venv-onnx/bin/python -m pytest tests/test_onnx.py
+	.venv-onnx/bin/python -m pytest tests/serving/test_onnx.py
 
 test-accelerators: .venv-tpu/ready .venv-gpu/ready ## Check what steps compiled for TPU v5e and H100 send, round and scatter (several GB, no device)
 	.venv-tpu/bin/python -m pytest tests/experiments/benchmark/test_accelerators.py

@@ -4,14 +4,16 @@ import importlib
 from typing import Any
 
 from osgd_jax import nets, weightings
-from osgd_jax._anytime import AnytimeOutput, AnytimePredictor, Prediction
-from osgd_jax._cost import OutputCost, cost
-from osgd_jax._diagnose import Diagnosis, diagnose
-from osgd_jax._generate import AnytimeGenerator, GeneratedToken, Generation
-from osgd_jax._gramian import combine, gramian, task_cosines
-from osgd_jax._losses import task_names
-from osgd_jax._one_loss import TaskMomentaState, m_config, task_momenta
-from osgd_jax._row_methods import (
+from osgd_jax._balancing.aggregate import (
+    AggregateState,
+    aggregate,
+    orthogonalize,
+    osgd,
+)
+from osgd_jax._balancing.diagnose import Diagnosis, diagnose
+from osgd_jax._balancing.gramian import combine, gramian, task_cosines
+from osgd_jax._balancing.norms import clip_task_norms, normalize_task_norms, task_norms
+from osgd_jax._balancing.stateful import (
     GradDropState,
     MemoryState,
     db_mtl,
@@ -19,10 +21,15 @@ from osgd_jax._row_methods import (
     graddrop,
     moco,
 )
-from osgd_jax._task_gradients import reach, task_grads, value_and_task_grads
-from osgd_jax._task_norms import clip_task_norms, normalize_task_norms, task_norms
-from osgd_jax._task_rows import TaskRows, densify, to_task_rows
-from osgd_jax._transforms import AggregateState, aggregate, orthogonalize, osgd
+from osgd_jax._balancing.stateful.alternating import TaskMomentaState, m_config, task_momenta
+from osgd_jax._gradients.api import reach, task_grads, value_and_task_grads
+from osgd_jax._gradients.rows import TaskRows, densify, to_task_rows
+from osgd_jax._serving.answers import AnytimeOutput, Prediction
+from osgd_jax._serving.generator import AnytimeGenerator
+from osgd_jax._serving.predictor import AnytimePredictor
+from osgd_jax._serving.tokens import GeneratedToken, Generation
+from osgd_jax._tasks import task_names
+from osgd_jax.nets.cost import OutputCost, cost
 
 __all__ = [
     "AggregateState",

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from osgd_jax._diagnose import Diagnosis
-from osgd_jax._nesting import diagram
+from osgd_jax._balancing.diagnose import Diagnosis
+from osgd_jax.nets.diagram import diagram
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from osgd_jax.nets._checks import as_number
+from osgd_jax._validation import as_number
 
 
 def check_at_most_one(**limits: Any) -> None:

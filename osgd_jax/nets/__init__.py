@@ -8,23 +8,29 @@ Transformers take tokens, integers `[batch, length]`. All have one interface:
 import importlib
 from typing import Any
 
-from osgd_jax.nets._base import AnytimeNet
-from osgd_jax.nets._blocks import Head, PreactConv, ResidualBlock, SkipBlock, Stem
-from osgd_jax.nets._branched import BranchedResNet
-from osgd_jax.nets._branched_transformer import BranchedTransformer
-from osgd_jax.nets._depth import DepthNestedResNet
-from osgd_jax.nets._depth_transformer import DepthNestedTransformer
-from osgd_jax.nets._grow import grow, stages_from
-from osgd_jax.nets._layers import Conv, Layers, Linear
-from osgd_jax.nets._msdnet import MSDNet
-from osgd_jax.nets._nested import NestedResNet
-from osgd_jax.nets._nested_transformer import NestedTransformer
-from osgd_jax.nets._norm import BatchNorm, GroupNorm
-from osgd_jax.nets._resnet import ResNet
-from osgd_jax.nets._streams import Stream, Transition, WideningStream
-from osgd_jax.nets._stripes import StripeConv, geometric_fractions, stripe_sizes
-from osgd_jax.nets._width import WidthNestedResNet
-from osgd_jax.nets._width_transformer import WidthNestedTransformer
+from osgd_jax.nets.base import AnytimeNet
+from osgd_jax.nets.growing import grow, stages_from
+from osgd_jax.nets.layers import Conv, Layers, Linear
+from osgd_jax.nets.msdnet import MSDNet
+from osgd_jax.nets.norm import BatchNorm, GroupNorm
+from osgd_jax.nets.resnets.base import ResNet
+from osgd_jax.nets.resnets.blocks import (
+    Head,
+    PreactConv,
+    ResidualBlock,
+    SkipBlock,
+    Stem,
+)
+from osgd_jax.nets.resnets.branched import BranchedResNet
+from osgd_jax.nets.resnets.depth_nested import DepthNestedResNet
+from osgd_jax.nets.resnets.nested import NestedResNet
+from osgd_jax.nets.resnets.streams import Stream, Transition, WideningStream
+from osgd_jax.nets.resnets.width_nested import WidthNestedResNet
+from osgd_jax.nets.stripes import StripeConv, geometric_fractions, stripe_sizes
+from osgd_jax.nets.transformers.branched import BranchedTransformer
+from osgd_jax.nets.transformers.depth_nested import DepthNestedTransformer
+from osgd_jax.nets.transformers.nested import NestedTransformer
+from osgd_jax.nets.transformers.width_nested import WidthNestedTransformer
 
 __all__ = [
     "AnytimeNet",

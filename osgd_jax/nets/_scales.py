@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from osgd_jax.nets._blocks import max_pool
-from osgd_jax.nets._layers import Layers
+from osgd_jax.nets.layers import Layers
+from osgd_jax.nets.resnets.blocks import max_pool
 
 
 class ConvNorm(nnx.Module):

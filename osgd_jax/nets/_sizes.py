@@ -5,8 +5,8 @@ from typing import ClassVar, Self
 
 from flax import nnx
 
-from osgd_jax.nets._layers import Layers
-from osgd_jax.nets._stripes import stripe_sizes
+from osgd_jax.nets.layers import Layers
+from osgd_jax.nets.stripes import stripe_sizes
 
 
 @dataclasses.dataclass(frozen=True)

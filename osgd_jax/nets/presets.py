@@ -19,18 +19,18 @@ from typing import Any
 
 from flax import nnx
 
-from osgd_jax._cost import cost
-from osgd_jax.nets._base import AnytimeNet
-from osgd_jax.nets._branched import BranchedResNet
-from osgd_jax.nets._branched_transformer import BranchedTransformer
-from osgd_jax.nets._depth import DepthNestedResNet
-from osgd_jax.nets._depth_transformer import DepthNestedTransformer
-from osgd_jax.nets._msdnet import MSDNet
-from osgd_jax.nets._nested import NestedResNet
-from osgd_jax.nets._nested_transformer import NestedTransformer
-from osgd_jax.nets._transformer import Transformer
-from osgd_jax.nets._width import WidthNestedResNet
-from osgd_jax.nets._width_transformer import WidthNestedTransformer
+from osgd_jax.nets.base import AnytimeNet
+from osgd_jax.nets.cost import cost
+from osgd_jax.nets.msdnet import MSDNet
+from osgd_jax.nets.resnets.branched import BranchedResNet
+from osgd_jax.nets.resnets.depth_nested import DepthNestedResNet
+from osgd_jax.nets.resnets.nested import NestedResNet
+from osgd_jax.nets.resnets.width_nested import WidthNestedResNet
+from osgd_jax.nets.transformers.base import Transformer
+from osgd_jax.nets.transformers.branched import BranchedTransformer
+from osgd_jax.nets.transformers.depth_nested import DepthNestedTransformer
+from osgd_jax.nets.transformers.nested import NestedTransformer
+from osgd_jax.nets.transformers.width_nested import WidthNestedTransformer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, ParamSpec
 
 import jax
 
-from osgd_jax._losses import Tasks
+from osgd_jax._tasks import Tasks
 
 State = Any
 """The state of a weighting: any pytree of arrays, `()` where there is none."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from osgd_jax._losses import Tasks, numbered, task_names
+from osgd_jax._tasks import Tasks, numbered, task_names
 from osgd_jax.weightings._checks import is_traced
 
 

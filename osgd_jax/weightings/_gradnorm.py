@@ -9,7 +9,12 @@ import optax
 from osgd_jax.weightings._base import Weighting, named
 from osgd_jax.weightings._checks import check_count
 from osgd_jax.weightings._learned import EPS_ROOT, learn, start_learning
-from osgd_jax.weightings._tools import check_losses, check_num_tasks, safe_sqrt, squared_norms
+from osgd_jax.weightings._tools import (
+    check_losses,
+    check_num_tasks,
+    safe_sqrt,
+    squared_norms,
+)
 
 
 class GradNormState(NamedTuple):

@@ -10,9 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from osgd_jax._losses import Tasks, numbered
+from osgd_jax._tasks import Tasks, numbered
 from osgd_jax.weightings._base import Weighting, named, stateless
-from osgd_jax.weightings._by_task import check_ordered, indices_of, is_named, permutation_of
+from osgd_jax.weightings._by_task import (
+    check_ordered,
+    indices_of,
+    is_named,
+    permutation_of,
+)
 from osgd_jax.weightings._checks import is_traced
 from osgd_jax.weightings._tools import UNROLLED_TASKS, squared_norms
 

@@ -8,11 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from osgd_jax._losses import Tasks, numbered
+from osgd_jax._tasks import Tasks, numbered
 from osgd_jax.weightings._base import Weighting, named
 from osgd_jax.weightings._by_task import by_position, index_of
-from osgd_jax.weightings._checks import check_count, check_decay, check_range, unless_out_of_range
-from osgd_jax.weightings._tools import check_num_tasks, safe_hypot, safe_sqrt, squared_norms
+from osgd_jax.weightings._checks import (
+    check_count,
+    check_decay,
+    check_range,
+    unless_out_of_range,
+)
+from osgd_jax.weightings._tools import (
+    check_num_tasks,
+    safe_hypot,
+    safe_sqrt,
+    squared_norms,
+)
 from osgd_jax.weightings._unit_rows import UnitRows, unit_rows
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from osgd_jax._losses import numbered
+from osgd_jax._tasks import numbered
 from osgd_jax.weightings._by_task import by_position
 from osgd_jax.weightings._checks import is_traced
 

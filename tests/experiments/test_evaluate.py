@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import metrics
-from osgd_jax._anytime import rules
+from osgd_jax._serving import rules
 from tests.experiments.running import SMALL, finish, refuse, summary
 
 

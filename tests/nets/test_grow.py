@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import osgd_jax
 from osgd_jax import nets
-from osgd_jax._anytime.stages import NetModel
+from osgd_jax._serving.stages import NetModel
 from tests.nets.small_nets import (
     FAMILIES,
     TRANSFORMERS,

@@ -2,7 +2,7 @@ import pytest
 from flax import nnx
 
 from osgd_jax.nets import MSDNet
-from osgd_jax.nets._msdnet import classifier_layers
+from osgd_jax.nets.msdnet import classifier_layers
 
 
 def test_positions_of_the_classifiers():

@@ -1,0 +1,314 @@
+"""The Gramian of the task gradients, and their weighted sum."""
+
+import dataclasses
+import itertools
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from osgd_jax._balancing import scopes as _scopes
+from osgd_jax._balancing import small_arrays as _row_blocks
+from osgd_jax._balancing.gramian_kernels import row_products
+from osgd_jax._gradients.rows import (
+    ArrayTree,
+    TaskRows,
+    accumulation_dtype,
+    densify,
+    is_task_rows,
+    max_abs,
+    of_tasks,
+)
+from osgd_jax._math import at_least_float32
+from osgd_jax.weightings._tools import safe_sqrt, squared_norms
+
+# What gradients look like that have no task axis.
+_ORDINARY = (
+    " Ordinary gradients have no task axis: take task gradients by osgd_jax.task_grads or"
+    " osgd_jax.value_and_task_grads."
+)
+
+
+def gramian(grads: ArrayTree, others: ArrayTree | None = None) -> jax.Array:
+    """Compute the inner products of the task gradients over all parameters, G = J Jᵀ.
+
+    Gradients of one batch share the noise of that batch, so that G is biased: its expectation is
+    the Gramian of the true gradients plus the covariance of the noise, which is most of G late in
+    training. Given `others`, task gradients of a second, independent batch at the same parameters,
+    this computes (J Jₒᵀ + Jₒ Jᵀ) / 2 instead, whose expectation is the Gramian of the true
+    gradients. It is not positive semidefinite, and a number on its diagonal can be negative.
+
+    The gradients of the step before are no such second batch, because that step moved the
+    parameters along their noise. The guide "Do my losses conflict?" has recipes for two halves of a
+    batch and for all pairs of several batches.
+
+    >>> import jax.numpy as jnp
+    >>> first, second = jnp.array([[1.0, 0.0], [1.0, 1.0]]), jnp.array([[0.0, 1.0], [2.0, 1.0]])
+    >>> gramian(first, second)
+    Array([[0. , 1.5],
+           [1.5, 3. ]], dtype=float32)
+
+    Args:
+      grads: a tree of `TaskRows` or of arrays `[K, *parameter.shape]`.
+      others: task gradients of the same losses and parameters for another batch, or None.
+
+    Returns:
+      Array `[K, K]`, symmetric, in float32, or float64 where a gradient is float64.
+
+    Raises:
+      ValueError: a tree without leaves, leaves that disagree on K, or are not of a real floating
+        dtype; `others` with another structure, other shapes or other tasks.
+    """
+    if others is not None:
+        return _cross_gramian(*paired(grads, others))
+    leaves = leaves_of(grads)
+    leaves = _row_blocks.merge(leaves, [0] * len(leaves)).rows
+    scales = scales_of(leaves)
+    products = [leaf_gramian(leaf, scales) for leaf in leaves]
+    (scaled,) = _scopes.one_group(leaves).sum(products, leaves)
+    return scales[:, None] * scaled * scales[None]
+
+
+def _cross_gramian(leaves: list[TaskRows], others: list[TaskRows]) -> jax.Array:
+    labels = pair_labels([0] * len(leaves), leaves, others)
+    leaves, others = (_row_blocks.merge(each, labels).rows for each in (leaves, others))
+    dtype = accumulation_dtype([*leaves, *others])
+    scales, other_scales = (scales_of(each).astype(dtype) for each in (leaves, others))
+    products = [
+        row_products(
+            leaf.rows,
+            1 / of_tasks(scales, leaf.tasks),
+            other.rows,
+            1 / of_tasks(other_scales, leaf.tasks),
+        )
+        for leaf, other in zip(leaves, others, strict=True)
+    ]
+    (scaled,) = _scopes.one_group(leaves).sum(products, leaves)
+    return _symmetrized(scales[:, None] * scaled * other_scales[None])
+
+
+def _symmetrized(matrix: jax.Array) -> jax.Array:
+    return 0.5 * matrix + 0.5 * matrix.T
+
+
+def paired(
+    grads: ArrayTree, others: ArrayTree, params: ArrayTree | None = None
+) -> tuple[list[TaskRows], list[TaskRows]]:
+    """Check task gradients of two batches; give both leaves of the same tasks.
+
+    Raises:
+      ValueError: as `leaves_of`, or they do not fit each other.
+    """
+    leaves, other_leaves = leaves_of(grads, params), leaves_of(others)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(others, is_leaf=is_task_rows)
+    paths = [path for path, _ in flat]
+    if treedef != jax.tree.structure(grads, is_leaf=is_task_rows):
+        plain = jax.tree.map(lambda _: 0, grads, is_leaf=is_task_rows)
+        raise ValueError(
+            "others must have the structure of grads, but"
+            f" {_first_difference(plain, paths, ('grads', 'others'))}."
+        )
+    for path, leaf, other in zip(paths, leaves, other_leaves, strict=True):
+        ours, theirs = ((each.num_tasks, *each.rows.shape[1:]) for each in (leaf, other))
+        if ours != theirs:
+            raise ValueError(
+                f"others at {jax.tree_util.keystr(path) or 'the root'} must have shape {ours}, with"
+                f" the task axis in front, as grads have; got {theirs}."
+            )
+    _check_names(paths * 2, leaves + other_leaves)
+    both = [_of_same_tasks(*each) for each in zip(leaves, other_leaves, strict=True)]
+    return [leaf for leaf, _ in both], [other for _, other in both]
+
+
+def _of_same_tasks(leaf: TaskRows, other: TaskRows) -> tuple[TaskRows, TaskRows]:
+    if leaf.tasks == other.tasks:
+        return leaf, other
+    everything = tuple(range(leaf.num_tasks))
+    dense = [dataclasses.replace(x, rows=densify(x), tasks=everything) for x in (leaf, other)]
+    return dense[0], dense[1]
+
+
+def pair_labels(
+    labels: Sequence[Hashable], leaves: Sequence[TaskRows], others: Sequence[TaskRows]
+) -> list[Hashable]:
+    """Refine labels so that `_row_blocks.merge` puts the same leaves of both batches together."""
+    refined: list[Hashable] = []
+    for label, *pair in zip(labels, leaves, others, strict=True):
+        kinds = [jax.typeof(leaf.rows) for leaf in pair]
+        alone = label is None or any(any(kind.sharding.spec) for kind in kinds)
+        key = (label, *((kind.dtype, kind.manual_axis_type) for kind in kinds))
+        refined.append(None if alone else key)
+    return refined
+
+
+def combine(grads: ArrayTree, weights: jax.Array) -> ArrayTree:
+    """Compute the weighted sum of the task gradients, Jᵀw.
+
+    Args:
+      grads: a tree of `TaskRows` or of arrays `[K, *parameter.shape]`.
+      weights: array `[K]`.
+
+    Returns:
+      The tree with an array of the parameter's shape, in the gradient's dtype, for each leaf.
+
+    Raises:
+      ValueError: leaves that disagree on K or are not of a real floating dtype, or `weights` of
+        another shape than `[K]`.
+    """
+    leaves = leaves_of(grads)
+    weights = jnp.asarray(weights)
+    if leaves and weights.shape != (leaves[0].num_tasks,):
+        raise ValueError(
+            f"weights has shape {weights.shape}; the gradients are of {leaves[0].num_tasks} tasks"
+            f" and need shape ({leaves[0].num_tasks},)."
+        )
+    treedef = jax.tree.structure(grads, is_leaf=is_task_rows)
+    return treedef.unflatten([combine_leaf(leaf, weights) for leaf in leaves])
+
+
+def task_cosines(gramian: jax.Array) -> jax.Array:
+    """Compute the cosines of the angles between the task gradients.
+
+    Those of one batch share its noise and do not tell whether the losses agree. An unbiased Gramian
+    is for `diagnose`: here a negative number on its diagonal gives NaN.
+
+    Args:
+      gramian: array `[K, K]`, as from `gramian`.
+
+    Returns:
+      Array `[K, K]`. The cosine with a gradient of zero is zero.
+    """
+    norms = safe_sqrt(squared_norms(gramian))
+    inverse = jnp.where(norms == 0, 0, 1 / jnp.where(norms == 0, 1, norms))
+    return inverse[:, None] * gramian * inverse[None]
+
+
+def leaves_of(grads: ArrayTree, params: ArrayTree | None = None) -> list[TaskRows]:
+    """Check task gradients; give every leaf the form of `TaskRows`, dense ones with all K tasks."""
+    flat, treedef = jax.tree_util.tree_flatten_with_path(grads, is_leaf=is_task_rows)
+    leaves: list[TaskRows] = []
+    for path, leaf in flat:
+        name = f"the gradient at {jax.tree_util.keystr(path) or 'the root'}"
+        if not isinstance(leaf, TaskRows):
+            leaf = jnp.asarray(leaf)
+            if leaf.ndim == 0 or leaf.shape[0] == 0:
+                raise ValueError(
+                    f"{name} has shape {leaf.shape}; it needs a leading axis of K >= 1 tasks, as"
+                    " from osgd_jax.task_grads or jax.jacrev of stacked losses."
+                )
+            leaf = TaskRows(leaf, tuple(range(leaf.shape[0])), leaf.shape[0])
+        known = tuple(sorted(set(leaf.tasks) & set(range(leaf.num_tasks))))
+        if known != leaf.tasks or leaf.rows.shape[:1] != (len(known),) or leaf.num_tasks < 1:
+            raise ValueError(
+                f"{name} has rows of shape {leaf.rows.shape} for the tasks {leaf.tasks} of"
+                f" {leaf.num_tasks}; it needs a row for each, in ascending order, and K >= 1 tasks."
+            )
+        check_dtype(name, leaf.rows.dtype)
+        leaves.append(leaf)
+    if params is not None:
+        _check_against(params, [path for path, _ in flat], leaves, treedef)
+    for (path, _), leaf in zip(flat, leaves, strict=True):
+        if leaf.num_tasks != leaves[0].num_tasks:
+            raise ValueError(
+                f"the gradient at {jax.tree_util.keystr(path)} has {leaf.num_tasks} tasks (leading"
+                f" axis), others have {leaves[0].num_tasks}; all must have the same.{_ORDINARY}"
+            )
+    _check_names([path for path, _ in flat], leaves)
+    return leaves
+
+
+def _check_names(paths: list, leaves: list[TaskRows]) -> None:
+    """Raise a ValueError for leaves of differently named tasks; those without names fit all."""
+    named = [each for each in zip(paths, leaves, strict=True) if each[1].names is not None]
+    for path, leaf in named:
+        first = named[0][1]
+        if (leaf.names, leaf.ordered) != (first.names, first.ordered):
+            raise ValueError(
+                f"the gradient at {jax.tree_util.keystr(path)} is of the tasks {leaf.names!r},"
+                f" others of {first.names!r}; take all of one function of the losses."
+            )
+
+
+def check_dtype(name: str, dtype: Any) -> None:
+    """Raise a ValueError for a dtype that is no real floating one of 16 bits or more."""
+    if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits < 16:
+        raise ValueError(
+            f"{name} has dtype {dtype}; it must be of a real floating dtype of at least 16 bits,"
+            " such as bfloat16."
+        )
+
+
+def _check_against(params: ArrayTree, paths: list, leaves: list[TaskRows], treedef: Any) -> None:
+    if jax.tree.structure(params) != treedef:
+        raise ValueError(
+            "the task gradients do not have the structure of params:"
+            f" {_first_difference(params, paths)}."
+        )
+    for path, leaf, param in zip(paths, leaves, jax.tree.leaves(params), strict=True):
+        if leaf.rows.shape[1:] != jnp.shape(param):
+            hint = ""
+            if leaf.rows.shape == jnp.shape(param):
+                hint = (
+                    f"{_ORDINARY} Let wrappers that accumulate, such as optax.MultiSteps, stand"
+                    " after this in optax.chain, not around it."
+                )
+            raise ValueError(
+                f"the gradient at {jax.tree_util.keystr(path) or 'the root'} has shape"
+                f" {leaf.rows.shape} with the task axis in front; the parameter has shape"
+                f" {jnp.shape(param)}.{hint}"
+            )
+
+
+def _first_difference(
+    params: ArrayTree, paths: list, trees: tuple[str, str] = ("params", "the gradients")
+) -> str:
+    """Describe the first place where a tree with leaves at these paths is not built as params."""
+    of_params = [path for path, _ in jax.tree.leaves_with_path(params)]
+    for theirs, ours in itertools.zip_longest(of_params, paths):
+        if theirs != ours:
+            names = ["no array" if p is None else jax.tree_util.keystr(p) for p in (theirs, ours)]
+            return f"where {trees[0]} have {names[0]}, {trees[1]} have {names[1]}"
+    return "the arrays are at the same places, in containers of other types"
+
+
+def scales_of(leaves: Sequence[TaskRows]) -> jax.Array:
+    """Compute the `row_scales` of the tasks' gradients over all leaves."""
+    if not leaves:
+        raise ValueError("there is no gradient in the tree, so the number of tasks is unknown.")
+    dtype = accumulation_dtype(leaves)
+    largest = [max_abs(leaf, dtype) for leaf in leaves]
+    return row_scales(_scopes.one_group(leaves).max(largest, leaves)[0])
+
+
+def row_scales(largest: jax.Array) -> jax.Array:
+    """Find the powers of two that bring gradients of these magnitudes to the order of one."""
+    # Subnormal numbers count as zero: processors differ in whether they compute with them.
+    scalable = jnp.isfinite(largest) & (largest >= jnp.finfo(largest.dtype).tiny)
+    _, exponents = jnp.frexp(jnp.where(scalable, largest, 1))
+    # At most 2^126 in float32, whose reciprocal is no subnormal: compilers divide by multiplying.
+    exponents = jnp.minimum(exponents - 1, jnp.finfo(largest.dtype).maxexp - 2)
+    return jnp.ldexp(jnp.ones_like(largest), exponents)
+
+
+def leaf_gramian(leaf: TaskRows, scales: jax.Array, other: TaskRows | None = None) -> jax.Array:
+    """Compute the Gramian `[tasks, tasks]` of one leaf's rows over their scales, of `[K]`.
+
+    With the rows of another batch, of the same tasks, the symmetrized products with these.
+    """
+    factors = 1 / of_tasks(scales, leaf.tasks)
+    if other is None:
+        return row_products(leaf.rows, factors)
+    return _symmetrized(row_products(leaf.rows, factors, other.rows, factors))
+
+
+def combine_leaf(leaf: TaskRows, weights: jax.Array) -> jax.Array:
+    """Add up one leaf's rows, with weights `[K]`, in the dtype of the rows."""
+    if not leaf.tasks:
+        return leaf.rows.sum(axis=0)  # zeros, sharded as the parameter
+    dtype = at_least_float32(weights.dtype, leaf.rows.dtype)
+    first, *others = [
+        weights[task].astype(dtype) * leaf.rows[i].astype(dtype)
+        for i, task in enumerate(leaf.tasks)
+    ]
+    return sum(others, first).astype(leaf.rows.dtype)

@@ -1,0 +1,137 @@
+"""Transformations of the task gradients themselves, to stand before `aggregate` in a chain."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from osgd_jax._balancing import gramian as _gramian
+from osgd_jax._balancing import scopes as _scopes
+from osgd_jax._balancing import sharded as _data_parallel
+from osgd_jax._balancing import small_arrays as _row_blocks
+from osgd_jax._balancing import state as _balancing
+from osgd_jax._gradients.rows import (
+    ArrayTree,
+    TaskRows,
+    is_task_rows,
+    of_tasks,
+)
+from osgd_jax._tasks import Tasks
+from osgd_jax.weightings._by_task import by_position
+from osgd_jax.weightings._checks import check_range
+from osgd_jax.weightings._tools import Numbers, numbers_like, safe_sqrt
+
+
+def clip_task_norms(max_norm: Numbers) -> optax.GradientTransformationExtraArgs:
+    """Scale down each task's gradient whose norm over all parameters is above a limit.
+
+    The counterpart of `optax.clip_by_global_norm`, task by task. Takes and returns task gradients:
+    it stands before `aggregate` or `orthogonalize` in `optax.chain`, but not before one with an
+    `axis_name`: each device would clip the gradients of its own examples.
+
+    Args:
+      max_norm: the largest norm that passes unchanged, above zero: one number, or one for each
+        task, by name for losses in a dict.
+
+    Returns:
+      A transformation of task gradients.
+
+    Raises:
+      ValueError: `max_norm` is not above zero; from `update`, as `aggregate`, for limits that are
+        not one for each task, and for gradients that differ between the devices of a mesh axis,
+        inside `jax.shard_map` (with `check_vma=False` nothing tells).
+    """
+    checked = check_range("max_norm", max_norm, "above zero", lambda norm: norm > 0, most_axes=1)
+
+    def factors(norms: jax.Array, tasks: Tasks) -> jax.Array:
+        limits = by_position("max_norm", checked, tasks)
+        if np.ndim(limits):
+            limits = numbers_like("max_norm", limits, norms)
+        return jnp.minimum(limits / jnp.where(norms == 0, 1, norms), 1)
+
+    return _scale_tasks(factors)
+
+
+def normalize_task_norms() -> optax.GradientTransformationExtraArgs:
+    """Scale each task's gradient to norm one over all parameters; a zero gradient stays zero.
+
+    Takes and returns task gradients: it stands before `aggregate` or `orthogonalize` in
+    `optax.chain`, but not before one with an `axis_name`, as `clip_task_norms`.
+
+    Returns:
+      A transformation of task gradients.
+
+    Raises:
+      ValueError: from `update`, as `clip_task_norms`.
+    """
+    return _scale_tasks(
+        lambda norms, _: jnp.where(norms == 0, 0, 1 / jnp.where(norms == 0, 1, norms))
+    )
+
+
+def task_norms(grads: ArrayTree) -> jax.Array:
+    """Compute the norm of each task's gradient over all parameters.
+
+    Args:
+      grads: a tree of `TaskRows` or of arrays `[K, *parameter.shape]`.
+
+    Returns:
+      Array `[K]` in float32, or float64 where a gradient is float64.
+
+    Raises:
+      ValueError: a tree without leaves, leaves that disagree on K, or are not of a real floating
+        dtype.
+    """
+    leaves = _gramian.leaves_of(grads)
+    leaves = _row_blocks.merge(leaves, [0] * len(leaves)).rows
+    scales = _gramian.scales_of(leaves)
+    sums = [_squares(leaf, 1 / scales) for leaf in leaves]
+    (squares,) = _scopes.one_group(leaves).sum(sums, leaves)
+    return scales * safe_sqrt(squares)
+
+
+def _squares(leaf: TaskRows, factors: jax.Array) -> jax.Array:
+    """Compute the squared norm of each row times its factor, `[tasks]`."""
+    factors = of_tasks(factors, leaf.tasks).reshape(-1, *[1] * (leaf.rows.ndim - 1))
+    scaled = leaf.rows.astype(factors.dtype) * factors
+    return jnp.sum(jnp.square(scaled), axis=tuple(range(1, leaf.rows.ndim)))
+
+
+def _scale_tasks(
+    factors: Callable[[jax.Array, Tasks], jax.Array],
+) -> optax.GradientTransformationExtraArgs:
+    def update(
+        updates: ArrayTree,
+        state: Any,
+        params: ArrayTree | None = None,
+        *,
+        losses: Any = None,
+        **extra_args: Any,
+    ):
+        del extra_args
+        leaves = _gramian.leaves_of(updates, params)
+        if not leaves:
+            return updates, state
+        _data_parallel.check_same(
+            leaves,
+            "average them first, by jax.lax.pmean, and leave out axis_name in what comes after",
+        )
+        scales = factors(task_norms(updates), _balancing.tasks_of(leaves, losses))
+
+        def scale(leaf: TaskRows | jax.Array):
+            if isinstance(leaf, TaskRows):
+                rows = scale_rows(leaf.rows, of_tasks(scales, leaf.tasks))
+                return dataclasses.replace(leaf, rows=rows)
+            return scale_rows(leaf, scales)
+
+        def scale_rows(rows: jax.Array, scales: jax.Array) -> jax.Array:
+            scales = scales.reshape(-1, *[1] * (rows.ndim - 1))
+            return (scales * rows.astype(scales.dtype)).astype(rows.dtype)
+
+        return jax.tree.map(scale, updates, is_leaf=is_task_rows), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

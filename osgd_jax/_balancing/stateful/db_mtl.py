@@ -1,0 +1,79 @@
+"""DB-MTL: gradients of the logarithms of the losses, all made as long as the longest."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from osgd_jax._balancing import gramian as _gramian
+from osgd_jax._balancing.scopes import Groups, Scope
+from osgd_jax._balancing.stateful.memory import (
+    MemoryState,
+    Step,
+    by_task,
+    check_rate,
+    largest_of,
+    rate_at,
+    sum_of,
+    with_memory,
+)
+from osgd_jax.weightings._tools import safe_sqrt
+
+
+def db_mtl(
+    num_tasks: int, beta: optax.ScalarOrSchedule = 0.9, scope: Scope = "all"
+) -> optax.GradientTransformationExtraArgs:
+    """Add up running means of the gradients of the log losses, each scaled to the longest's norm.
+
+    With Y the running means (rows y_i, zero at the start), g_i the gradients and L_i the losses, a
+    step is
+
+        y_i ← beta y_i + (1 - beta) g_i / L_i
+        direction = Σ_i (max_j |y_j| / |y_i|) y_i
+
+    With scope `"shared"`, parameters that one loss reaches keep their own gradient, that of the
+    loss (the paper lets them follow the logarithm of the loss). For what composes, see `aggregate`.
+    Inside `jax.shard_map`, average the task gradients over the devices first; those of each device
+    alone are refused, unless `check_vma=False` hides them. The state is K times as large as the
+    parameters, in float32 or wider.
+
+    Source: Lin, Jiang, Ye, Zhang, Chen, Chen, Liu, Tsang and Kwok, "Dual-Balancing for Multi-Task
+    Learning", arXiv 2308.12029, 2023.
+
+    Args:
+      num_tasks: number of tasks K.
+      beta: how much of the running means is kept, between 0 and 1; a number or a schedule.
+      scope: which parameters are balanced together, as for `aggregate`, in one group: `"all"` or
+        `"shared"`.
+
+    Returns:
+      A transformation that takes task gradients and returns an update. Its `update` needs the
+      losses, `losses=losses`, which must be positive. A NaN or infinity in a gradient or a loss
+      makes every array of the group NaN and leaves the state as it was.
+
+    Raises:
+      ValueError: a rate out of range; from `update`, as `aggregate`, without losses, another number
+        of tasks, or a scope with several groups.
+    """
+    beta = check_rate(beta, "beta", 1)
+
+    def step(
+        gradients: list[jax.Array], state: MemoryState, groups: Groups, losses: jax.Array | None
+    ) -> Step:
+        rate = rate_at(beta, state.steps)
+        positive = jnp.maximum(jnp.asarray(losses), 1e-8)
+        largest = jnp.finfo(positive.dtype).max
+        means = [
+            rate * y + (1 - rate) * jnp.clip(g / by_task(positive, g), -largest, largest)
+            for y, g in zip(state.memory, gradients, strict=True)
+        ]
+        # The norms over the largest scale, so that neither they nor their squares leave the range.
+        scales = _gramian.row_scales(largest_of(means, groups))
+        squares = sum_of([jnp.square(y / by_task(scales, y)) for y in means], groups)
+        active = squares > 0
+        smallest = jnp.finfo(squares.dtype).tiny
+        top = jnp.max(jnp.where(active, scales, 0), initial=smallest)
+        norms = safe_sqrt(squares) * (scales / top)
+        weights = jnp.where(active, jnp.max(norms) / jnp.maximum(norms, smallest), 0)
+        return Step(means, weights, means, ())
+
+    return with_memory("db_mtl", num_tasks, scope, tuple, step, needs_losses=True)

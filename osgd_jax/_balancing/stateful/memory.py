@@ -1,0 +1,202 @@
+"""What the methods share that remember an array for each gradient, as large as the Jacobian."""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from osgd_jax._balancing import gramian as _gramian
+from osgd_jax._balancing import scopes as _scopes
+from osgd_jax._balancing import sharded as _data_parallel
+from osgd_jax._balancing import state as _balancing
+from osgd_jax._balancing.scopes import Groups, Scope
+from osgd_jax._gradients.rows import (
+    ArrayTree,
+    TaskRows,
+    accumulation_dtype,
+    densify,
+    is_task_rows,
+)
+from osgd_jax._math import at_least_float32
+from osgd_jax.weightings._checks import check_count, check_range
+from osgd_jax.weightings._tools import check_losses, check_num_tasks
+
+
+class MemoryState(NamedTuple):
+    """State of `moco`, `db_mtl` and `excess_mtl`.
+
+    Attributes:
+      memory: what is remembered of the gradients, `[K, *parameter.shape]` for each parameter, in
+        float32 or wider.
+      tasks: what is remembered of each task.
+      steps: number of steps taken.
+    """
+
+    memory: ArrayTree
+    tasks: Any
+    steps: jax.Array
+
+
+class Step(NamedTuple):
+    """What a method makes of one step's gradients.
+
+    Attributes:
+      rows: the rows to be combined, one array `[K, *parameter.shape]` for each parameter.
+      weights: the weights of the rows, `[K]`.
+      memory: the next memory, as `rows`.
+      tasks: the next state of the tasks.
+    """
+
+    rows: list[jax.Array]
+    weights: jax.Array
+    memory: list[jax.Array]
+    tasks: Any
+
+
+class StepFn(Protocol):
+    """One step of a method on the gradients of a group of parameters."""
+
+    def __call__(
+        self,
+        gradients: list[jax.Array],
+        state: MemoryState,
+        groups: Groups,
+        losses: jax.Array | None,
+    ) -> Step:
+        """Return the rows to combine and the next state, given `state.memory` as a list."""
+        ...
+
+
+def with_memory(
+    method: str, num_tasks: int, scope: Scope, tasks: Any, step: StepFn, needs_losses: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    """Make a transformation of a method that remembers the gradients of one group.
+
+    The memory of parameters outside the group is zero, and kept so that its structure follows from
+    `init(params)` alone. A step whose gradients are not finite gives NaN in every array of the
+    group and leaves the state alone, since a NaN that was remembered would never go away.
+    """
+    _scopes.check_name(scope)
+    num_tasks = check_count("num_tasks", num_tasks)
+
+    def init(params: ArrayTree) -> Any:
+        def zeros(param: Any) -> jax.Array:
+            _gramian.check_dtype("a parameter", jnp.result_type(param))
+            dtype = at_least_float32(jnp.result_type(param))
+            # Stacked, so that the sharding of the parameters is kept.
+            return jnp.stack([jnp.zeros_like(param, dtype)] * num_tasks)
+
+        return MemoryState(jax.tree.map(zeros, params), tasks(), jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: ArrayTree,
+        state: Any,
+        params: ArrayTree | None = None,
+        *,
+        losses: Any = None,
+        **extra_args: Any,
+    ) -> tuple[ArrayTree, Any]:
+        del extra_args
+        leaves = _gramian.leaves_of(updates, params)
+        if not leaves:
+            return updates, state
+        _data_parallel.check_same(leaves, "average them first, by jax.lax.pmean")
+        dtype = accumulation_dtype(leaves)
+        own = jnp.ones(leaves[0].num_tasks, dtype)
+        check_num_tasks(num_tasks, own, method)
+        values = _balancing.stack_losses(losses, num_tasks, dtype)
+        _balancing.tasks_of(leaves, losses)
+        losses = check_losses(values, own, method) if needs_losses else None
+        groups = _scopes.group(scope, leaves, updates, params)
+        _balancing.check_one_group(groups, method)
+        treedef = jax.tree.structure(updates, is_leaf=is_task_rows)
+        alone = [_gramian.combine_leaf(leaf, own) for leaf in leaves]
+        if groups.num_groups == 0:
+            return treedef.unflatten(alone), state
+
+        memory = _memory_of(state, leaves, treedef)
+        gradients = [jnp.asarray(densify(leaf)).astype(dtype) for leaf in leaves]
+        # By default, accelerators round what they multiply to bfloat16 or TF32.
+        with jax.default_matmul_precision("highest"):
+            new = step(gradients, state._replace(memory=memory), groups, losses)
+
+        finite = jnp.all(jnp.isfinite(largest_of(gradients, groups)))
+        if losses is not None:
+            finite &= jnp.all(jnp.isfinite(losses))
+        weights = _balancing.saturate(new.weights[None], largest_of(new.rows, groups)[None])[0]
+        weights = jnp.where(finite, weights, jnp.nan)
+        private = groups.private
+        together = [
+            combine_rows(rows, weights, leaf) for rows, leaf in zip(new.rows, leaves, strict=True)
+        ]
+        combined = [_select(*arrays) for arrays in zip(private, alone, together, strict=True)]
+        kept = [_select(*arrays) for arrays in zip(private, memory, new.memory, strict=True)]
+        next_state = MemoryState(treedef.unflatten(kept), new.tasks, state.steps + 1)
+        return treedef.unflatten(combined), _balancing.unless_spoiled(next_state, state, finite)
+
+    return _balancing.Aggregator(init, update)
+
+
+def _memory_of(state: MemoryState, leaves: list[TaskRows], treedef: Any) -> list[jax.Array]:
+    """Return the memory as a list.
+
+    Raises:
+      ValueError: gradients for other parameters than those that the state was made for.
+    """
+    try:
+        memory = treedef.flatten_up_to(state.memory)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the state is for other parameters than the gradients: {error}") from None
+    for rows, leaf in zip(memory, leaves, strict=True):
+        if rows.shape[1:] != leaf.rows.shape[1:]:
+            raise ValueError(
+                f"a gradient has shape {leaf.rows.shape} with the task axis in front; the state is"
+                f" for a parameter of shape {rows.shape[1:]}."
+            )
+    return memory
+
+
+def combine_rows(rows: jax.Array, weights: jax.Array, leaf: TaskRows) -> jax.Array:
+    """Add up dense rows with weights, in the dtype of the gradient."""
+    dense = TaskRows(rows, tuple(range(leaf.num_tasks)), leaf.num_tasks)
+    return _gramian.combine_leaf(dense, weights).astype(leaf.rows.dtype)
+
+
+def largest_of(rows: list[jax.Array], groups: Groups) -> jax.Array:
+    """Find the largest magnitude in the rows of each task over the group, `[K]`."""
+    return groups.max([jnp.max(jnp.abs(r), axis=_parameter_axes(r), initial=0) for r in rows])[0]
+
+
+def sum_of(rows: list[jax.Array], groups: Groups) -> jax.Array:
+    """Add up the rows of each task over the group, `[K]`."""
+    return groups.sum([jnp.sum(r, axis=_parameter_axes(r)) for r in rows])[0]
+
+
+def by_task(values: jax.Array, rows: jax.Array) -> jax.Array:
+    """Shape one number for each task, `[K]`, to multiply rows `[K, ...]`."""
+    return values.reshape(-1, *[1] * (rows.ndim - 1))
+
+
+def rate_at(rate: optax.ScalarOrSchedule, steps: jax.Array) -> Any:
+    """Return the rate after this many steps, from a number or a schedule."""
+    return rate(steps) if callable(rate) else rate
+
+
+def check_rate(rate: optax.ScalarOrSchedule, name: str, most: float) -> optax.ScalarOrSchedule:
+    """Check a number between zero and `most`, as `check_range`; a schedule is returned as it is."""
+    limit = "at least 0" if np.isinf(most) else f"between 0 and {most:g}"
+    if callable(rate):
+        return rate
+    return check_range(name, rate, limit, lambda rate: (rate >= 0) & (rate <= most))
+
+
+def _parameter_axes(rows: jax.Array) -> tuple[int, ...]:
+    return tuple(range(1, rows.ndim))
+
+
+def _select(is_private: Any, private: jax.Array, shared: jax.Array) -> jax.Array:
+    if isinstance(is_private, bool):
+        return private if is_private else shared
+    return jnp.where(is_private, private, shared)

@@ -1,0 +1,293 @@
+"""The gradients of several losses, each computed only where it is not zero by construction."""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from osgd_jax._gradients import batched as _loss_batch
+from osgd_jax._gradients import jaxpr as _linear_program
+from osgd_jax._gradients.nnx_calls import (
+    Argnum,
+    ArrayCall,
+    Filters,
+    array_call,
+    collect,
+    is_single,
+    parameters,
+    select,
+    with_parameters,
+)
+from osgd_jax._gradients.rows import TaskRows, is_task_rows, named
+from osgd_jax._tasks import as_values, tasks_of
+
+# From this many losses of one array on, all are pulled back together: compiled once for all of
+# them, at the price of K times the memory of one.
+_AT_ONCE = 8
+
+_WANTED_PARAMETER = (
+    "task gradients are taken with respect to real floating-point arrays only. Pass anything else"
+    " in another argument; take the arrays of an Equinox module with"
+    " `params, static = eqx.partition(module, eqx.is_inexact_array)`."
+)
+
+
+def value_and_task_grads(
+    fun: Callable[..., Any], argnums: Argnum | Iterable[Argnum] = 0, has_aux: bool = False
+) -> Callable[..., Any]:
+    """Make a function that computes K losses and the gradient of each.
+
+    The counterpart of `jax.value_and_grad` and `nnx.value_and_grad` for several losses. The
+    function is linearized once; then each loss is pulled back through those operations only that
+    lie between it and a parameter, found by analysis of the jaxpr when the function is traced.
+
+    Losses in a tuple, dict or other tree are told apart; so are those of an array put together by
+    `jnp.stack` or concatenation, also where arithmetic, `jnp.where` or a mean over examples comes
+    after it. Where the array is indexed or multiplied by a matrix, or comes out of a
+    `jax.checkpoint` around all of it, each loss counts as reaching whatever the array depends on,
+    which costs as much as `jax.jacrev`. Losses are pulled back one after the other, the last one
+    first, so that what only later losses read need not be kept in memory until all are done. Eight
+    or more that one operation returns as an array, such as one for each example, are pulled back
+    together: compiled once, in the memory of all.
+
+    Flax NNX modules among the arguments are treated as `nnx.value_and_grad` treats them: the
+    gradients are with respect to their `nnx.Param`, and what the call changes in a module, such as
+    the averages of batch normalisation, stays changed. Those gradients are what
+    `nnx.Optimizer.update` takes.
+
+    Args:
+      fun: returns K real scalar losses, as an array `[K]` or a tree of K scalars, whose tasks are
+        numbered in the order of `jax.tree.leaves` (see `task_names`); with `has_aux`, a pair of
+        these and any auxiliary data.
+      argnums: which positional argument or arguments to differentiate with respect to; for other
+        variables of a module than `nnx.Param`, `nnx.DiffState(index, filter)`.
+      has_aux: whether `fun` returns a pair `(losses, aux)`.
+
+    Returns:
+      A function with the arguments of `fun` that returns `(losses, grads)`, or
+      `((losses, aux), grads)` with `has_aux`. `losses` have the structure that `fun` gave them;
+      `grads` has that of the argument (a tuple of them for several `argnums`), or an `nnx.State` in
+      place of a module, with a `TaskRows` in place of each array, which knows the losses' names.
+
+    Raises:
+      ValueError: while tracing, if the losses are not K >= 1 real scalars, if they are a pair with
+        a container in it, which looks like a forgotten `has_aux`, if a parameter is not of
+        a real floating dtype of 16 bits or more, or if `argnums` does not name arguments.
+    """
+    argnums = collect(argnums)
+
+    @functools.wraps(fun)
+    def value_and_task_grads_fun(*args, **kwargs):
+        filters = select(argnums, len(args))
+        with array_call(fun, args, kwargs, filters) as call:
+            result, grads = _result_and_grads(call, filters, has_aux)
+            losses, aux = call.restore(result)
+        return ((losses, aux) if has_aux else losses), grads[0] if is_single(argnums) else grads
+
+    return value_and_task_grads_fun
+
+
+def task_grads(
+    fun: Callable[..., Any], argnums: Argnum | Iterable[Argnum] = 0, has_aux: bool = False
+) -> Callable[..., Any]:
+    """Make a function that computes the gradients of K losses.
+
+    The same as `value_and_task_grads`, without the losses.
+
+    Args:
+      fun: returns K real scalar losses, with `has_aux` a pair of these and auxiliary data.
+      argnums: which positional argument or arguments to differentiate with respect to.
+      has_aux: whether `fun` returns a pair `(losses, aux)`.
+
+    Returns:
+      A function with the arguments of `fun` that returns `grads`, or `(grads, aux)` with `has_aux`.
+    """
+    value_and_grads = value_and_task_grads(fun, argnums, has_aux)
+
+    @functools.wraps(fun)
+    def task_grads_fun(*args, **kwargs):
+        value, grads = value_and_grads(*args, **kwargs)
+        return (grads, value[1]) if has_aux else grads
+
+    return task_grads_fun
+
+
+def reach(
+    fun: Callable[..., Any], argnums: Argnum | Iterable[Argnum] = 0, has_aux: bool = False
+) -> Callable[..., Any]:
+    """Make a function that tells which of K losses depend on each parameter array.
+
+    Nothing is computed, and modules stay as they are: the function is traced with the shapes of
+    its arguments.
+
+    Args:
+      fun: returns K real scalar losses, with `has_aux` a pair of these and auxiliary data.
+      argnums: which positional argument or arguments to look at.
+      has_aux: whether `fun` returns a pair `(losses, aux)`.
+
+    Returns:
+      A function with the arguments of `fun` that returns the gradients' tree with a tuple of task
+      indices, ascending, in place of each `TaskRows`.
+    """
+    argnums = collect(argnums)
+
+    def reach_fun(*args, **kwargs):
+        filters = select(argnums, len(args))
+        with array_call(fun, args, kwargs, filters) as call:
+            leaves, treedef = jax.tree.flatten((call.args, call.kwargs))
+            kinds = (jax.Array, jax.ShapeDtypeStruct, np.ndarray)
+            is_array = [isinstance(x, kinds) for x in leaves]
+
+            # Flags and the like stay what they are, for the function to branch on.
+            def grads_of(*arrays):
+                given = iter(arrays)
+                filled = [next(given) if a else x for a, x in zip(is_array, leaves, strict=True)]
+                args, kwargs = treedef.unflatten(filled)
+                traced = call._replace(args=args, kwargs=kwargs)
+                return _result_and_grads(traced, filters, has_aux)[1]
+
+            arrays = [x for a, x in zip(is_array, leaves, strict=True) if a]
+            grads = jax.eval_shape(grads_of, *arrays)
+        tasks = jax.tree.map(lambda leaf: leaf.tasks, grads, is_leaf=is_task_rows)
+        return tasks[0] if is_single(argnums) else tasks
+
+    return reach_fun
+
+
+def _result_and_grads(
+    call: ArrayCall, filters: Filters, has_aux: bool
+) -> tuple[tuple[Any, Any], tuple]:
+    """Differentiate a call; return `((losses, aux), modules)` and the gradients by argument."""
+    flat, treedef = jax.tree_util.tree_flatten_with_path(parameters(call.args, filters))
+    leaves = [_check_parameter(path, leaf, len(filters)) for path, leaf in flat]
+
+    def losses_of(*leaves):
+        args = with_parameters(call.args, filters, treedef.unflatten(leaves))
+        result, modules = call.fun(args, call.kwargs)
+        losses, aux = _split_aux(result) if has_aux else (result, None)
+        values, losses = as_values(losses)
+        return jax.tree.map(_gathered, values), ((losses, aux), modules)
+
+    values, linear, result = jax.linearize(losses_of, *leaves, has_aux=True)
+    types = [jax.typeof(leaf) for leaf in leaves]
+    program = _linear_program.trace(linear, types)
+    if len(values) >= _AT_ONCE and not (
+        isinstance(values, tuple) or _linear_program.is_put_together(program)
+    ):
+        rows = _pull_back_at_once(program, leaves, values)
+    else:
+        rows = _pull_back(_linear_program.elements(program, types), leaves, values)
+    tasks = tasks_of(result[0][0])
+    return result, treedef.unflatten([named(row, tasks) for row in rows])
+
+
+def _gathered(values: jax.Array) -> jax.Array:
+    """Give every device all losses, where an explicit mesh axis divides them."""
+    sharding = jax.typeof(values).sharding
+    if not any(sharding.spec):
+        return values
+    return jax.sharding.reshard(values, sharding.update(spec=jax.P(*[None] * values.ndim)))
+
+
+def _check_parameter(path: tuple, leaf: Any, num_args: int) -> jax.Array:
+    # Of one argument the place in it alone.
+    name = jax.tree_util.keystr(path if num_args > 1 else path[1:])
+    try:
+        leaf = jnp.asarray(leaf)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"parameter{name}={leaf!r} is not an array; {_WANTED_PARAMETER}") from None
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise ValueError(f"parameter{name} has dtype {leaf.dtype}; {_WANTED_PARAMETER}")
+    if jnp.finfo(leaf.dtype).bits < 16:
+        raise ValueError(
+            f"parameter{name} has dtype {leaf.dtype}, which cannot hold gradients. Keep parameters"
+            " in 16 bits or more, and convert them where the function uses them."
+        )
+    return leaf
+
+
+def _split_aux(result: Any) -> tuple[Any, Any]:
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        raise ValueError(
+            f"with has_aux=True the function must return a pair (losses, aux); got {result!r}."
+        )
+    return result[0], result[1]
+
+
+def _pull_back(
+    program: _linear_program.Program,
+    leaves: list[jax.Array],
+    losses: jax.Array | Sequence[jax.Array],
+) -> list[TaskRows]:
+    """Transpose the linear program output by output; gather the rows that each leaf receives."""
+    num_tasks = len(losses)
+    rows: list[dict[int, jax.Array]] = [{} for _ in leaves]
+    cotangents: Sequence[jax.Array] = ()
+    # From the last loss, which reads most, one after the other: what a pullback alone reads is
+    # freed before the next begins. In another order, or left to the compiler, all of it is held.
+    for task in reversed(range(num_tasks)):
+        pruned, inputs = _linear_program.prune(program, task)
+        if not inputs:
+            continue
+        transposed = jax.linear_transpose(pruned, *(jax.typeof(leaves[leaf]) for leaf in inputs))
+        # Like the loss, whose type inside `jax.shard_map` names the mesh axes that it varies over.
+        seed = _after(cotangents, jnp.ones_like(losses[task]))
+        cotangents = transposed([seed])
+        for leaf, cotangent in zip(inputs, cotangents, strict=True):
+            rows[leaf][task] = cotangent
+    return [
+        TaskRows(_stack(leaf_rows, leaf), tuple(sorted(leaf_rows)), num_tasks)
+        for leaf_rows, leaf in zip(rows, leaves, strict=True)
+    ]
+
+
+def _pull_back_at_once(
+    program: _linear_program.Program, leaves: list[jax.Array], losses: jax.Array
+) -> list[TaskRows]:
+    """Pull back the losses of one array together; each reaches all that any of them does."""
+    num_tasks = len(losses)
+    return [
+        TaskRows(_stack({}, leaf), (), num_tasks)
+        if rows is None
+        else TaskRows(rows, tuple(range(num_tasks)), num_tasks)
+        for rows, leaf in zip(_loss_batch.pull_back(program, leaves, losses), leaves, strict=True)
+    ]
+
+
+def _after(arrays: Sequence[jax.Array], value: jax.Array) -> jax.Array:
+    """The scalar `value`, not available before the arrays are."""
+    usable = [array for array in arrays if array.size and _is_everywhere(array, value)]
+    if not usable:
+        return value
+    return lax.platform_dependent(value, *usable, tpu=_after_by_barrier, default=_after_by_value)
+
+
+def _after_by_barrier(value: jax.Array, *arrays: jax.Array) -> jax.Array:
+    return lax.optimization_barrier((value, arrays))[0]
+
+
+def _after_by_value(value: jax.Array, *arrays: jax.Array) -> jax.Array:
+    # Compilers for CPU and GPU drop barriers before they order anything, but do not see that no
+    # number is above infinity. The one for TPU keeps them; this makes it hold sharded rows longer.
+    # In the widest type, for which no number is too large.
+    dtype = max((array.dtype for array in arrays), key=lambda dtype: jnp.finfo(dtype).bits)
+    dtype = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+    elements = [array[(0,) * array.ndim].astype(dtype) for array in arrays]
+    return jnp.where(jnp.max(jnp.stack(elements)) > jnp.inf, 0, value)
+
+
+def _is_everywhere(array: jax.Array, value: jax.Array) -> bool:
+    """Whether an element can be read wherever `value` is, by the types that meshes give."""
+    of_array, of_value = jax.typeof(array), jax.typeof(value)
+    varies_alike = of_array.manual_axis_type.varying <= of_value.manual_axis_type.varying
+    return varies_alike and not any(of_array.sharding.spec)
+
+
+def _stack(rows: dict[int, jax.Array], leaf: jax.Array) -> jax.Array:
+    if not rows:
+        return leaf[None][:0]  # so that a sharding of the parameter is kept
+    return jnp.stack([rows[task] for task in sorted(rows)])

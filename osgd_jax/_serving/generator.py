@@ -1,0 +1,335 @@
+"""Text, token by token, each by as much of a net as time or need allow."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from osgd_jax._serving import generator_file as file
+from osgd_jax._serving.decoder import (
+    Answer,
+    Decoder,
+    Text,
+    answer_of,
+)
+from osgd_jax._serving.latencies import Latencies, usual
+from osgd_jax._serving.paths import check_target
+from osgd_jax._serving.predictor import Threshold
+from osgd_jax._serving.prompts import (
+    Limits,
+    check_limits,
+    check_prompts,
+    check_room,
+    check_stop,
+)
+from osgd_jax._serving.sampling import Sampling, check_sampling, choose
+from osgd_jax._serving.token_stages import NetStages, Stages
+from osgd_jax._serving.tokens import GeneratedToken, Generation
+from osgd_jax._validation import check_positive
+from osgd_jax.nets.transformers.base import Transformer
+
+_REPEATS = 20
+
+
+class AnytimeGenerator:
+    """Generates text with a Transformer of several outputs, each token by an output of its own.
+
+    Whatever outputs gave the tokens before, the logits of output k are those of
+    `net(tokens)[k]`, up to rounding. A stage has a cache of keys and values of its own, and is
+    run only when an output needs it: then over all positions that it has missed, in one call, from
+    the states that the stage before has left for it.
+
+    The generator takes a copy of the weights as they are now. A program is compiled for each stage,
+    batch size and power of two of positions up to `max_length`, when it is first needed;
+    `calibrate` compiles them all. Each call allocates what it keeps, for `max_length` positions:
+    the keys and values of all layers, and the states between stages. All methods may be called
+    from several threads at once. A generator runs on one device and can be pickled and copied, as
+    an `AnytimePredictor`.
+
+    Args:
+      net: a Transformer of `osgd_jax.nets`.
+      max_length: the most tokens of a text, prompt included.
+
+    Raises:
+      ValueError: an argument is not one of those above.
+    """
+
+    def __init__(self, net: Transformer, *, max_length: int):
+        if not isinstance(net, Transformer):
+            raise ValueError(
+                f"net is a {type(net).__name__} and must be a Transformer of osgd_jax.nets, such as"
+                " nets.WidthNestedTransformer."
+            )
+        self._set_up(NetStages(net), check_positive("max_length", max_length))
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self._decoder.stages, self.max_length, self.latencies
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._set_up(*state)
+
+    def _set_up(
+        self, stages: Stages, max_length: int, latencies: dict[int, Any] | None = None
+    ) -> None:
+        self._decoder = Decoder(stages, max_length)
+        self._clock = time.perf_counter
+        self._latencies = Latencies(latencies or {})
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of outputs."""
+        return self._decoder.stages.num_outputs
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a text."""
+        return self._decoder.max_length
+
+    @property
+    def latencies(self) -> dict[int, dict[int, tuple[float, ...]]]:
+        """Seconds of each stage that `calibrate` found, by batch size and number of positions."""
+        return self._latencies.as_dict()
+
+    def generate(
+        self,
+        prompt: Any,
+        max_new_tokens: int,
+        *,
+        output: int | None = None,
+        confidence: Threshold = None,
+        rule: str | Callable[[np.ndarray], Any] = "confidence",
+        deadline: float | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        stop: Any = None,
+        key: Any = None,
+    ) -> Generation:
+        """Continue one text or several.
+
+        Without `output`, `confidence` or `deadline` the last output gives every token.
+
+        Args:
+          prompt: tokens, integers `[length]`; or several prompts, which may differ in length. A
+            prompt may be `bytes`, of which each is a token; prompts may be any iterable.
+          max_new_tokens: how many to add at most.
+          output: the output that gives every token.
+          confidence: in (0, 1]: one threshold or one for each output. A token is given by the
+            first output whose score by `rule` is at least this, or by the last. Later stages run
+            for the whole batch where one text needs them.
+          rule: as in `AnytimePredictor.predict`, of logits `[batch, vocab_size]`.
+          deadline: seconds for each token, from when the one before is there. Never starts a
+            stage that would end too late by the latencies of `calibrate`; output 0 is always
+            computed. Without a `calibrate` for this number of prompts before, this call does it.
+          temperature: 0 takes the likeliest token, and so does a number below the smallest normal
+            one of float32; else tokens are drawn from the softmax of the logits divided by it.
+          top_k: draw from exactly so many of the likeliest alone.
+          stop: a token, or several, that end a text; one byte, such as `b"."`, is a token.
+          key: for draws: a seed or a key of `jax.random`, or one of these for each prompt,
+            `[batch]`. A text with a key of its own is the same alone and in any batch. From one
+            key for several prompts, each gets another one, by its place.
+
+        Returns:
+          Tokens, the output that gave each, and the time it took.
+
+        Raises:
+          ValueError: an argument is not one of those above, or there is no room for so many tokens;
+            or the largest logit of a text is no finite number, as where one is NaN. `stream` has
+            then given the tokens before.
+        """
+        steps = self.stream(
+            prompt,
+            max_new_tokens,
+            output=output,
+            confidence=confidence,
+            rule=rule,
+            deadline=deadline,
+            temperature=temperature,
+            top_k=top_k,
+            stop=stop,
+            key=key,
+        )
+        taken = [(step.tokens, step.exits, step.elapsed) for step in steps]
+        tokens, exits = (np.stack(part, axis=1) for part in list(zip(*taken, strict=True))[:2])
+        here = tokens >= 0
+        return Generation(
+            [row[there] for row, there in zip(tokens, here, strict=True)],
+            [row[there] for row, there in zip(exits, here, strict=True)],
+            elapsed=taken[-1][2],
+        )
+
+    def stream(
+        self,
+        prompt: Any,
+        max_new_tokens: int,
+        *,
+        output: int | None = None,
+        confidence: Threshold = None,
+        rule: str | Callable[[np.ndarray], Any] = "confidence",
+        deadline: float | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        stop: Any = None,
+        key: Any = None,
+    ) -> Iterator[GeneratedToken]:
+        """Yield each token when it is there; the next is begun when it is asked for.
+
+        Arguments, errors and tokens are those of `generate`.
+        """
+        start, vocab_size = self._clock(), self._decoder.stages.vocab_size
+        limits = check_limits(self.num_outputs, output, confidence, rule, deadline)
+        stops = check_stop(stop, vocab_size)
+        prompts = check_prompts(prompt, vocab_size)
+        sampling = check_sampling(
+            temperature,
+            top_k,
+            key,
+            vocab_size=vocab_size,
+            num_texts=len(prompts),
+            device=self._decoder.stages.device,
+        )
+        count = check_room(prompts, max_new_tokens, self.max_length)
+        return self._tokens(start, prompts, count, limits, sampling, stops)
+
+    def calibrate(self, batch_size: int = 1, *, repeats: int = _REPEATS) -> None:
+        """Compile all stages and measure how long each takes, for so many texts at once.
+
+        Calibrate on the machine and under the load that texts will meet. `latencies` has what was
+        found; a second call replaces it.
+
+        Args:
+          batch_size: number of texts.
+          repeats: runs of each stage to measure.
+
+        Raises:
+          ValueError: an argument is no integer of at least 1.
+        """
+        batch_size = check_positive("batch_size", batch_size)
+        repeats = check_positive("repeats", repeats)
+        self._latencies.renew(batch_size, lambda: self._measure(batch_size, repeats))
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write all stages with their weights to one file, which `load` runs without the net.
+
+        As `AnytimePredictor.export`: for CPU, CUDA and TPU, any number of texts, and positions up
+        to `max_length`. An existing file is replaced whole or not at all.
+
+        Args:
+          path: of the file; its folder must exist.
+
+        Raises:
+          ValueError: there is no folder for `path`.
+        """
+        file.write(check_target(path), self._decoder.stages, self.max_length)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Make a generator from a file that `export` wrote; the net's Python class is not needed.
+
+        Raises:
+          ValueError: the file is not one of `export`, is damaged, of another version, or needs
+            64-bit floats where JAX has them switched off.
+        """
+        generator = cls.__new__(cls)
+        generator._set_up(*file.read(path))
+        return generator
+
+    def _measure(self, batch: int, repeats: int) -> dict[int, tuple[float, ...]]:
+        """Seconds of each stage that 95 % of its runs keep to, by number of positions."""
+        found = {}
+        for size in self._decoder.sizes():
+            runs = []
+            for _ in range(repeats + 1):
+                text = Text(self._decoder, [np.zeros(size, np.int32)] * batch)
+                answer, times = None, [self._clock()]
+                for k in range(self.num_outputs):
+                    answer = text.advance(k, k, answer)
+                    choose(answer, Sampling(), 0)
+                    times.append(self._clock())
+                runs.append(np.diff(times))
+            found[size] = usual(runs[1:])
+        return found
+
+    def _tokens(
+        self,
+        start: float,
+        prompts: list[np.ndarray],
+        count: int,
+        limits: Limits,
+        sampling: Sampling,
+        stops: frozenset[int],
+    ) -> Iterator[GeneratedToken]:
+        text = Text(self._decoder, prompts)
+        going = np.ones(len(prompts), bool)
+        for index in range(count):
+            began = start if index == 0 else self._clock()
+            answer, exits = self._answer(text, going, limits, began)
+            answer = answer._replace(likeliest=np.asarray(answer.likeliest))
+            _check_finite(answer, going, index)
+            tokens = choose(answer, sampling, index)
+            tokens, exits = np.where(going, tokens, -1), np.where(going, exits, -1)
+            yield GeneratedToken(index, tokens, answer.logits, exits, self._clock() - start)
+            going = going & ~np.isin(tokens, list(stops))
+            if not going.any():
+                return
+            rows = np.flatnonzero(going)
+            text.append(rows, tokens[rows])
+
+    def _answer(
+        self, text: Text, going: np.ndarray, limits: Limits, began: float
+    ) -> tuple[Answer, np.ndarray]:
+        """What is said of the next token of each text, and by which output."""
+        if limits.leave is not None:
+            return self._until_sure(text, going, limits.leave.sure)
+        if limits.deadline is not None:
+            return self._until(text, began + limits.deadline)
+        last = self.num_outputs - 1 if limits.output is None else limits.output
+        return text.advance(0, last), np.full(len(going), last)
+
+    def _until_sure(
+        self, text: Text, going: np.ndarray, sure: Callable[..., np.ndarray]
+    ) -> tuple[Answer, np.ndarray]:
+        last = self.num_outputs - 1
+        exits = np.full(len(going), last)
+        unsure, before, answer = going, None, None
+        logits = None
+        for k in range(last + 1):
+            answer = text.advance(k, k, answer)
+            host = np.asarray(answer.logits)
+            logits = host.copy() if logits is None else logits
+            logits[unsure] = host[unsure]
+            if k < last:
+                leaving = unsure & sure(k, host, before)
+                exits[leaving] = k
+                unsure, before = unsure & ~leaving, host
+            if not unsure.any():
+                break
+        assert logits is not None
+        return answer_of(logits, np), exits
+
+    def _until(self, text: Text, end: float) -> tuple[Answer, np.ndarray]:
+        batch = len(text.lengths)
+        latencies = self._latencies.get(batch, lambda: self._measure(batch, _REPEATS))
+        answer, k = text.advance(0, 0), 0
+        jax.block_until_ready(answer)
+        while k + 1 < self.num_outputs:
+            seconds = latencies[text.size(k + 1)][k + 1]
+            if self._clock() + seconds > end:
+                break
+            k += 1
+            answer = text.advance(k, k, answer)
+            jax.block_until_ready(answer)
+        return answer, np.full(batch, k)
+
+
+def _check_finite(answer: Answer, going: np.ndarray, index: int) -> None:
+    """Raise a ValueError where the logits of a text that goes on give no probabilities."""
+    lost = going & (answer.likeliest < 0)
+    if lost.any():
+        texts = ", ".join(map(str, np.flatnonzero(lost)))
+        raise ValueError(
+            f"net gives text {texts} logits whose largest is no finite number,"
+            f" after {index} new tokens. Look for NaN among its parameters; or its dtype overflows."
+        )

@@ -1,0 +1,323 @@
+"""Running a trained anytime net: every output as it comes, or as many as time or need allow."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from osgd_jax._serving import onnx_files
+from osgd_jax._serving import predictor_file as file
+from osgd_jax._serving.answers import AnytimeOutput, Prediction
+from osgd_jax._serving.cache import KeyedCache
+from osgd_jax._serving.combine import COMBINATIONS
+from osgd_jax._serving.inputs import check_example_shape, check_input
+from osgd_jax._serving.latencies import Latencies, usual
+from osgd_jax._serving.limits import check_at_most_one, check_deadline
+from osgd_jax._serving.paths import as_folder, check_target
+from osgd_jax._serving.placement import alone, move
+from osgd_jax._serving.policies import last_affordable, stop_when_all_are_sure, until_sure
+from osgd_jax._serving.rules import make_exit
+from osgd_jax._serving.runner import ExampleKey, Runner
+from osgd_jax._serving.stages import Input, Model, NetModel
+from osgd_jax._validation import check_choice, check_positive
+
+Threshold = float | Sequence[float | None] | np.ndarray | None
+
+_REPEATS = 50
+_WARM_UP = 3
+
+
+class AnytimePredictor:
+    """Runs a trained anytime net one stage at a time, each stage compiled.
+
+    The predictor takes a copy of the weights as they are now and runs the net in evaluation mode:
+    with the running averages of batch normalisation and without dropout. The net itself is not
+    changed, and training it further does not change the predictor.
+
+    A stage is compiled the first time it is run on inputs of one shape and kept. Call `calibrate`
+    with an input of each shape to come, and no later call with a deadline waits for the compiler.
+    All methods may be called from several threads at once; calibrations, of generators too, wait
+    for each other. A predictor can be pickled and copied, for worker processes: the latencies go
+    along, each process compiles for itself.
+
+    A predictor runs on one device: the first of those that have the net's weights, or JAX's default
+    one after `load` or in another process. Inputs may be anywhere, on the host, on another device
+    or over a mesh, and are brought there. To use several devices, put the net on each in turn and
+    make a predictor of it.
+
+    Args:
+      net: an `AnytimeNet`, or another `nnx.Module` with its `num_outputs`, `start` and `advance`
+        whose carries have the batch as first axis. Where it has `spatial_dims` and `in_channels`,
+        inputs are checked against them. Outputs may be dense, `[batch, …, classes]`.
+      combine: how the outputs so far make one answer. "latest" takes the logits of the last of
+        them; "product" their product ensemble, with which the confidence in an answer tends to
+        grow from output to output (Jazbec et al. 2023, arXiv 2306.02652): logits are then
+        logarithms of products, −∞ for a class that is ruled out.
+
+    Raises:
+      ValueError: the net lacks an attribute, or `combine` is unknown.
+    """
+
+    def __init__(self, net: Any, *, combine: str = "latest"):
+        check_choice("combine", combine, tuple(COMBINATIONS))
+        self._set_up(NetModel(net), combine)
+
+    def _set_up(self, model: Model, combine: str) -> None:
+        self._runner = Runner(model, combine)
+        self._prepare({})
+
+    def _prepare(self, latencies: dict[Any, tuple[float, ...]]) -> None:
+        # Read once when a call begins and once after each stage, or once at the end.
+        self._clock = time.perf_counter
+        self._latencies = Latencies(latencies)
+        self._costs = KeyedCache()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"runner": self._runner, "latencies": self.latencies}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._runner = state["runner"]
+        self._prepare(state["latencies"])
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of outputs."""
+        return self._runner.model.num_outputs
+
+    @property
+    def latencies(self) -> dict[tuple[tuple[int, ...], str], tuple[float, ...]]:
+        """Seconds that `calibrate` found for each stage, by input shape (with batch) and dtype."""
+        return self._latencies.as_dict()
+
+    def stream(
+        self, x: Any, *, confidence: Threshold = None, rule: str | Callable = "confidence"
+    ) -> Iterator[AnytimeOutput]:
+        """Yield every output as soon as it is ready; the next stage starts when the next is asked.
+
+        Args:
+          x: `[batch, *spatial, in_channels]`, floating; integers for a net that takes no floats.
+          confidence: as in `predict`. The stream ends with the output by which each example of the
+            batch would have left.
+          rule: as in `predict`.
+
+        Raises:
+          ValueError: an argument is not one of those above.
+        """
+        start = self._clock()
+        x = check_input(self._runner.model, x)
+        leave = make_exit(confidence, rule, self.num_outputs)
+        outputs = self._outputs(x)
+        if leave is not None:
+            outputs = stop_when_all_are_sure(outputs, leave)
+        return (AnytimeOutput(k, logits, now - start) for k, logits, now in outputs)
+
+    def predict(
+        self,
+        x: Any,
+        *,
+        deadline: float | None = None,
+        confidence: Threshold = None,
+        budget: float | None = None,
+        rule: str | Callable[[np.ndarray], Any] = "confidence",
+    ) -> Prediction:
+        """Answer with the last output, or with an earlier one that keeps a limit.
+
+        Args:
+          x: `[batch, *spatial, in_channels]`, floating; integers for a net that takes no floats.
+            Host arrays may have any byte order and layout, but no masked entries.
+          deadline: seconds from the call to the answer. Runs one stage after the other but never
+            starts one that would end too late by the latencies of `calibrate`, and answers with
+            the latest output. Output 0 is always computed; where that alone is late,
+            `lateness` says by how much. Without a `calibrate` for this shape before, this call
+            does it, and is late.
+          confidence: in (0, 1]: one threshold, or one for each output, None where no example may
+            leave (the last is not read). Each example leaves with the first output whose score by
+            `rule` is at least this, or with the last. Those that are left go on as a smaller
+            batch, padded to a power of two, so that there are few shapes to compile.
+          budget: multiply-adds for one example, as `osgd_jax.cost` counts them. Answers with the
+            last output that costs no more.
+          rule: the score of an example, 1 where an output is sure of it, by name:
+
+            - "confidence": the probability of the likeliest class;
+            - "entropy": 1 − H / log C, with the entropy H of the C probabilities;
+            - "margin": the probabilities' difference between the two likeliest classes;
+            - "agreement": 1 where this output and the one before it have the same likeliest class,
+              else 0; nobody leaves at output 0.
+
+            One logit z is a choice of two, with the probabilities σ(z) and 1 − σ(z). Where outputs
+            are dense, the score is the mean over all positions. Or a function that takes logits
+            `[batch, …, classes]` as a NumPy array and gives `[batch]` scores, for thresholds of
+            any size. An example whose score is not a number goes on.
+
+        Returns:
+          Logits, the output that each example's are from, and the time it took.
+
+        Raises:
+          ValueError: an argument is not one of those above, `x` is traced, more than one limit is
+            given, or a budget is less than output 0 costs.
+        """
+        start = self._clock()
+        check_at_most_one(deadline=deadline, confidence=confidence, budget=budget)
+        x = check_input(self._runner.model, x)
+        leave = make_exit(confidence, rule, self.num_outputs)
+        if deadline is not None:
+            return self._until(x, start, deadline)
+        if leave is not None:
+            logits, exits = until_sure(self._runner, x, leave)
+            answer = move("logits", logits, self._runner.model.device)
+            return Prediction(answer, exits, self._clock() - start, 0.0)
+        last = self.num_outputs - 1
+        if budget is not None:
+            last = last_affordable(budget, self._multiply_adds((x.shape[1:], x.dtype.name)))
+        return self._until_output(x, start, last)
+
+    def calibrate(self, x: Any, *, repeats: int = _REPEATS) -> tuple[float, ...]:
+        """Compile all stages and measure how long each takes, for this shape, dtype and device.
+
+        Calibrate on the machine and under the load that predictions will meet. A second call
+        replaces the figures of the first.
+
+        Args:
+          x: what `predict` will take; its values do not matter.
+          repeats: runs of the net to measure.
+
+        Returns:
+          Seconds of each stage that 95 % of its runs keep to; they are what `predict` assumes.
+
+        Raises:
+          ValueError: `x` has another shape or dtype, or `repeats` is less than 1.
+        """
+        repeats = check_positive("repeats", repeats)
+        x = check_input(self._runner.model, x)
+        self._latencies.renew(_key(x), lambda: self._measure(x, repeats))
+        return self.latencies[_key(x)]
+
+    def export(
+        self, path: str | os.PathLike[str], *, input_shape: Sequence[int] | None = None
+    ) -> None:
+        """Write all stages with their weights to one file, which `load` runs without the net.
+
+        The stages are lowered by `jax.export` for CPU, CUDA and TPU, with a batch of any size;
+        the machine that writes needs none of the latter two. A net of your own must therefore leave
+        the batch open: `x.shape[0]` and not `len(x)`. JAX promises to run such files for six months
+        of releases. An existing file is replaced whole or not at all.
+
+        Args:
+          path: of the file; its folder must exist.
+          input_shape: of one example, without the batch axis. May be left out when the predictor
+            has run on inputs of one shape only.
+
+        Raises:
+          ValueError: `input_shape` does not suit the net, or was left out and is not known; or
+            there is no folder for `path`.
+        """
+        target = check_target(path)
+        example = self._example(input_shape)
+        file.write(
+            target,
+            stages=self._runner.stages(example),
+            example=example,
+            multiply_adds=self._multiply_adds(example),
+            combine=self._runner.combine,
+        )
+
+    def export_onnx(
+        self, folder: str | os.PathLike[str], *, input_shape: Sequence[int] | None = None
+    ) -> None:
+        """Write the net as ONNX files, for runtimes other than JAX; the batch may have any size.
+
+        `all.onnx` takes `x` and gives `logits_0`, `logits_1`, … . `stage-0.onnx`, `stage-1.onnx`, …
+        give one output each, so that a runtime can stop between them: keep what each stage gives by
+        name, and feed the next what its inputs name. Logits are combined as in this predictor.
+
+        Args:
+          folder: for the files; made where it does not exist.
+          input_shape: as in `export`.
+
+        Raises:
+          ImportError: without jax2onnx, which comes with `pip install 'osgd-jax[onnx]'`.
+          ValueError: as in `export`; or this predictor was loaded from a file, which holds compiled
+            stages and no net.
+        """
+        target = as_folder(folder)
+        if not isinstance(self._runner.model, NetModel):
+            raise ValueError(
+                "this predictor was loaded from a file, which holds no net; export_onnx needs"
+                " AnytimePredictor(net)."
+            )
+        example = self._example(input_shape)
+        with alone(self._runner.model.device):
+            onnx_files.write(target, self._runner, example)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Make a predictor from a file that `export` wrote; the net's Python class is not needed.
+
+        Raises:
+          ValueError: the file is not one of `export`, is damaged, of another version, or needs
+            64-bit floats where JAX has them switched off.
+        """
+        model, combine = file.read(path)
+        predictor = cls.__new__(cls)
+        predictor._set_up(model, combine)
+        return predictor
+
+    def _example(self, input_shape: Any) -> ExampleKey:
+        """Shape and dtype of the examples to export for."""
+        model, seen = self._runner.model, self._runner.examples
+        if input_shape is not None:
+            shape = check_example_shape(model, input_shape)
+            kind = int if model.takes_integers(shape) else float
+            return shape, jnp.dtype(model.input_dtype or jnp.result_type(kind)).name
+        if len(seen) != 1:
+            raise ValueError(
+                "input_shape must be given, the shape of one example: the predictor has run on"
+                f" examples of {len(seen)} kinds, not of one."
+            )
+        return seen[0]
+
+    def _outputs(self, x: Input) -> Iterator[tuple[int, jax.Array, float]]:
+        """The index, the logits and the time of each output, when it is ready."""
+        progress = self._runner.start(x)
+        for k in range(self.num_outputs):
+            logits, progress = self._runner.advance(k, progress)
+            jax.block_until_ready(logits)
+            yield k, logits, self._clock()
+
+    def _measure(self, x: Input, repeats: int = _REPEATS) -> tuple[float, ...]:
+        """Return the usual seconds of each stage."""
+
+        def run() -> np.ndarray:
+            start = self._clock()
+            return np.diff([start, *(now for _, _, now in self._outputs(x))])
+
+        return usual([run() for _ in range(_WARM_UP + repeats)][_WARM_UP:])
+
+    def _until(self, x: Input, start: float, deadline: float) -> Prediction:
+        deadline = check_deadline(deadline)
+        latencies = self._latencies.get(_key(x), lambda: self._measure(x))
+        outputs = self._outputs(x)
+        k, logits, now = next(outputs)
+        while k + 1 < self.num_outputs and now - start + latencies[k + 1] <= deadline:
+            k, logits, now = next(outputs)
+        elapsed = now - start
+        return Prediction(logits, np.full(len(x), k), elapsed, max(0.0, elapsed - deadline))
+
+    def _until_output(self, x: Input, start: float, last: int) -> Prediction:
+        logits, progress = self._runner.advance(0, self._runner.start(x))
+        # Nothing waits in between, so that the device gets the next stage before it is idle.
+        for k in range(1, last + 1):
+            logits, progress = self._runner.advance(k, progress)
+        jax.block_until_ready(logits)
+        return Prediction(logits, np.full(len(x), last), self._clock() - start, 0.0)
+
+    def _multiply_adds(self, example: ExampleKey) -> list[int]:
+        return self._costs.get(example, lambda: self._runner.model.multiply_adds(*example))
+
+
+def _key(x: Input) -> tuple[tuple[int, ...], str]:
+    return x.shape, x.dtype.name

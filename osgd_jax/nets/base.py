@@ -1,0 +1,151 @@
+"""What all anytime nets have in common."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, Self, SupportsIndex
+
+import jax
+from flax import nnx
+
+from osgd_jax._validation import as_number, check_input
+from osgd_jax.nets._sizes import NetSizes
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["state"], meta_fields=["output"])
+@dataclasses.dataclass(frozen=True)
+class Carry:
+    """What the stages so far have computed, and the output that comes next.
+
+    Attributes:
+      state: what the next stage takes.
+      output: its index, by which `advance` tells a carry that is not for it.
+    """
+
+    state: Any
+    output: int
+
+
+class AnytimeNet(nnx.Module):
+    """A net with several outputs, each a little later and better than the one before.
+
+    A net is a list of stages. Stage k holds exactly the parameters that output k adds to those of
+    the earlier outputs and maps the *carry*, a pytree of what the earlier stages have computed, to
+    the logits of output k and the next carry. A subclass makes the stages and hands them to
+    `__init__`; a stage is a module whose `__call__(carry)` gives `(logits, carry)`. What the first
+    stage gets is the input, unless the subclass has a `first_carry`.
+
+    Args:
+      stages: one module for each output.
+      num_classes: logits of each output.
+      in_channels: channels of the input; None for a net whose `start` takes something else.
+      spatial_dims: 1 or 2, the axes of the input between batch and channels; None likewise.
+      sizes: what the family made the stages from, so that `grow` can make more; None for a net that
+        cannot grow.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Any],
+        *,
+        num_classes: int,
+        in_channels: int | None = None,
+        spatial_dims: int | None = None,
+        sizes: NetSizes | None = None,
+    ):
+        if not isinstance(stages, Sequence) or not stages:
+            raise ValueError(f"stages={stages!r} must be a list of modules, one for each output.")
+        self.stages = nnx.List(stages)
+        self.num_classes = num_classes
+        self.in_channels: Any = in_channels  # of image nets an integer
+        self.spatial_dims: Any = spatial_dims
+        # The sizes are static, the keys of an `nnx.Rngs` are not.
+        self.stage_sizes: Any = sizes and sizes.with_rngs(None)
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of outputs."""
+        return len(self.stages)
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """Compute all outputs.
+
+        Args:
+          x: `[batch, *spatial, in_channels]`.
+
+        Returns:
+          The logits of each output in order, `[batch, num_classes]` each.
+
+        Raises:
+          ValueError: `x` has another shape.
+        """
+        carry = self.start(x)
+        outputs = []
+        for k in range(self.num_outputs):
+            logits, carry = self.advance(k, carry)
+            outputs.append(logits)
+        return tuple(outputs)
+
+    def start(self, x: jax.Array) -> Carry:
+        """The carry that `advance(0, carry)` takes; no work is done yet.
+
+        Raises:
+          ValueError: `x` is not `[batch, *spatial, in_channels]`.
+        """
+        if self.spatial_dims is not None and self.in_channels is not None:
+            x = check_input(x, self.spatial_dims, self.in_channels)
+        return Carry(self.first_carry(x), 0)
+
+    def first_carry(self, x: jax.Array) -> Any:
+        """What the first stage gets, for a subclass to define; here the input itself."""
+        return x
+
+    def advance(self, k: int, carry: Carry) -> tuple[jax.Array, Carry]:
+        """Compute output k from the carry of output k − 1.
+
+        Args:
+          k: index of the output.
+          carry: from `start(x)` for k = 0, else from `advance(k - 1, …)`.
+
+        Returns:
+          Logits `[batch, num_classes]`, and the carry for `advance(k + 1, …)`.
+
+        Raises:
+          ValueError: there is no output k, or the carry is not for it.
+        """
+        self._check_output(k)
+        if not isinstance(carry, Carry) or carry.output != k:
+            came = f"advance({k - 1}, …)" if k else "start(x)"
+            got = type(carry).__name__
+            if isinstance(carry, Carry):
+                got = f"one for advance({carry.output}, …)"
+            raise ValueError(f"carry must be what {came} gave for advance({k}, …); got {got}.")
+        logits, state = self.stages[k](carry.state)
+        return logits, Carry(state, k + 1)
+
+    def make_stage(self, k: int, sizes: Any) -> Any:
+        """Make the stage of output k from the sizes of the net, for a family to define."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must define make_stage, as a family does."
+        )
+
+    def subnetwork(self, k: int) -> Self:
+        """The net of the outputs 0 … k alone; it shares its Variables with this one.
+
+        Raises:
+          ValueError: there is no output k.
+        """
+        self._check_output(k)
+        net = nnx.merge(*nnx.split(self))
+        net.stages = nnx.List(net.stages[: k + 1])
+        net.stage_sizes = self.stage_sizes and self.stage_sizes.first(k + 1)
+        return net
+
+    def set_view(
+        self, deterministic: bool | None = None, use_running_average: bool | None = None
+    ) -> None:
+        """Let `nnx.view` take its usual keywords for a net without batch normalisation too."""
+
+    def _check_output(self, k: int) -> None:
+        if as_number(k) not in range(self.num_outputs) or not isinstance(k, SupportsIndex):
+            raise ValueError(f"k={k!r} must be an output from 0 to {self.num_outputs - 1}.")

@@ -1,0 +1,264 @@
+"""Multi-scale dense networks (Huang et al. 2018, arXiv 1703.09844)."""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+from flax import nnx
+from jax.typing import DTypeLike
+
+from osgd_jax._validation import (
+    as_number,
+    check_all_positive,
+    check_choice,
+    check_positive,
+)
+from osgd_jax.nets._scales import (
+    Bottleneck,
+    Cell,
+    ConvNorm,
+    FirstLayer,
+    ScaleHead,
+    Stage,
+)
+from osgd_jax.nets._sizes import NetSizes
+from osgd_jax.nets.base import AnytimeNet
+from osgd_jax.nets.layers import Layers
+from osgd_jax.nets.resnets.blocks import STEMS
+
+POSITIONS = ("even", "lin_grow")
+
+
+def classifier_layers(num_outputs: int, positions: str, base: int, step: int) -> tuple[int, ...]:
+    """The layer after which each classifier stands.
+
+    The first has `base` layers before it; between the classifiers k − 1 and k lie `step` layers
+    ("even") or step · k + 1 ("lin_grow").
+    """
+    gaps = (_gap(k, positions, step) for k in range(1, num_outputs))
+    return tuple(itertools.accumulate(gaps, initial=base))
+
+
+def _gap(k: int, positions: str, step: int) -> int:
+    """Layers between the classifiers k − 1 and k."""
+    return step if positions == "even" else step * k + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes(NetSizes):
+    """What the stages of an `MSDNet` are made of: its arguments and what follows from them.
+
+    Attributes:
+      features: of each layer, before they are multiplied by the growth factor of the scale.
+      ends: the layer after which each classifier stands.
+      period: layers from one drop of the finest scale to the next.
+    """
+
+    num_classes: int
+    in_channels: int
+    channels: int
+    growth_rate: int
+    growth_factors: tuple[int, ...]
+    bottleneck_factors: tuple[int, ...]
+    reduction: float
+    stem: str
+    step: int
+    positions: str
+    ends: tuple[int, ...]
+    period: int
+
+    growable: ClassVar[tuple[str, ...]] = ("step",)
+
+    @property
+    def num_scales(self) -> int:
+        return len(self.growth_factors)
+
+    def first(self, num_outputs: int) -> Self:
+        """Return the sizes of the first outputs alone."""
+        return dataclasses.replace(self, num_outputs=num_outputs, ends=self.ends[:num_outputs])
+
+    def grown(self, num_outputs: int, step: Any = None) -> Self:
+        """Return the sizes of a deeper net with the same first layers; see `NetSizes`.
+
+        Scales are dropped at the same pace until only the coarsest is left.
+        """
+        step = self.step if step is None else check_positive("step", step)
+        new = range(self.num_outputs, num_outputs)
+        gaps = (_gap(k, self.positions, step) for k in new)
+        ends = tuple(itertools.accumulate(gaps, initial=self.ends[-1]))
+        return dataclasses.replace(self, num_outputs=num_outputs, ends=self.ends + ends[1:])
+
+    def finest(self, layer: int) -> int:
+        """The finest scale that a layer still has."""
+        return min(max(layer - 1, 0) // self.period, self.num_scales - 1)
+
+    def drops(self, layer: int) -> bool:
+        """Whether a scale ends before this layer, and channels are reduced."""
+        return self.finest(layer) > self.finest(layer - 1)
+
+    @functools.cached_property
+    def features(self) -> list[int]:
+        features = [self.channels]
+        for layer in range(1, self.ends[-1] + 1):
+            grown = features[-1] + self.growth_rate
+            features.append(math.floor(self.reduction * grown) if self.drops(layer) else grown)
+            if features[-1] < 1:
+                raise ValueError(
+                    f"reduction={self.reduction} leaves none of the {grown} channels at layer"
+                    f" {layer}; take at least {1 / grown:.3g}."
+                )
+        return features
+
+    def make_first(self) -> list[FirstLayer]:
+        """The first layer at all scales."""
+        widths = [self.channels * factor for factor in self.growth_factors]
+        return [
+            FirstLayer(self.layers, before, out, stem=self.stem if scale == 0 else None)
+            for scale, (before, out) in enumerate(itertools.pairwise([self.in_channels, *widths]))
+        ]
+
+    def make_cell(self, layer: int, scale: int) -> Cell:
+        """One layer at one scale."""
+        before, factor = self.features[layer - 1], self.growth_factors[scale]
+        new, down, reduction = self.growth_rate * factor, None, None
+        if scale > self.finest(layer - 1):
+            new //= 2
+            finer, squeeze = self.growth_factors[scale - 1], self.bottleneck_factors[scale - 1]
+            down = Bottleneck(self.layers, before * finer, new, squeeze, stride=2)
+        same = Bottleneck(self.layers, before * factor, new, self.bottleneck_factors[scale])
+        if self.drops(layer):
+            grown = (before + self.growth_rate) * factor
+            reduction = ConvNorm(self.layers, grown, self.features[layer] * factor, size=1)
+        return Cell(same, down, reduction, scale=scale, remat=self.layers.remat)
+
+    def make_stage(self, k: int) -> Stage:
+        """The stage of output k."""
+        first = self.make_first() if k == 0 else []
+        cells = []
+        # The coarsest scale of layer d needs layer d − 1 of the next finer one, and so on: the
+        # cells of one diagonal become necessary together.
+        for diagonal in range(self.ends[k - 1] + 1 if k else 1, self.ends[k] + 1):
+            for scale in range(self.num_scales):
+                layer = diagonal - (self.num_scales - 1 - scale)
+                if layer >= 1 and scale >= self.finest(layer):
+                    cells.append(self.make_cell(layer, scale))
+        read = self.features[self.ends[k]] * self.growth_factors[-1]
+        inner = read if self.stem == "imagenet" else 128
+        return Stage(first, cells, ScaleHead(self.layers, read, inner, self.num_classes))
+
+
+class MSDNet(AnytimeNet):
+    """A multi-scale dense network (Huang et al. 2018, arXiv 1703.09844).
+
+    Every layer keeps features at several scales and appends new ones to each, computed from all
+    earlier features of the scale and of the next finer one; classifiers read the coarsest scale.
+    In `scales` equal blocks of layers the finest scale left is dropped from block to block and the
+    channels are reduced ("network reduction" of the paper). Features of a scale are computed when
+    the first classifier needs them ("lazy evaluation"): the last output costs what it costs in the
+    authors' code, the earlier ones less, and no parameter of a stage is without use for its output.
+
+    Args:
+      num_classes: logits of each output.
+      num_outputs: number of classifiers.
+      in_channels: channels of the input.
+      spatial_dims: 1 or 2.
+      norm: "batch" or "group".
+      rngs: source of the initial parameters.
+      channels: of the first layer, times the growth factor of the scale.
+      growth_rate: channels that each layer appends, times the growth factor of the scale.
+      growth_factors: one for each scale, finest first.
+      bottleneck_factors: one for each scale: how many times the channels that leave a 3×3
+        convolution may enter it.
+      base: layers before the first classifier.
+      step: layers from one classifier to the next, see `positions`.
+      positions: "even", or "lin_grow" for 1 + step · k layers before classifier k.
+      reduction: share of the channels that stays where a scale is dropped.
+      stem: "cifar" or "imagenet", which goes down by four. It also sets the heads' channels: 128,
+        or as many as the coarsest scale has.
+      dtype: of the computation, such as `jnp.bfloat16`; None takes that of input and parameters
+        together.
+      param_dtype: of the parameters; `float` is float32, or float64 under `jax.enable_x64`.
+      remat: compute the inside of each layer again in the backward pass instead of keeping it.
+
+    Raises:
+      ValueError: an argument is not one of those above.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        num_outputs: int = 3,
+        in_channels: int = 3,
+        spatial_dims: int = 2,
+        norm: str = "batch",
+        rngs: nnx.Rngs,
+        channels: int = 16,
+        growth_rate: int = 6,
+        growth_factors: Sequence[int] = (1, 2, 4),
+        bottleneck_factors: Sequence[int] = (1, 2, 4),
+        base: int = 4,
+        step: int = 2,
+        positions: str = "even",
+        reduction: float = 0.5,
+        stem: str = "cifar",
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = float,
+        remat: bool = False,
+    ):
+        layers = Layers(rngs, spatial_dims, norm, dtype, param_dtype, remat)
+        check_choice("positions", positions, POSITIONS)
+        check_choice("stem", stem, STEMS)
+        growth_rate = check_positive("growth_rate", growth_rate)
+        if not 0 < as_number(reduction) <= 1:
+            raise ValueError(f"reduction={reduction!r} must be a number above 0 and at most 1.")
+        scales = _check_scales(growth_factors, bottleneck_factors, growth_rate)
+        num_outputs, step = check_positive("num_outputs", num_outputs), check_positive("step", step)
+        ends = classifier_layers(num_outputs, positions, check_positive("base", base), step)
+        sizes = _Sizes(
+            layers,
+            num_outputs,
+            num_classes=check_positive("num_classes", num_classes),
+            in_channels=check_positive("in_channels", in_channels),
+            channels=check_positive("channels", channels),
+            growth_rate=growth_rate,
+            **scales,
+            reduction=float(reduction),
+            stem=stem,
+            step=step,
+            positions=positions,
+            ends=ends,
+            period=math.ceil(ends[-1] / len(scales["growth_factors"])),
+        )
+        super().__init__(
+            [self.make_stage(k, sizes) for k in range(num_outputs)],
+            num_classes=sizes.num_classes,
+            in_channels=sizes.in_channels,
+            spatial_dims=layers.spatial_dims,
+            sizes=sizes,
+        )
+
+    def make_stage(self, k: int, sizes: _Sizes) -> Stage:
+        """Make the cells and the head of output k."""
+        return sizes.make_stage(k)
+
+
+def _check_scales(
+    growth_factors: Any, bottleneck_factors: Any, growth_rate: int
+) -> dict[str, tuple[int, ...]]:
+    growth = check_all_positive("growth_factors", growth_factors)
+    bottleneck = check_all_positive("bottleneck_factors", bottleneck_factors)
+    if len(growth) != len(bottleneck):
+        raise ValueError(
+            f"growth_factors={growth} and bottleneck_factors={bottleneck} must have one entry for"
+            " each scale."
+        )
+    if any(growth_rate * factor % 2 for factor in growth[1:]):
+        raise ValueError(
+            f"growth_rate={growth_rate} times each of growth_factors={growth} but the first must be"
+            " even: half of the new features come from the finer scale."
+        )
+    return {"growth_factors": growth, "bottleneck_factors": bottleneck}

@@ -1,0 +1,1 @@
+"""Anytime ResNets."""

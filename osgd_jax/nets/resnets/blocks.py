@@ -1,0 +1,204 @@
+"""Stems, residual blocks and heads, each of which can be one stripe of a wider one.
+
+The blocks are pre-activated (He et al. 2016, arXiv 1603.05027): what a block adds to its stream,
+its *increment*, passes no later nonlinearity, so that another stream can add the same increment.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from osgd_jax._validation import check_choice
+from osgd_jax.nets.layers import Layers
+from osgd_jax.nets.stripes import StripeConv, extend
+
+BLOCKS = ("basic", "bottleneck")
+STEMS = ("cifar", "imagenet")
+Memories = tuple[jax.Array, ...]
+
+
+def expansion(block: str) -> int:
+    """Channels that leave a block for each channel of its width."""
+    return 4 if block == "bottleneck" else 1
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """The maximum over three taps, every second position along each spatial axis."""
+    spatial = x.ndim - 2
+    window, strides = (1, *(3,) * spatial, 1), (1, *(2,) * spatial, 1)
+    return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, "SAME")
+
+
+class Stem(nnx.Module):
+    """The first layer: a 3×3 convolution ("cifar"), or 7×7 and max pooling ("imagenet")."""
+
+    def __init__(self, layers: Layers, kind: str, in_channels: int, out_features: int):
+        check_choice("kind", kind, STEMS)
+        size, stride = (7, 2) if kind == "imagenet" else (3, 1)
+        self.conv = layers.conv(in_channels, out_features, size=size, stride=stride)
+        self.pool = kind == "imagenet"
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[batch, *spatial, in_channels]` → `[batch, *spatial / (1 or 4), out_features]`."""
+        x = self.conv(x)
+        return max_pool(x) if self.pool else x
+
+
+class PreactConv(nnx.Module):
+    """Normalisation of the new channels, ReLU, and a `StripeConv`, whose arguments it takes."""
+
+    def __init__(
+        self,
+        layers: Layers,
+        inherited: int,
+        features: int,
+        out_features: int,
+        *,
+        size: int,
+        stride: int = 1,
+    ):
+        self.norm = layers.normalization(features)
+        self.conv = StripeConv(layers, inherited, features, out_features, size=size, stride=stride)
+
+    def __call__(
+        self, x: jax.Array, memory: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """As `StripeConv`."""
+        return self.conv(jax.nn.relu(self.norm(x)), memory)
+
+
+class ResidualBlock(nnx.Module):
+    """A basic (3×3, 3×3) or bottleneck (1×1, 3×3, 1×1) residual block, or one stripe of it.
+
+    Args:
+      layers: makes the layers.
+      kind: "basic" or "bottleneck".
+      features: new channels of the input.
+      width: new channels inside the block; `expansion(kind)` times as many leave it.
+      inherited: channels of the input that earlier stripes have read.
+      inherited_width: channels inside the block that earlier stripes have made.
+      stride: of the block's first 3×3 convolution.
+    """
+
+    def __init__(
+        self,
+        layers: Layers,
+        kind: str,
+        features: int,
+        width: int,
+        *,
+        inherited: int = 0,
+        inherited_width: int = 0,
+        stride: int = 1,
+    ):
+        check_choice("kind", kind, BLOCKS)
+        # (size, stride, new input channels, inherited input channels, output channels) of each
+        # convolution
+        if kind == "basic":
+            plan = [
+                (3, stride, features, inherited, width),
+                (3, 1, width, inherited_width, width),
+            ]
+        else:
+            plan = [
+                (1, 1, features, inherited, width),
+                (3, stride, width, inherited_width, width),
+                (1, 1, width, inherited_width, expansion(kind) * width),
+            ]
+        self.convs = nnx.List(
+            PreactConv(layers, old, new, out, size=size, stride=step)
+            for size, step, new, old, out in plan
+        )
+        self.remat = layers.remat
+
+    def __call__(
+        self, x: jax.Array, memories: Sequence[jax.Array | None] | None = None
+    ) -> tuple[jax.Array, Memories]:
+        """Compute the block's increment.
+
+        Args:
+          x: `[batch, *spatial, features]`, the stream's state (or this stripe of it).
+          memories: what the same block of the earlier stripe gave, None where nothing is
+            inherited.
+
+        Returns:
+          The increment, `[batch, *spatial / stride, expansion · width]`, and the memories of the
+          convolutions.
+        """
+        run: Any = nnx.remat(ResidualBlock._run) if self.remat else ResidualBlock._run
+        return run(self, x, memories)
+
+    def _run(
+        self, x: jax.Array, memories: Sequence[jax.Array | None] | None
+    ) -> tuple[jax.Array, Memories]:
+        kept = []
+        for conv, memory in zip(self.convs, memories or (None,) * len(self.convs), strict=True):
+            x, memory = conv(x, memory)
+            kept.append(memory)
+        return x, tuple(kept)
+
+
+class SkipBlock(nnx.Module):
+    """A `ResidualBlock`, whose arguments it takes, with the skip connection around it."""
+
+    def __init__(
+        self,
+        layers: Layers,
+        kind: str,
+        features: int,
+        width: int,
+        *,
+        inherited: int = 0,
+        inherited_width: int = 0,
+        stride: int = 1,
+    ):
+        self.block = ResidualBlock(
+            layers,
+            kind,
+            features,
+            width,
+            inherited=inherited,
+            inherited_width=inherited_width,
+            stride=stride,
+        )
+        out = expansion(kind) * width
+        same = stride == 1 and out == features
+        self.shortcut = (
+            None if same else layers.conv(inherited + features, out, size=1, stride=stride)
+        )
+
+    def __call__(
+        self, x: jax.Array, memories: Sequence[jax.Array | None] | None = None
+    ) -> tuple[jax.Array, Memories]:
+        """As `ResidualBlock`, but gives the sum of the skip connection and the increment."""
+        increment, kept = self.block(x, memories)
+        # As in He et al. 2016 a projection takes the normalised input, the first of the memories.
+        skip = x if self.shortcut is None else self.shortcut(kept[0])
+        return skip + increment, kept
+
+
+class Head(nnx.Module):
+    """Normalisation, ReLU, mean over space and a linear classifier, or one stripe of it.
+
+    Args:
+      layers: makes the layers.
+      features: new channels of the input.
+      num_classes: logits.
+      inherited: channels that earlier stripes have pooled.
+    """
+
+    def __init__(self, layers: Layers, features: int, num_classes: int, *, inherited: int = 0):
+        self.norm = layers.normalization(features)
+        self.linear = layers.linear(inherited + features, num_classes)
+
+    def __call__(
+        self, x: jax.Array, memory: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """`[batch, *spatial, features]` → `[batch, num_classes]` and all channels pooled so far."""
+        x = jax.nn.relu(self.norm(x))
+        memory = extend(memory, x.mean(tuple(range(1, x.ndim - 1))))
+        return self.linear(memory), memory

@@ -1,0 +1,304 @@
+"""What the families of Transformers have in common: arguments, checks, stages."""
+
+import dataclasses
+import itertools
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from osgd_jax._host_arrays import as_operand
+from osgd_jax._validation import as_number, check_positive
+from osgd_jax.nets._sizes import NetSizes, more_stripes
+from osgd_jax.nets.base import AnytimeNet, Carry
+from osgd_jax.nets.layers import Layers
+from osgd_jax.nets.stripes import check_fractions, geometric_fractions, stripe_sizes
+from osgd_jax.nets.transformers.layers import (
+    NOTHING,
+    Embedding,
+    LanguageHead,
+    Part,
+    TransformerLayer,
+)
+
+_UNITS_MULTIPLE = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerSizes(NetSizes):
+    """What the stages of a Transformer are made of, checked.
+
+    Attributes:
+      layers: makes the parameters.
+      num_outputs: number of stages.
+      vocab_size: logits of each output.
+      width: channels of the state.
+      depth: layers of attention and MLP.
+      num_heads: of the attention.
+      mlp_ratio: units of the MLP for each channel.
+      parts: how channels, heads and units are cut into stripes; one, where they are not.
+      head_dim: channels of a head.
+    """
+
+    vocab_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float
+    parts: tuple[Part, ...] = ()
+    head_dim: int = 0
+
+    def __post_init__(self):
+        for name in ("vocab_size", "num_outputs", "width", "depth", "num_heads"):
+            self._set(name, check_positive(name, getattr(self, name)))
+        if self.parts:  # taken from the sizes of another net
+            return
+        head_dim, rest = divmod(self.width, self.num_heads)
+        if rest or head_dim % 2:
+            raise ValueError(
+                f"width={self.width} must be an even number of channels for each of the"
+                f" num_heads={self.num_heads}, such as {2 * self.num_heads}."
+            )
+        if not 0 < as_number(self.mlp_ratio) < math.inf:
+            raise ValueError(f"mlp_ratio={self.mlp_ratio!r} must be a number above 0.")
+        self._set("mlp_ratio", float(self.mlp_ratio))
+        self._set("head_dim", head_dim)
+        self._set("parts", (Part(self.width, self.num_heads, self.units(self.width)),))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def units(self, width: int) -> int:
+        """Units of the MLP for so many channels."""
+        return _UNITS_MULTIPLE * max(1, round(width * self.mlp_ratio / _UNITS_MULTIPLE))
+
+    def old(self, k: int) -> Part:
+        """The stripes before k, together."""
+        return sum(self.parts[:k], NOTHING)
+
+    def make_layer(
+        self, new: Part, old: Part = NOTHING, *, whole_state: bool = True, doublings: int = 0
+    ) -> TransformerLayer:
+        """A layer, or a stripe of one, of a net whose depth doubles so often."""
+        depth = self.depth * 2**doublings
+        return TransformerLayer(
+            self.layers, self.head_dim, new, old, whole_state=whole_state, depth=depth
+        )
+
+    def make_embedding(self, features: int) -> Embedding:
+        """Vectors of tokens, or a stripe of them."""
+        return Embedding(self.layers, self.vocab_size, features)
+
+    def make_head(self, features: int) -> LanguageHead:
+        """Logits of a state, or of a stripe of it."""
+        return LanguageHead(self.layers, features, self.vocab_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class StripedTransformerSizes(TransformerSizes):
+    """The sizes of a Transformer whose channels, heads and units are cut into stripes.
+
+    Attributes:
+      ratio: how many times as wide the next output is, unless its width is given.
+    """
+
+    ratio: float = 2.0
+
+    growable: ClassVar[tuple[str, ...]] = ("width",)
+
+    def cut(self, fractions: Sequence[float] | None) -> Self:
+        """Return the sizes with the one part cut into stripes, one for each output."""
+        (whole,) = self.parts
+        for name, size in (("num_heads", whole.heads), ("the MLP's units", whole.units)):
+            if size < self.num_outputs:
+                raise ValueError(
+                    f"{name}={size} must be at least num_outputs={self.num_outputs}: each output"
+                    " has some of its own."
+                )
+        if fractions is None:
+            fractions = geometric_fractions(self.num_outputs, self.ratio)
+        fractions = check_fractions(fractions, self.num_outputs)
+        return self._with_stripes(*(stripe_sizes(size, fractions) for size in whole))
+
+    def _with_stripes(self, *stripes: tuple[int, ...]) -> Self:
+        """Return the sizes with these stripes of channels, heads and units."""
+        parts = tuple(itertools.starmap(Part, zip(*stripes, strict=True)))
+        width, num_heads, _ = map(sum, stripes)
+        return dataclasses.replace(
+            self, num_outputs=len(parts), width=width, num_heads=num_heads, parts=parts
+        )
+
+    def first(self, num_outputs: int) -> Self:
+        """Return the sizes of the first outputs alone."""
+        return self._with_stripes(*zip(*self.parts[:num_outputs], strict=True))
+
+    def grown(self, num_outputs: int, width: Any = None) -> Self:
+        """Return the sizes of a wider Transformer with the same first stripes; see `NetSizes`.
+
+        Heads keep their size.
+        """
+        count = num_outputs - self.num_outputs
+        whole = self.old(self.num_outputs)
+        fewest = max(whole.heads, whole.channels // self.head_dim) + count
+        if width is None:
+            grown = round(whole.channels * self.ratio**count / self.head_dim)
+            width = self.head_dim * max(fewest, grown)
+        num_heads, rest = divmod(check_positive("width", width), self.head_dim)
+        if rest or num_heads < fewest:
+            raise ValueError(
+                f"width={width} must be a multiple of the {self.head_dim} channels of a head and at"
+                f" least {self.head_dim * fewest}, so that each new output has a head."
+            )
+        units = max(count * _UNITS_MULTIPLE, self.units(width - whole.channels))
+        wider = Part(width, num_heads, whole.units + units)
+        more = (more_stripes(*ends, count) for ends in zip(whole, wider, strict=True))
+        old = zip(*self.parts, strict=True)
+        return self._with_stripes(*itertools.starmap(operator.add, zip(old, more, strict=True)))
+
+
+class TransformerStage(nnx.Module):
+    """What output k adds: a body, which maps a state to what the head reads and to the next state.
+
+    The parts are apart since a decoder needs the logits of few positions.
+
+    Args:
+      head: the head of this output.
+      adds_up: output k is the sum of what the heads 0 … k say; else of its own head alone.
+    """
+
+    def __init__(self, head: LanguageHead, *, adds_up: bool = True):
+        self.head = head
+        self.adds_up = adds_up
+
+    def __call__(self, carry: Any) -> tuple[jax.Array, Any]:
+        """Run the stage: the logits of its output, and the carry for the next stage."""
+        state, logits = carry
+        x, state = self.body(state)
+        logits = self.logits(x, logits)
+        return logits, (state, logits if self.adds_up else None)
+
+    def body(self, state: Any) -> tuple[jax.Array, Any]:
+        """What the head reads, and the state that the next stage gets; for a family to define."""
+        raise NotImplementedError(f"{type(self).__name__} must define body, as a family does.")
+
+    def logits(self, x: jax.Array, before: jax.Array | None) -> jax.Array:
+        """`[batch, length, features]` → `[batch, length, vocab_size]`."""
+        return self.head(x, before if self.adds_up else None)
+
+
+class Transformer(AnytimeNet):
+    """A decoder-only Transformer with several outputs; each family says how its stages are made.
+
+    `net(tokens)` takes integers `[batch, length]` and gives, for each output, the logits of the
+    token that follows each position, `[batch, length, vocab_size]`. No position reads a later one.
+    A layer is attention with rotary positions and a gated MLP, each after an RMSNorm. A text with a
+    token outside of the vocabulary, which a compiled program cannot refuse, has NaN for logits.
+
+    Args:
+      vocab_size: number of tokens, and logits of each output.
+      num_outputs: number of outputs.
+      rngs: source of the initial parameters.
+      width: channels of the state.
+      depth: layers, each of attention and MLP.
+      num_heads: of the attention; each has `width / num_heads` channels.
+      mlp_ratio: units of the MLP for each channel; they are rounded to a multiple of 8.
+      dtype: of the computation, such as `jnp.bfloat16`; None takes that of the parameters. Logits
+        are float32 at least.
+      param_dtype: of the parameters; `float` is float32, or float64 under `jax.enable_x64`.
+      remat: compute the inside of each layer again in the backward pass instead of keeping it.
+
+    Raises:
+      ValueError: an argument is not one of those above.
+    """
+
+    sizes_type: ClassVar[type[TransformerSizes]] = TransformerSizes
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        num_outputs: int = 3,
+        rngs: nnx.Rngs,
+        width: int = 128,
+        depth: int = 3,
+        num_heads: int = 4,
+        mlp_ratio: float = 8 / 3,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = float,
+        remat: bool = False,
+    ):
+        layers = Layers(rngs, dtype=dtype, param_dtype=param_dtype, remat=remat)
+        chosen = vocab_size, width, depth, num_heads, mlp_ratio
+        self._assemble(self.sizes_type(layers, num_outputs, *chosen))
+
+    def _assemble(self, sizes: TransformerSizes) -> None:
+        stages = [self.make_stage(k, sizes) for k in range(sizes.num_outputs)]
+        super().__init__(stages, num_classes=sizes.vocab_size, sizes=sizes)
+        self.vocab_size = sizes.vocab_size
+
+    def start(self, x: jax.Array) -> Carry:
+        """The carry that `advance(0, carry)` takes; no work is done yet.
+
+        Args:
+          x: tokens, integers `[batch, length]`.
+
+        Raises:
+          ValueError: `x` is something else.
+        """
+        return Carry((self.first_state(check_tokens(x)), None), 0)
+
+    def first_state(self, tokens: jax.Array) -> Any:
+        """What the first stage gets, for a family to define; here the tokens."""
+        return tokens
+
+
+class StripedTransformer(Transformer):
+    """A `Transformer` whose channels, heads and units are cut into stripes, one for each output.
+
+    Args:
+      vocab_size: as for `Transformer`, and so all others but:
+      width: channels of the state at the last output; so are heads and units of the MLP.
+      fractions: cumulative fraction of the width for each output, the last of them 1.
+    """
+
+    default_ratio: ClassVar[float] = 2.0
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        num_outputs: int = 3,
+        rngs: nnx.Rngs,
+        width: int = 128,
+        depth: int = 3,
+        num_heads: int = 4,
+        mlp_ratio: float = 8 / 3,
+        fractions: Sequence[float] | None = None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = float,
+        remat: bool = False,
+    ):
+        layers = Layers(rngs, dtype=dtype, param_dtype=param_dtype, remat=remat)
+        chosen = vocab_size, width, depth, num_heads, mlp_ratio
+        sizes = StripedTransformerSizes(layers, num_outputs, *chosen, ratio=self.default_ratio)
+        self._assemble(sizes.cut(fractions))
+
+
+def check_tokens(x: Any) -> Any:
+    """Give `x`, integers `[batch, length]`, as an array that JAX takes.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    if not hasattr(x, "shape"):
+        raise ValueError(f"x={x!r:.60} must be an array of tokens, integers [batch, length].")
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise ValueError(f"x has the dtype {x.dtype} and must be tokens, integers [batch, length].")
+    if len(x.shape) != 2 or x.shape[1] == 0:
+        raise ValueError(f"x of shape {x.shape} must be tokens, integers [batch, length].")
+    return as_operand("x", x)

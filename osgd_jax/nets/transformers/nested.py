@@ -1,0 +1,72 @@
+"""Transformers that are nested in width and in depth at once."""
+
+import functools
+import math
+from typing import Any, ClassVar
+
+import jax
+
+from osgd_jax.nets.resnets.streams import WideningStream
+from osgd_jax.nets.stripes import extend
+from osgd_jax.nets.transformers.base import (
+    StripedTransformer,
+    StripedTransformerSizes,
+    TransformerStage,
+)
+from osgd_jax.nets.transformers.layers import Embedding, LanguageHead
+
+
+class _Stage(TransformerStage):
+    """One stream, with its stripe of the embedding and its head."""
+
+    def __init__(self, embedding: Embedding, stream: WideningStream, head: LanguageHead, new: int):
+        super().__init__(head)
+        self.embedding = embedding
+        self.stream = stream
+        self.new_channels = new
+
+    def body(self, state: Any) -> tuple[jax.Array, Any]:
+        tokens = state["tokens"]
+        origin = extend(state["origin"], self.embedding(tokens))
+        x, kept = self.stream(origin, state["layers"])
+        state = {"tokens": tokens, "origin": origin, "layers": kept}
+        return x[..., -self.new_channels :], state
+
+
+class NestedTransformer(StripedTransformer):
+    """A Transformer that grows in width and in depth from output to output (Wan et al. 2020).
+
+    The stream of output k + 1 has a new layer after each layer of output k, as in
+    `DepthNestedTransformer`, and more channels: each old layer gets another stripe, as in
+    `WidthNestedTransformer`. The depth doubles; with the default fractions the width grows by √2,
+    so that the multiply-adds of the layers grow by about 4 from output to output. Output k is the
+    sum of what the heads 0 … k say, head k of the channels that are new in stream k.
+
+    Args:
+      num_outputs: number of streams, at most the number of heads.
+      depth: layers of output 0; output k has 2ᵏ times as many.
+      fractions: cumulative fraction of the width for each output, the last of them 1; by default
+        (…, 1/2, 1/√2, 1). Heads are whole: their share is as near as it gets.
+      **others: as for `Transformer`; the width is that of the last output.
+
+    Raises:
+      ValueError: an argument is not one of those above, or there are too few channels, heads or
+        units for the stripes.
+    """
+
+    default_ratio: ClassVar[float] = math.sqrt(2)
+
+    def make_stage(self, k: int, sizes: StripedTransformerSizes) -> _Stage:
+        """As in `Transformer`: stream k."""
+        new, old = sizes.parts[k], sizes.old(k)
+        count = sizes.depth * 2 ** max(k - 1, 0)
+        layer = functools.partial(sizes.make_layer, doublings=sizes.num_outputs - 1)
+        widening = [layer(new, old) for _ in range(count if k > 0 else 0)]
+        full = [layer(old + new) for _ in range(count)]
+        stream = WideningStream(None, widening, full)
+        embedding = sizes.make_embedding(new.channels)
+        return _Stage(embedding, stream, sizes.make_head(new.channels), new.channels)
+
+    def first_state(self, tokens: jax.Array) -> Any:
+        """As in `Transformer`: the tokens, and nothing computed yet."""
+        return {"tokens": tokens, "origin": None, "layers": []}
