@@ -14,4 +14,5 @@ def result_type(*dtypes: Any) -> jnp.dtype:
 
 def at_least_float32(*dtypes: Any) -> jnp.dtype:
     """Return what float32 and these are promoted to: statistics of half precision need it."""
-    return result_type(jnp.float32, *dtypes)
+    # A Python type such as `float` would be weak beside float32.
+    return result_type(jnp.float32, *map(jax.dtypes.canonicalize_dtype, dtypes))

@@ -38,10 +38,12 @@ def check_range(
       ValueError: a number that is known and out of range, or another number of axes.
     """
     if isinstance(value, Mapping) and most_axes:
-        return {
-            key: check_range(f"{name}[{key!r}]", number, wanted, holds)
-            for key, number in value.items()
-        }
+        return jax.tree_util.tree_map_with_path(
+            lambda path, number: check_range(
+                f"{name}{jax.tree_util.keystr(path)}", number, wanted, holds
+            ),
+            dict(value),
+        )
     traced = is_traced(value)
     array: Any = None
     try:

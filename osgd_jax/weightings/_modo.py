@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 
 from osgd_jax.weightings import _simplex
-from osgd_jax.weightings._base import Weighting
-from osgd_jax.weightings._checks import check_range
+from osgd_jax.weightings._base import Weighting, named
+from osgd_jax.weightings._checks import check_count, check_range, unless_out_of_range
 from osgd_jax.weightings._tools import check_num_tasks
 
 
+@named
 def modo(num_tasks: int, gamma: float | jax.Array = 0.1, rho: float | jax.Array = 0.1) -> Weighting:
     """Move the weights by one step towards those of the shortest convex combination.
 
@@ -34,8 +35,9 @@ def modo(num_tasks: int, gamma: float | jax.Array = 0.1, rho: float | jax.Array 
     Raises:
       ValueError: `gamma` not above zero or `rho` negative; while tracing, another number of tasks.
     """
-    check_range("gamma", gamma, "above zero", lambda g: g > 0)
-    check_range("rho", rho, "at least zero", lambda r: r >= 0)
+    num_tasks = check_count("num_tasks", num_tasks)
+    gamma = check_range("gamma", gamma, "above zero", lambda g: g > 0)
+    rho = check_range("rho", rho, "at least zero", lambda r: r >= 0)
 
     def init() -> jax.Array:
         return jnp.ones(num_tasks) / num_tasks
@@ -55,6 +57,7 @@ def modo(num_tasks: int, gamma: float | jax.Array = 0.1, rho: float | jax.Array 
         before = _simplex.shares(state.astype(gramian.dtype), active)
         slope = jnp.clip(gramian, -limit, limit) @ before + rho * before
         weights = _simplex.project(before - gamma * slope, active)
-        return weights, _simplex.remember(weights, state, active)
+        remembered = _simplex.remember(weights, state, active)
+        return unless_out_of_range(weights, gamma, rho), remembered
 
     return Weighting(init, weigh, cross=True)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from osgd_jax.weightings import _simplex
-from osgd_jax.weightings._base import Weighting
+from osgd_jax.weightings._base import Weighting, named
 from osgd_jax.weightings._by_task import by_position
-from osgd_jax.weightings._checks import check_range
+from osgd_jax.weightings._checks import check_count, check_decay, check_range, unless_out_of_range
 from osgd_jax.weightings._tools import (
     Numbers,
     check_num_tasks,
@@ -19,6 +19,7 @@ from osgd_jax.weightings._tools import (
 )
 
 
+@named
 def sdmgrad(
     num_tasks: int,
     lambda_: float | jax.Array = 0.3,
@@ -58,10 +59,11 @@ def sdmgrad(
     Raises:
       ValueError: an argument out of range; while tracing, another number of tasks.
     """
-    check_range("lambda_", lambda_, "at least zero", lambda x: x >= 0)
-    check_range("learning_rate", learning_rate, "above zero", lambda x: x > 0)
-    check_range("momentum", momentum, "at least 0 and below 1", lambda x: (x >= 0) & (x < 1))
-    check_range("steps", steps, "at least 1", lambda x: x >= 1)
+    num_tasks = check_count("num_tasks", num_tasks)
+    steps = check_count("steps", steps)
+    lambda_ = check_range("lambda_", lambda_, "at least zero", lambda x: x >= 0)
+    learning_rate = check_range("learning_rate", learning_rate, "above zero", lambda x: x > 0)
+    momentum = check_decay(momentum, "momentum")
     preference = check_preference(preference)
 
     def init() -> jax.Array:
@@ -83,7 +85,8 @@ def sdmgrad(
         rates = jnp.asarray(learning_rate, wanted.dtype), jnp.asarray(momentum, wanted.dtype)
         weights = _descend(steps, matrix, before, lambda_ * wanted, active, *rates)
         next_state = _simplex.remember(weights, state, active)
-        return (weights + lambda_ * wanted) / (1 + lambda_), next_state
+        weights = (weights + lambda_ * wanted) / (1 + lambda_)
+        return unless_out_of_range(weights, lambda_, learning_rate, momentum), next_state
 
     def for_tasks(tasks):
         numbers = by_position("preference", preference, tasks)
@@ -124,7 +127,7 @@ def _over_mean_norm(gramian: jax.Array, active: jax.Array) -> jax.Array:
     """Divide by the square of the mean norm of the active tasks; zero where there is none."""
     squares = squared_norms(gramian)
     norms = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
-    mean = jnp.sum(norms) / jnp.maximum(jnp.sum(active), 1)
+    mean = jnp.sum(norms) / jnp.maximum(jnp.sum(active.astype(norms.dtype)), 1)
     inverse = jnp.where(mean > 0, 1 / jnp.where(mean > 0, mean, 1), 0)
     # Products that are far larger than the squared norms do not leave the range either.
     limit = float(jnp.finfo(gramian.dtype).max) ** 0.5

@@ -75,6 +75,8 @@ def two_steps(name, grads):
         state = tx.init(params)
         for task in range(2):
             extra = {"task": task} if name == "m_config" else {"losses": losses}
+            if name in ("modo", "sdmgrad"):
+                extra["others"] = grads
             updates, state = tx.update(grads, state, params, **extra)
         return updates
 

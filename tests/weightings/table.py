@@ -54,7 +54,8 @@ def methods() -> str:
     for name, entry in CATALOGUE.items():
         if name not in ("orthogonal", "sum", "mean", "constant", "random"):
             guarantee = next(text for text, has in _GUARANTEES.items() if has <= entry.properties)
-            rows[guarantee][entry.losses].append(f"`{name}` ({entry.paper})")
+            paper = f"{entry.paper}; two batches" if entry.others else entry.paper
+            rows[guarantee][entry.losses].append(f"`{name}` ({paper})")
     for name, (paper, needs, *_) in ROW_METHODS.items():
         rows["none"][needs == "losses"].append(f"`osgd_jax.{name}` ({paper})")
     rows["none"][0].append("`osgd_jax.m_config` (Liu et al., ICLR 2025; one loss per step)")

@@ -59,7 +59,8 @@ def task_momenta(
       ValueError: `num_tasks` below 1 or `decay` outside [0, 1); from `update`, a task index that is
         no integer, or known and out of range.
     """
-    names = tuple(num_tasks) if isinstance(num_tasks, Sequence) else None
+    is_named = isinstance(num_tasks, Sequence) and not isinstance(num_tasks, str)
+    names = tuple(num_tasks) if is_named else None
     count = check_count("num_tasks", num_tasks if names is None else len(names))
     decay = check_decay(decay)
 
