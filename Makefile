@@ -69,10 +69,11 @@ test-oldest: ## Run the tests with the oldest versions that pyproject.toml allow
 	  -e '.[$(ALL_EXTRAS)]'
 	.venv-oldest/bin/python -m $(PYTEST) -m "not slow" -W default::DeprecationWarning
 
-check: .venv/ready ## Check format, lint and types
+check: .venv/ready ## Check format, lint, types and layers of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
+	$(BIN)/lint-imports --no-logo --no-cache
 
 docs: .venv/ready ## Build the documentation site into build/docs
 	$(BIN)/python -m sphinx -W --keep-going docs build/docs

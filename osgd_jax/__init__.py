@@ -11,7 +11,7 @@ from osgd_jax._balancing.aggregate import (
     osgd,
 )
 from osgd_jax._balancing.diagnose import Diagnosis, diagnose
-from osgd_jax._balancing.gramian import combine, gramian, task_cosines
+from osgd_jax._balancing.gramians import combine, gramian, task_cosines
 from osgd_jax._balancing.norms import clip_task_norms, normalize_task_norms, task_norms
 from osgd_jax._balancing.stateful import (
     GradDropState,

@@ -71,7 +71,7 @@ OF_SO_MANY_TASKS = (
 @pytest.mark.parametrize("make", OF_SO_MANY_TASKS)
 @pytest.mark.parametrize("num_tasks", [0, -1, 2.5, "2", None])
 def test_a_number_of_tasks(make, num_tasks):
-    with pytest.raises(ValueError, match=rf"num_tasks={num_tasks!r} must be a Python integer of"):
+    with pytest.raises(ValueError, match=rf"num_tasks={num_tasks!r} must be an integer of"):
         make(num_tasks)
 
 

@@ -72,7 +72,7 @@ _COLUMN = {
     "temporary_bytes": "temporary",
     "sent": "sent",
 }
-# Enough for products of matrices in the Gramian (`osgd_jax._balancing.gramian`).
+# Enough for products of matrices in the Gramian (`osgd_jax._balancing.gramians`).
 _TASKS = 6
 _TOKENS = 128
 

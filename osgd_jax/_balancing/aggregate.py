@@ -9,11 +9,7 @@ import optax
 from jax import lax
 
 from osgd_jax import weightings
-from osgd_jax._balancing import gramian as _gramian
-from osgd_jax._balancing import scopes as _scopes
-from osgd_jax._balancing import sharded as _data_parallel
-from osgd_jax._balancing import small_arrays as _row_blocks
-from osgd_jax._balancing import state as _balancing
+from osgd_jax._balancing import common, gramians, scopes, sharded, small_arrays
 from osgd_jax._balancing.scopes import Scope
 from osgd_jax._balancing.sharded import AxisName
 from osgd_jax._gradients.rows import (
@@ -115,12 +111,12 @@ def aggregate(
         those that were summed over the devices already.
     """
     _check_weighting(weighting)
-    _scopes.check_name(scope)
-    _balancing.check_key(key)
+    scopes.check_name(scope)
+    common.check_key(key)
 
     def init(params: ArrayTree) -> Any:
         del params
-        return AggregateState(_balancing.random_key(key), weighting.init())
+        return AggregateState(common.random_key(key), weighting.init())
 
     def update(
         updates: ArrayTree,
@@ -134,28 +130,26 @@ def aggregate(
         del extra_args
         _check_others(weighting, others)
         # The leaves of one batch, or of two.
-        batches = [_gramian.leaves_of(updates, params)]
+        batches = [gramians.leaves_of(updates, params)]
         if others is not None:
-            batches = list(_gramian.paired(updates, others, params))
+            batches = list(gramians.paired(updates, others, params))
         leaves = batches[0]
         if not leaves:
             return updates, state
         for each in batches:
-            _data_parallel.check(each, axis_name)
-        next_key, step_key = _balancing.split_key(state.key)
-        groups = _scopes.group(scope, leaves, updates, params, axis_name)
+            sharded.check(each, axis_name)
+        next_key, step_key = common.split_key(state.key)
+        groups = scopes.group(scope, leaves, updates, params, axis_name)
         labels = groups.labels()
         if others is not None:
-            labels = _gramian.pair_labels(labels, *batches)
-        blocks = [_row_blocks.merge(each, labels, axis_name) for each in batches]
-        shares = [
-            [_data_parallel.scatter(block, axis_name) for block in each.rows] for each in blocks
-        ]
-        copies = [_data_parallel.copies(block, axis_name) for block in blocks[0].rows]
+            labels = gramians.pair_labels(labels, *batches)
+        blocks = [small_arrays.merge(each, labels, axis_name) for each in batches]
+        shares = [[sharded.scatter(block, axis_name) for block in each.rows] for each in blocks]
+        copies = [sharded.copies(block, axis_name) for block in blocks[0].rows]
         dtype = accumulation_dtype([leaf for each in batches for leaf in each])
-        values = _balancing.stack_losses(losses, leaves[0].num_tasks, dtype)
+        values = common.stack_losses(losses, leaves[0].num_tasks, dtype)
         weights, weighting_state = _weigh(
-            resolve(weighting, _balancing.tasks_of(leaves, losses)),
+            resolve(weighting, common.tasks_of(leaves, losses)),
             shares,
             copies,
             groups.at([members[0] for members in blocks[0].members]),
@@ -166,18 +160,18 @@ def aggregate(
         )
         if not axis_name:
             # Cutting a combined buffer up takes longer to compile than combining its parts.
-            weights = _row_blocks.spread(weights, blocks[0])
+            weights = small_arrays.spread(weights, blocks[0])
             combined = _combine(batches, weights)
         else:
             arrays = [
-                _data_parallel.gather(array, block, axis_name)
+                sharded.gather(array, block, axis_name)
                 for array, block in zip(_combine(shares, weights), blocks[0].rows, strict=True)
             ]
-            combined = _row_blocks.split(arrays, blocks[0], leaves)
+            combined = small_arrays.split(arrays, blocks[0], leaves)
         treedef = jax.tree.structure(updates, is_leaf=is_task_rows)
         return treedef.unflatten(combined), AggregateState(next_key, weighting_state)
 
-    return _balancing.Aggregator(init, update)
+    return common.Aggregator(init, update)
 
 
 def orthogonalize(
@@ -272,13 +266,13 @@ def osgd(
         orthogonalize(order, scope, key, hold=hold, axis_name=axis_name),
         optax.sgd(learning_rate, momentum, nesterov, accumulator_dtype),
     )
-    return _balancing.Aggregator(*chained)
+    return common.Aggregator(*chained)
 
 
 def _combine(batches: list[list[TaskRows]], weights: list[jax.Array]) -> list[jax.Array]:
     """Add up the rows of each leaf with their weights; the mean of it over the batches."""
     sums = [
-        [_gramian.combine_leaf(*each) for each in zip(leaves, weights, strict=True)]
+        [gramians.combine_leaf(*each) for each in zip(leaves, weights, strict=True)]
         for leaves in batches
     ]
     return sums[0] if len(sums) == 1 else [0.5 * a + 0.5 * b for a, b in zip(*sums, strict=True)]
@@ -298,21 +292,21 @@ def _weigh(
     if groups.num_groups == 0:
         return [own] * len(leaves), state
     if jax.tree.leaves(state):
-        _balancing.check_one_group(groups, "this weighting")
+        common.check_one_group(groups, "this weighting")
     largest = [groups.max([max_abs(leaf, dtype) for leaf in each], each) for each in batches]
-    largest = _data_parallel.largest(functools.reduce(jnp.maximum, largest), axis_name)
+    largest = sharded.largest(functools.reduce(jnp.maximum, largest), axis_name)
     # No result depends on the scales.
     largest = lax.stop_gradient(largest)
     scales = _scales(weighting.scaling, largest)
     products = [
-        _gramian.leaf_gramian(leaf, scales[group], *other)
+        gramians.leaf_gramian(leaf, scales[group], *other)
         for leaf, *other, group in zip(*batches, groups.ids, strict=True)
     ]
     # What each device has in full counts once in the sum over them.
     products = [
         each if count == 1 else each / count for each, count in zip(products, copies, strict=True)
     ]
-    gramians = _data_parallel.total(groups.sum(products, leaves), axis_name)
+    totals = sharded.total(groups.sum(products, leaves), axis_name)
     finite = jnp.all(jnp.isfinite(largest), axis=1, keepdims=True)
 
     def weigh(gramian, scales, state):
@@ -322,13 +316,13 @@ def _weigh(
             return weighting.weigh(gramian, state, losses=losses, key=key, **kwargs)
 
     if groups.num_groups == 1:
-        weights, next_state = weigh(gramians[0], scales[0], state)
+        weights, next_state = weigh(totals[0], scales[0], state)
         weights = weights[None]
-        state = _balancing.unless_spoiled(next_state, state, finite[0, 0])
+        state = common.unless_spoiled(next_state, state, finite[0, 0])
     else:
-        weights, _ = jax.vmap(weigh, in_axes=(0, 0, None))(gramians, scales, state)
+        weights, _ = jax.vmap(weigh, in_axes=(0, 0, None))(totals, scales, state)
     # Not all weightings let a NaN through, and not all arrays of a group have the row with it.
-    weights = jnp.where(finite, _balancing.saturate(weights, largest), jnp.nan).astype(dtype)
+    weights = jnp.where(finite, common.saturate(weights, largest), jnp.nan).astype(dtype)
     return [
         _select(private, own, weights[group])
         for private, group in zip(groups.private, groups.ids, strict=True)
@@ -371,8 +365,8 @@ def _check_weighting(weighting: Any) -> None:
 def _scales(scaling: str, largest: jax.Array) -> jax.Array:
     """Return what the gradients `[groups, K]` are divided by before the weighting sees them."""
     if scaling == "row":
-        return _gramian.row_scales(largest)
+        return gramians.row_scales(largest)
     if scaling == "common":
         common = jnp.max(largest, axis=1, keepdims=True)
-        return jnp.broadcast_to(_gramian.row_scales(common), largest.shape)
+        return jnp.broadcast_to(gramians.row_scales(common), largest.shape)
     return jnp.ones_like(largest)

@@ -9,21 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from osgd_jax._balancing import gramian as _gramian
-from osgd_jax._balancing import scopes as _scopes
-from osgd_jax._balancing import sharded as _data_parallel
-from osgd_jax._balancing import small_arrays as _row_blocks
-from osgd_jax._balancing import state as _balancing
+from osgd_jax._balancing import common, gramians, scopes, sharded, small_arrays
 from osgd_jax._gradients.rows import (
     ArrayTree,
     TaskRows,
     is_task_rows,
     of_tasks,
 )
+from osgd_jax._math import safe_sqrt
 from osgd_jax._tasks import Tasks
+from osgd_jax._validation import check_range
 from osgd_jax.weightings._by_task import by_position
-from osgd_jax.weightings._checks import check_range
-from osgd_jax.weightings._tools import Numbers, numbers_like, safe_sqrt
+from osgd_jax.weightings._tools import Numbers, numbers_like
 
 
 def clip_task_norms(max_norm: Numbers) -> optax.GradientTransformationExtraArgs:
@@ -86,11 +83,11 @@ def task_norms(grads: ArrayTree) -> jax.Array:
       ValueError: a tree without leaves, leaves that disagree on K, or are not of a real floating
         dtype.
     """
-    leaves = _gramian.leaves_of(grads)
-    leaves = _row_blocks.merge(leaves, [0] * len(leaves)).rows
-    scales = _gramian.scales_of(leaves)
+    leaves = gramians.leaves_of(grads)
+    leaves = small_arrays.merge(leaves, [0] * len(leaves)).rows
+    scales = gramians.scales_of(leaves)
     sums = [_squares(leaf, 1 / scales) for leaf in leaves]
-    (squares,) = _scopes.one_group(leaves).sum(sums, leaves)
+    (squares,) = scopes.one_group(leaves).sum(sums, leaves)
     return scales * safe_sqrt(squares)
 
 
@@ -113,14 +110,14 @@ def _scale_tasks(
         **extra_args: Any,
     ):
         del extra_args
-        leaves = _gramian.leaves_of(updates, params)
+        leaves = gramians.leaves_of(updates, params)
         if not leaves:
             return updates, state
-        _data_parallel.check_same(
+        sharded.check_same(
             leaves,
             "average them first, by jax.lax.pmean, and leave out axis_name in what comes after",
         )
-        scales = factors(task_norms(updates), _balancing.tasks_of(leaves, losses))
+        scales = factors(task_norms(updates), common.tasks_of(leaves, losses))
 
         def scale(leaf: TaskRows | jax.Array):
             if isinstance(leaf, TaskRows):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from osgd_jax._balancing import sharded as _data_parallel
+from osgd_jax._balancing import sharded
 from osgd_jax._balancing.sharded import AxisName
 from osgd_jax._gradients.rows import TaskRows
 
@@ -79,7 +79,7 @@ def _buffer_of(leaf: TaskRows, label: Hashable, axis_name: AxisName | None) -> H
     """Name the buffer that an array goes into; None for one that stays by itself."""
     kind = jax.typeof(leaf.rows)
     is_large = _size(leaf) > _SMALL
-    if is_large and not _data_parallel.is_padded_much(leaf, axis_name):
+    if is_large and not sharded.is_padded_much(leaf, axis_name):
         return None
     # A buffer would gather an array that is sharded over devices.
     if any(kind.sharding.spec):

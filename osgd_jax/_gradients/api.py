@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from osgd_jax._gradients import batched as _loss_batch
-from osgd_jax._gradients import jaxpr as _linear_program
+from osgd_jax._gradients import batched, programs
 from osgd_jax._gradients.nnx_calls import (
     Argnum,
     ArrayCall,
@@ -174,13 +173,13 @@ def _result_and_grads(
 
     values, linear, result = jax.linearize(losses_of, *leaves, has_aux=True)
     types = [jax.typeof(leaf) for leaf in leaves]
-    program = _linear_program.trace(linear, types)
+    program = programs.trace(linear, types)
     if len(values) >= _AT_ONCE and not (
-        isinstance(values, tuple) or _linear_program.is_put_together(program)
+        isinstance(values, tuple) or programs.is_put_together(program)
     ):
         rows = _pull_back_at_once(program, leaves, values)
     else:
-        rows = _pull_back(_linear_program.elements(program, types), leaves, values)
+        rows = _pull_back(programs.elements(program, types), leaves, values)
     tasks = tasks_of(result[0][0])
     return result, treedef.unflatten([named(row, tasks) for row in rows])
 
@@ -219,7 +218,7 @@ def _split_aux(result: Any) -> tuple[Any, Any]:
 
 
 def _pull_back(
-    program: _linear_program.Program,
+    program: programs.Program,
     leaves: list[jax.Array],
     losses: jax.Array | Sequence[jax.Array],
 ) -> list[TaskRows]:
@@ -230,7 +229,7 @@ def _pull_back(
     # From the last loss, which reads most, one after the other: what a pullback alone reads is
     # freed before the next begins. In another order, or left to the compiler, all of it is held.
     for task in reversed(range(num_tasks)):
-        pruned, inputs = _linear_program.prune(program, task)
+        pruned, inputs = programs.prune(program, task)
         if not inputs:
             continue
         transposed = jax.linear_transpose(pruned, *(jax.typeof(leaves[leaf]) for leaf in inputs))
@@ -246,7 +245,7 @@ def _pull_back(
 
 
 def _pull_back_at_once(
-    program: _linear_program.Program, leaves: list[jax.Array], losses: jax.Array
+    program: programs.Program, leaves: list[jax.Array], losses: jax.Array
 ) -> list[TaskRows]:
     """Pull back the losses of one array together; each reaches all that any of them does."""
     num_tasks = len(losses)
@@ -254,7 +253,7 @@ def _pull_back_at_once(
         TaskRows(_stack({}, leaf), (), num_tasks)
         if rows is None
         else TaskRows(rows, tuple(range(num_tasks)), num_tasks)
-        for rows, leaf in zip(_loss_batch.pull_back(program, leaves, losses), leaves, strict=True)
+        for rows, leaf in zip(batched.pull_back(program, leaves, losses), leaves, strict=True)
     ]
 
 

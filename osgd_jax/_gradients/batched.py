@@ -15,12 +15,11 @@ import jax.numpy as jnp
 from jax.core import eval_jaxpr
 from jax.interpreters import partial_eval as pe
 
-from osgd_jax._gradients import jaxpr as _linear_program
-from osgd_jax._gradients import slicing as _slicing
-from osgd_jax._gradients.jaxpr import Program
+from osgd_jax._gradients import programs, slicing
+from osgd_jax._gradients.programs import Program
 from osgd_jax._gradients.slicing import is_literal
 
-_RULES = {**_slicing.ARITHMETIC, **_slicing.LAYERS}
+_RULES = {**slicing.ARITHMETIC, **slicing.LAYERS}
 
 
 def pull_back(
@@ -36,9 +35,9 @@ def pull_back(
     Returns:
       An array for each parameter, or None where the losses do not depend on it.
     """
-    jaxpr = _linear_program.opened(program)
-    tail, head = _slicing.cut(jaxpr, _RULES)
-    split, whole = _slicing.read_by(tail, jaxpr.outvars[0])
+    jaxpr = programs.opened(program)
+    tail, head = slicing.cut(jaxpr, _RULES)
+    split, whole = slicing.read_by(tail, jaxpr.outvars[0])
     linear = _linear_variables(jaxpr)
     ends = [v for v in (*whole, *split) if v in linear]
     pruned, inputs = _pruned(jaxpr, head, ends)
@@ -66,12 +65,12 @@ def _pruned(jaxpr: jex.core.Jaxpr, head: list, ends: list) -> tuple[jex.core.Jax
 
 def _constants(program: Program, head: list, variables: list) -> list[jax.Array]:
     """Evaluate variables of the head that do not depend on the inputs."""
-    pruned, _ = _pruned(_linear_program.opened(program), head, variables)
+    pruned, _ = _pruned(programs.opened(program), head, variables)
     return eval_jaxpr(pruned, program.consts)
 
 
 def _cotangents(
-    tail: Sequence[_slicing.Step],
+    tail: Sequence[slicing.Step],
     result: Any,
     whole: list,
     split: list,
@@ -95,7 +94,7 @@ def _cotangents(
         def loss(of_whole: list, of_slices: list) -> jax.Array:
             read_split = zip((*known_split, *linear_split), (*slices, *of_slices), strict=True)
             read_whole = known_whole | dict(zip(linear_whole, of_whole, strict=True))
-            return _slicing.evaluate(tail, dict(read_split), read_whole, result).reshape(())
+            return slicing.evaluate(tail, dict(read_split), read_whole, result).reshape(())
 
         return jax.linear_transpose(loss, types, slice_types)(jnp.ones_like(losses, shape=()))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from osgd_jax._tasks import Tasks, numbered, task_names
-from osgd_jax.weightings._checks import is_traced
+from osgd_jax._validation import is_traced
 
 
 def by_position(argument: str, values: Any, tasks: Tasks) -> Any:

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from osgd_jax._validation import check_range
 from osgd_jax.weightings._base import Weighting, named
-from osgd_jax.weightings._checks import check_range
 from osgd_jax.weightings._solvers import nonnegative_minimum
 from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
 

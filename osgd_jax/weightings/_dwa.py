@@ -5,14 +5,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from osgd_jax._math import softmax_of_active, squared_norms
+from osgd_jax._validation import check_positive, check_range, unless_out_of_range
 from osgd_jax.weightings._base import Weighting, named
-from osgd_jax.weightings._checks import check_count, check_range, unless_out_of_range
-from osgd_jax.weightings._tools import (
-    check_losses,
-    check_num_tasks,
-    softmax_of_active,
-    squared_norms,
-)
+from osgd_jax.weightings._tools import check_losses, check_num_tasks
 
 
 class DWAState(NamedTuple):
@@ -59,7 +55,7 @@ def dwa(
     """
     temperature = check_range("temperature", temperature, "above zero", lambda t: t > 0)
     period = check_range("period", period, "at least 1", lambda p: p >= 1)
-    num_tasks = check_count("num_tasks", num_tasks)
+    num_tasks = check_positive("num_tasks", num_tasks)
 
     def init() -> DWAState:
         zero, zeros = jnp.zeros((), jnp.int32), jnp.zeros(num_tasks)

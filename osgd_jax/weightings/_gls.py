@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from osgd_jax._math import squared_norms
 from osgd_jax.weightings._base import Weighting, named, stateless
-from osgd_jax.weightings._tools import check_losses, squared_norms
+from osgd_jax.weightings._tools import check_losses
 
 
 @named

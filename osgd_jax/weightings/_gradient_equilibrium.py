@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from osgd_jax._math import squared_norms
 from osgd_jax.weightings._base import Weighting, named, stateless
-from osgd_jax.weightings._tools import squared_norms
 
 
 @named

@@ -6,15 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from osgd_jax._math import safe_sqrt, squared_norms
+from osgd_jax._validation import check_positive
 from osgd_jax.weightings._base import Weighting, named
-from osgd_jax.weightings._checks import check_count
 from osgd_jax.weightings._learned import EPS_ROOT, learn, start_learning
-from osgd_jax.weightings._tools import (
-    check_losses,
-    check_num_tasks,
-    safe_sqrt,
-    squared_norms,
-)
+from osgd_jax.weightings._tools import check_losses, check_num_tasks
 
 
 class GradNormState(NamedTuple):
@@ -54,7 +50,7 @@ def gradnorm(
     Raises:
       ValueError: while tracing, without losses, or with another number of tasks.
     """
-    num_tasks = check_count("num_tasks", num_tasks)
+    num_tasks = check_positive("num_tasks", num_tasks)
     optimizer = optax.adam(learning_rate, eps_root=EPS_ROOT)
 
     def init() -> GradNormState:

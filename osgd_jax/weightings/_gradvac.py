@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from osgd_jax._validation import check_positive, check_range, unless_out_of_range
 from osgd_jax.weightings._base import Weighting, named
-from osgd_jax.weightings._checks import check_count, check_range, unless_out_of_range
 from osgd_jax.weightings._pcgrad import visiting_orders
 from osgd_jax.weightings._tools import UNROLLED_TASKS, check_num_tasks
 from osgd_jax.weightings._unit_rows import unit_rows, weights_of_rows
@@ -35,7 +35,7 @@ def gradvac(num_tasks: int, beta: float | jax.Array = 0.01) -> Weighting:
       ValueError: `beta` outside [0, 1], or, while tracing, another number of tasks.
     """
     beta = check_range("beta", beta, "in [0, 1]", lambda b: (b >= 0) & (b <= 1))
-    num_tasks = check_count("num_tasks", num_tasks)
+    num_tasks = check_positive("num_tasks", num_tasks)
 
     def init() -> jax.Array:
         return jnp.zeros((num_tasks, num_tasks))

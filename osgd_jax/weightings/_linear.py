@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from osgd_jax._validation import check_range
 from osgd_jax.weightings._base import Weighting, named, stateless
 from osgd_jax.weightings._by_task import by_position
-from osgd_jax.weightings._checks import check_range
 from osgd_jax.weightings._tools import Numbers, numbers_like
 
 

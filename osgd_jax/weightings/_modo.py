@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from osgd_jax._validation import check_positive, check_range, unless_out_of_range
 from osgd_jax.weightings import _simplex
 from osgd_jax.weightings._base import Weighting, named
-from osgd_jax.weightings._checks import check_count, check_range, unless_out_of_range
 from osgd_jax.weightings._tools import check_num_tasks
 
 
@@ -35,7 +35,7 @@ def modo(num_tasks: int, gamma: float | jax.Array = 0.1, rho: float | jax.Array 
     Raises:
       ValueError: `gamma` not above zero or `rho` negative; while tracing, another number of tasks.
     """
-    num_tasks = check_count("num_tasks", num_tasks)
+    num_tasks = check_positive("num_tasks", num_tasks)
     gamma = check_range("gamma", gamma, "above zero", lambda g: g > 0)
     rho = check_range("rho", rho, "at least zero", lambda r: r >= 0)
 

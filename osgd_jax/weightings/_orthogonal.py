@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from osgd_jax._math import squared_norms
 from osgd_jax._tasks import Tasks, numbered
+from osgd_jax._validation import is_traced
 from osgd_jax.weightings._base import Weighting, named, stateless
 from osgd_jax.weightings._by_task import (
     check_ordered,
@@ -18,8 +20,7 @@ from osgd_jax.weightings._by_task import (
     is_named,
     permutation_of,
 )
-from osgd_jax.weightings._checks import is_traced
-from osgd_jax.weightings._tools import UNROLLED_TASKS, squared_norms
+from osgd_jax.weightings._tools import UNROLLED_TASKS
 
 Order = Literal["first_to_last", "last_to_first", "random"] | Sequence[int] | Sequence[str]
 Hold = Sequence[int] | Sequence[str]

@@ -8,21 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from osgd_jax._math import safe_hypot, safe_sqrt, squared_norms
 from osgd_jax._tasks import Tasks, numbered
-from osgd_jax.weightings._base import Weighting, named
-from osgd_jax.weightings._by_task import by_position, index_of
-from osgd_jax.weightings._checks import (
-    check_count,
+from osgd_jax._validation import (
     check_decay,
+    check_positive,
     check_range,
     unless_out_of_range,
 )
-from osgd_jax.weightings._tools import (
-    check_num_tasks,
-    safe_hypot,
-    safe_sqrt,
-    squared_norms,
-)
+from osgd_jax.weightings._base import Weighting, named
+from osgd_jax.weightings._by_task import by_position, index_of
+from osgd_jax.weightings._tools import check_num_tasks
 from osgd_jax.weightings._unit_rows import UnitRows, unit_rows
 
 
@@ -75,7 +71,7 @@ def pcd(
     Raises:
       ValueError: a number out of its range; while tracing, another number of tasks, or other names.
     """
-    num_tasks = check_count("num_tasks", num_tasks)
+    num_tasks = check_positive("num_tasks", num_tasks)
     tau = check_range("tau", tau, "in [0, 1]", lambda t: (t >= 0) & (t <= 1), most_axes=1)
     decay = check_decay(decay)
     eps = check_range("eps", eps, "at least 0", lambda e: e >= 0)

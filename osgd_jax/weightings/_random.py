@@ -2,8 +2,8 @@
 
 import jax
 
+from osgd_jax._math import softmax_of_active
 from osgd_jax.weightings._base import Weighting, named, stateless
-from osgd_jax.weightings._tools import softmax_of_active
 
 
 @named

@@ -5,14 +5,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from osgd_jax._math import softmax_of_active, squared_norms
+from osgd_jax._validation import check_positive, check_range, unless_out_of_range
 from osgd_jax.weightings._base import Weighting, named
-from osgd_jax.weightings._checks import check_count, check_range, unless_out_of_range
-from osgd_jax.weightings._tools import (
-    check_losses,
-    check_num_tasks,
-    softmax_of_active,
-    squared_norms,
-)
+from osgd_jax.weightings._tools import check_losses, check_num_tasks
 
 
 class ReLoBRaLoState(NamedTuple):
@@ -70,7 +66,7 @@ def relobralo(
     alpha = check_range("alpha", alpha, "in [0, 1]", lambda a: (a >= 0) & (a <= 1))
     rho = check_range("rho", rho, "in [0, 1]", lambda r: (r >= 0) & (r <= 1))
     temperature = check_range("temperature", temperature, "positive", lambda t: t > 0)
-    num_tasks = check_count("num_tasks", num_tasks)
+    num_tasks = check_positive("num_tasks", num_tasks)
 
     def init() -> ReLoBRaLoState:
         ones = jnp.ones(num_tasks)

@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from osgd_jax._math import squared_norms
+from osgd_jax._validation import check_decay, check_positive, check_range, unless_out_of_range
 from osgd_jax.weightings import _simplex
 from osgd_jax.weightings._base import Weighting, named
 from osgd_jax.weightings._by_task import by_position
-from osgd_jax.weightings._checks import check_count, check_decay, check_range, unless_out_of_range
 from osgd_jax.weightings._tools import (
     Numbers,
     check_num_tasks,
     check_preference,
     preference_like,
-    squared_norms,
 )
 
 
@@ -59,8 +59,8 @@ def sdmgrad(
     Raises:
       ValueError: an argument out of range; while tracing, another number of tasks.
     """
-    num_tasks = check_count("num_tasks", num_tasks)
-    steps = check_count("steps", steps)
+    num_tasks = check_positive("num_tasks", num_tasks)
+    steps = check_positive("steps", steps)
     lambda_ = check_range("lambda_", lambda_, "at least zero", lambda x: x >= 0)
     learning_rate = check_range("learning_rate", learning_rate, "above zero", lambda x: x > 0)
     momentum = check_decay(momentum, "momentum")

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from osgd_jax._math import squared_norms
+from osgd_jax._validation import check_decay, check_positive
 from osgd_jax.weightings._base import Weighting, named, resolve
-from osgd_jax.weightings._checks import check_count, check_decay
-from osgd_jax.weightings._tools import check_num_tasks, squared_norms
+from osgd_jax.weightings._tools import check_num_tasks
 
 
 class SmoothState(NamedTuple):
@@ -50,7 +51,7 @@ def smooth(weighting: Weighting, num_tasks: int, decay: float | jax.Array) -> We
       ValueError: `decay` out of range; while tracing, as `weighting`, or another number of tasks.
     """
     decay = check_decay(decay)
-    num_tasks = check_count("num_tasks", num_tasks)
+    num_tasks = check_positive("num_tasks", num_tasks)
 
     def init() -> SmoothState:
         return SmoothState(jnp.zeros(num_tasks), jnp.zeros(num_tasks, bool), weighting.init())

@@ -6,14 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from osgd_jax._math import softmax_of_active, squared_norms
+from osgd_jax._validation import check_positive, check_range
 from osgd_jax.weightings._base import Weighting, named
-from osgd_jax.weightings._checks import check_count, check_range
-from osgd_jax.weightings._tools import (
-    check_losses,
-    check_num_tasks,
-    softmax_of_active,
-    squared_norms,
-)
+from osgd_jax.weightings._tools import check_losses, check_num_tasks
 
 
 class SoftAdaptState(NamedTuple):
@@ -49,7 +45,7 @@ def softadapt(num_tasks: int, beta: float | jax.Array = 0.1) -> Weighting:
       ValueError: `beta` is not finite; while tracing, no losses, or another number of tasks.
     """
     beta = check_range("beta", beta, "finite", lambda b: abs(b) < np.inf)
-    num_tasks = check_count("num_tasks", num_tasks)
+    num_tasks = check_positive("num_tasks", num_tasks)
 
     def init() -> SoftAdaptState:
         return SoftAdaptState(jnp.zeros(num_tasks), jnp.zeros(num_tasks, bool))

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_solve
 
-from osgd_jax.weightings._checks import is_traced
+from osgd_jax._validation import is_traced
 
 # Worst cases of K = 64 with rank-deficient or nearly opposed gradients need 15 and 25.
 _QP_STEPS = 20

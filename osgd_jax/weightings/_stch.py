@@ -2,16 +2,15 @@
 
 import jax
 
+from osgd_jax._math import softmax_of_active, squared_norms
+from osgd_jax._validation import check_range
 from osgd_jax.weightings._base import Weighting, named, stateless
 from osgd_jax.weightings._by_task import by_position
-from osgd_jax.weightings._checks import check_range
 from osgd_jax.weightings._tools import (
     Numbers,
     check_losses,
     check_preference,
     preference_like,
-    softmax_of_active,
-    squared_norms,
 )
 
 

@@ -1,47 +1,20 @@
-"""What several weightings share: a softmax, preferences, and checks of their arguments."""
+"""Arguments that several weightings share: preferences, losses, numbers of tasks."""
 
 from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from osgd_jax._tasks import numbered
+from osgd_jax._validation import is_traced
 from osgd_jax.weightings._by_task import by_position
-from osgd_jax.weightings._checks import is_traced
 
 # Up to this number of tasks a loop over them is unrolled, which lets the compiler fuse it.
 UNROLLED_TASKS = 16
 
 Numbers = float | Sequence[float] | Mapping[str, float] | np.ndarray | jax.Array
 """One number for each task, in their order or by their names; it may be traced."""
-
-
-def softmax_of_active(logits: jax.Array, active: jax.Array) -> jax.Array:
-    """Take the softmax over the active tasks; zero for the others."""
-    # Written out: `jax.nn.softmax` has a NaN on its way where no task is active.
-    largest = jnp.max(logits, where=active, initial=jnp.finfo(logits.dtype).min)
-    differences = jnp.where(active, logits - lax.stop_gradient(largest), 0)
-    powers = jnp.where(active, jnp.exp(differences), 0)
-    total = jnp.sum(powers)
-    return powers / jnp.where(total == 0, 1, total)
-
-
-def squared_norms(gramian: jax.Array) -> jax.Array:
-    """Return the diagonal of the Gramian, without the gather of `jnp.diagonal`."""
-    return jnp.einsum("ii->i", gramian)
-
-
-def safe_sqrt(squares: jax.Array) -> jax.Array:
-    """Take the square root, whose derivative at zero is zero here instead of infinite."""
-    return jnp.where(squares == 0, 0, jnp.sqrt(jnp.where(squares == 0, 1, squares)))
-
-
-def safe_hypot(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Take the root of the sum of squares, whose derivative where both are zero is zero here."""
-    zero = (x == 0) & (y == 0)
-    return jnp.where(zero, 0, jnp.hypot(jnp.where(zero, 1, x), y))
 
 
 def check_preference(preference: Numbers | None) -> Numbers | None:

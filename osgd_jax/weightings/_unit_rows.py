@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from osgd_jax._math import squared_norms
 from osgd_jax.weightings._base import Weighting, stateless
-from osgd_jax.weightings._tools import squared_norms
 
 
 class UnitRows(NamedTuple):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import osgd_jax
 from osgd_jax import TaskRows
-from osgd_jax._balancing import gramian as _gramian
+from osgd_jax._balancing import gramians
 
 pytestmark = pytest.mark.numerical
 
@@ -128,7 +128,7 @@ def test_gramian_of_rows_of_any_scale(seed, exponents):
 @pytest.mark.parametrize("value", [0, 1e-45, 1e-39, 1.2e-38, 1, 1.7e38, 3.4e38, np.inf, np.nan])
 def test_scales_can_be_divided_by(value):
     # Neither a scale nor its reciprocal may be subnormal, since both can be flushed to zero.
-    (scale,) = jax.jit(_gramian.row_scales)(jnp.asarray([value], jnp.float32))
+    (scale,) = jax.jit(gramians.row_scales)(jnp.asarray([value], jnp.float32))
     assert 2.0**-126 <= scale <= 2.0**126
     if 2.0**-126 <= value < np.inf:
         assert 1 <= value / float(scale) < 4

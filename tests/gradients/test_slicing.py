@@ -7,9 +7,9 @@ import pytest
 from jax import lax
 
 import osgd_jax
-from osgd_jax._gradients import slicing as _slicing
+from osgd_jax._gradients import slicing
 
-RULES = {**_slicing.LAYERS, **_slicing.ARITHMETIC, **_slicing.JOINS}
+RULES = {**slicing.LAYERS, **slicing.ARITHMETIC, **slicing.JOINS}
 rng = np.random.default_rng(0)
 
 

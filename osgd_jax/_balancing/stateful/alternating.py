@@ -9,19 +9,19 @@ import optax
 from jax import lax
 
 from osgd_jax import weightings
-from osgd_jax._balancing import sharded as _data_parallel
+from osgd_jax._balancing import sharded
 from osgd_jax._balancing.aggregate import aggregate
 from osgd_jax._balancing.sharded import AxisName
 from osgd_jax._gradients.rows import TaskRows
 from osgd_jax._math import at_least_float32
 from osgd_jax._tasks import Tasks, numbered
-from osgd_jax.weightings._by_task import index_of
-from osgd_jax.weightings._checks import (
-    check_count,
+from osgd_jax._validation import (
     check_decay,
+    check_positive,
     check_range,
     unless_out_of_range,
 )
+from osgd_jax.weightings._by_task import index_of
 
 
 class TaskMomentaState(NamedTuple):
@@ -59,9 +59,10 @@ def task_momenta(
       ValueError: `num_tasks` below 1 or `decay` outside [0, 1); from `update`, a task index that is
         no integer, or known and out of range.
     """
-    is_named = isinstance(num_tasks, Sequence) and not isinstance(num_tasks, str)
-    names = tuple(num_tasks) if is_named else None
-    count = check_count("num_tasks", num_tasks if names is None else len(names))
+    names = None
+    if isinstance(num_tasks, Sequence) and not isinstance(num_tasks, str):
+        names = tuple(num_tasks)
+    count = check_positive("num_tasks", num_tasks if names is None else len(names))
     decay = check_decay(decay)
 
     def init(params: Any) -> TaskMomentaState:
@@ -180,7 +181,7 @@ def m_config(
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any):
         # Averaged here, one gradient is sent; by `aggregate` it would be K.
-        updates = _data_parallel.average(updates, axis_name)
+        updates = sharded.average(updates, axis_name)
         return chained.update(updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(chained.init, update)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from osgd_jax._balancing import gramian as _gramian
+from osgd_jax._balancing import gramians
 from osgd_jax._balancing.scopes import Groups, Scope
 from osgd_jax._balancing.stateful.memory import (
     MemoryState,
@@ -16,7 +16,7 @@ from osgd_jax._balancing.stateful.memory import (
     sum_of,
     with_memory,
 )
-from osgd_jax.weightings._tools import safe_sqrt
+from osgd_jax._math import safe_sqrt
 
 
 def db_mtl(
@@ -67,7 +67,7 @@ def db_mtl(
             for y, g in zip(state.memory, gradients, strict=True)
         ]
         # The norms over the largest scale, so that neither they nor their squares leave the range.
-        scales = _gramian.row_scales(largest_of(means, groups))
+        scales = gramians.row_scales(largest_of(means, groups))
         squares = sum_of([jnp.square(y / by_task(scales, y)) for y in means], groups)
         active = squares > 0
         smallest = jnp.finfo(squares.dtype).tiny

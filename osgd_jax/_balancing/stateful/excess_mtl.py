@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from osgd_jax._balancing import gramian as _gramian
+from osgd_jax._balancing import gramians
 from osgd_jax._balancing.scopes import Groups, Scope
 from osgd_jax._balancing.stateful.memory import (
     MemoryState,
@@ -17,8 +17,8 @@ from osgd_jax._balancing.stateful.memory import (
     sum_of,
     with_memory,
 )
-from osgd_jax.weightings._checks import check_range
-from osgd_jax.weightings._tools import safe_hypot, softmax_of_active
+from osgd_jax._math import safe_hypot, softmax_of_active
+from osgd_jax._validation import check_range
 
 
 class _Risks(NamedTuple):
@@ -73,7 +73,7 @@ def excess_mtl(
     ) -> Step:
         del losses
         roots = [safe_hypot(h, g) for h, g in zip(state.memory, gradients, strict=True)]
-        scales = _gramian.row_scales(largest_of(gradients, groups))
+        scales = gramians.row_scales(largest_of(gradients, groups))
         scaled = sum_of(
             [
                 jnp.abs(g / by_task(scales, g)) * jnp.abs(g / jnp.where(h > 0, h, 1))

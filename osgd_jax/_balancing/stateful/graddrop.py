@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from osgd_jax._balancing import gramian as _gramian
-from osgd_jax._balancing import sharded as _data_parallel
-from osgd_jax._balancing import state as _balancing
+from osgd_jax._balancing import common, gramians, sharded
 from osgd_jax._gradients.rows import (
     ArrayTree,
     TaskRows,
@@ -16,8 +14,8 @@ from osgd_jax._gradients.rows import (
     is_task_rows,
     of_tasks,
 )
+from osgd_jax._validation import check_range
 from osgd_jax.weightings._by_task import by_position
-from osgd_jax.weightings._checks import check_range
 from osgd_jax.weightings._tools import Numbers
 
 
@@ -61,11 +59,11 @@ def graddrop(key: jax.Array | int, leak: Numbers = 0.0) -> optax.GradientTransfo
         )
     wanted = "between 0 and 1, one number or one for each task"
     leak = check_range("leak", leak, wanted, lambda leak: (leak >= 0) & (leak <= 1), most_axes=1)
-    _balancing.check_key(key)
+    common.check_key(key)
 
     def init(params: ArrayTree) -> Any:
         del params
-        return GradDropState(_balancing.random_key(key))  # pyright: ignore[reportArgumentType] - not None
+        return GradDropState(common.random_key(key))  # pyright: ignore[reportArgumentType] - not None
 
     def update(
         updates: ArrayTree,
@@ -76,18 +74,18 @@ def graddrop(key: jax.Array | int, leak: Numbers = 0.0) -> optax.GradientTransfo
         **extra_args: Any,
     ) -> tuple[ArrayTree, Any]:
         del extra_args
-        leaves = _gramian.leaves_of(updates, params)
+        leaves = gramians.leaves_of(updates, params)
         if not leaves:
             return updates, state
-        _data_parallel.check_same(leaves, "average them first, by jax.lax.pmean")
-        shares = by_position("leak", leak, _balancing.tasks_of(leaves, losses))
+        sharded.check_same(leaves, "average them first, by jax.lax.pmean")
+        shares = by_position("leak", leak, common.tasks_of(leaves, losses))
         leaks = _one_for_each_task(shares, leaves[0].num_tasks)
         next_key, *keys = jax.random.split(state.key, len(leaves) + 1)
         picked = [_pick_signs(leaf, leaks, k) for leaf, k in zip(leaves, keys, strict=True)]
         treedef = jax.tree.structure(updates, is_leaf=is_task_rows)
         return treedef.unflatten(picked), GradDropState(next_key)
 
-    return _balancing.Aggregator(init, update)
+    return common.Aggregator(init, update)
 
 
 def _one_for_each_task(leak: Numbers, num_tasks: int) -> jax.Array:

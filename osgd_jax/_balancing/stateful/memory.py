@@ -7,10 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from osgd_jax._balancing import gramian as _gramian
-from osgd_jax._balancing import scopes as _scopes
-from osgd_jax._balancing import sharded as _data_parallel
-from osgd_jax._balancing import state as _balancing
+from osgd_jax._balancing import common, gramians, scopes, sharded
 from osgd_jax._balancing.scopes import Groups, Scope
 from osgd_jax._gradients.rows import (
     ArrayTree,
@@ -20,7 +17,7 @@ from osgd_jax._gradients.rows import (
     is_task_rows,
 )
 from osgd_jax._math import at_least_float32
-from osgd_jax.weightings._checks import check_count, check_range
+from osgd_jax._validation import check_positive, check_range
 from osgd_jax.weightings._tools import check_losses, check_num_tasks
 
 
@@ -78,12 +75,12 @@ def with_memory(
     `init(params)` alone. A step whose gradients are not finite gives NaN in every array of the
     group and leaves the state alone, since a NaN that was remembered would never go away.
     """
-    _scopes.check_name(scope)
-    num_tasks = check_count("num_tasks", num_tasks)
+    scopes.check_name(scope)
+    num_tasks = check_positive("num_tasks", num_tasks)
 
     def init(params: ArrayTree) -> Any:
         def zeros(param: Any) -> jax.Array:
-            _gramian.check_dtype("a parameter", jnp.result_type(param))
+            gramians.check_dtype("a parameter", jnp.result_type(param))
             dtype = at_least_float32(jnp.result_type(param))
             # Stacked, so that the sharding of the parameters is kept.
             return jnp.stack([jnp.zeros_like(param, dtype)] * num_tasks)
@@ -99,20 +96,20 @@ def with_memory(
         **extra_args: Any,
     ) -> tuple[ArrayTree, Any]:
         del extra_args
-        leaves = _gramian.leaves_of(updates, params)
+        leaves = gramians.leaves_of(updates, params)
         if not leaves:
             return updates, state
-        _data_parallel.check_same(leaves, "average them first, by jax.lax.pmean")
+        sharded.check_same(leaves, "average them first, by jax.lax.pmean")
         dtype = accumulation_dtype(leaves)
         own = jnp.ones(leaves[0].num_tasks, dtype)
         check_num_tasks(num_tasks, own, method)
-        values = _balancing.stack_losses(losses, num_tasks, dtype)
-        _balancing.tasks_of(leaves, losses)
+        values = common.stack_losses(losses, num_tasks, dtype)
+        common.tasks_of(leaves, losses)
         losses = check_losses(values, own, method) if needs_losses else None
-        groups = _scopes.group(scope, leaves, updates, params)
-        _balancing.check_one_group(groups, method)
+        groups = scopes.group(scope, leaves, updates, params)
+        common.check_one_group(groups, method)
         treedef = jax.tree.structure(updates, is_leaf=is_task_rows)
-        alone = [_gramian.combine_leaf(leaf, own) for leaf in leaves]
+        alone = [gramians.combine_leaf(leaf, own) for leaf in leaves]
         if groups.num_groups == 0:
             return treedef.unflatten(alone), state
 
@@ -125,7 +122,7 @@ def with_memory(
         finite = jnp.all(jnp.isfinite(largest_of(gradients, groups)))
         if losses is not None:
             finite &= jnp.all(jnp.isfinite(losses))
-        weights = _balancing.saturate(new.weights[None], largest_of(new.rows, groups)[None])[0]
+        weights = common.saturate(new.weights[None], largest_of(new.rows, groups)[None])[0]
         weights = jnp.where(finite, weights, jnp.nan)
         private = groups.private
         together = [
@@ -134,9 +131,9 @@ def with_memory(
         combined = [_select(*arrays) for arrays in zip(private, alone, together, strict=True)]
         kept = [_select(*arrays) for arrays in zip(private, memory, new.memory, strict=True)]
         next_state = MemoryState(treedef.unflatten(kept), new.tasks, state.steps + 1)
-        return treedef.unflatten(combined), _balancing.unless_spoiled(next_state, state, finite)
+        return treedef.unflatten(combined), common.unless_spoiled(next_state, state, finite)
 
-    return _balancing.Aggregator(init, update)
+    return common.Aggregator(init, update)
 
 
 def _memory_of(state: MemoryState, leaves: list[TaskRows], treedef: Any) -> list[jax.Array]:
@@ -161,7 +158,7 @@ def _memory_of(state: MemoryState, leaves: list[TaskRows], treedef: Any) -> list
 def combine_rows(rows: jax.Array, weights: jax.Array, leaf: TaskRows) -> jax.Array:
     """Add up dense rows with weights, in the dtype of the gradient."""
     dense = TaskRows(rows, tuple(range(leaf.num_tasks)), leaf.num_tasks)
-    return _gramian.combine_leaf(dense, weights).astype(leaf.rows.dtype)
+    return gramians.combine_leaf(dense, weights).astype(leaf.rows.dtype)
 
 
 def largest_of(rows: list[jax.Array], groups: Groups) -> jax.Array:

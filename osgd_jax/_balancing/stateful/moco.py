@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from osgd_jax._balancing import gramian as _gramian
+from osgd_jax._balancing import gramians
 from osgd_jax._balancing.scopes import Groups, Scope
 from osgd_jax._balancing.stateful.memory import (
     MemoryState,
@@ -15,7 +15,7 @@ from osgd_jax._balancing.stateful.memory import (
     with_memory,
 )
 from osgd_jax._gradients.rows import TaskRows
-from osgd_jax.weightings._checks import check_range
+from osgd_jax._validation import check_range
 
 
 def moco(
@@ -74,11 +74,11 @@ def moco(
         rate = rate_at(beta, state.steps)
         means = [y - rate * (y - g) for y, g in zip(state.memory, gradients, strict=True)]
         # By one scale for all, since squares leave the range sooner than the gradients.
-        scale = _gramian.row_scales(jnp.max(largest_of(means, groups)))
+        scale = gramians.row_scales(jnp.max(largest_of(means, groups)))
         scales = jnp.broadcast_to(scale, num_tasks)
         tasks = tuple(range(num_tasks))
         gramian = groups.sum(
-            [_gramian.leaf_gramian(TaskRows(y, tasks, num_tasks), scales) for y in means]
+            [gramians.leaf_gramian(TaskRows(y, tasks, num_tasks), scales) for y in means]
         )[0]
         rate, shares = rate_at(gamma, state.steps), state.tasks
         gramian, scale = gramian.astype(shares.dtype), scale.astype(shares.dtype)

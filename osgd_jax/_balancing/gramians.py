@@ -8,8 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from osgd_jax._balancing import scopes as _scopes
-from osgd_jax._balancing import small_arrays as _row_blocks
+from osgd_jax._balancing import scopes, small_arrays
 from osgd_jax._balancing.gramian_kernels import row_products
 from osgd_jax._gradients.rows import (
     ArrayTree,
@@ -20,8 +19,7 @@ from osgd_jax._gradients.rows import (
     max_abs,
     of_tasks,
 )
-from osgd_jax._math import at_least_float32
-from osgd_jax.weightings._tools import safe_sqrt, squared_norms
+from osgd_jax._math import at_least_float32, safe_sqrt, squared_norms
 
 # What gradients look like that have no task axis.
 _ORDINARY = (
@@ -63,16 +61,16 @@ def gramian(grads: ArrayTree, others: ArrayTree | None = None) -> jax.Array:
     if others is not None:
         return _cross_gramian(*paired(grads, others))
     leaves = leaves_of(grads)
-    leaves = _row_blocks.merge(leaves, [0] * len(leaves)).rows
+    leaves = small_arrays.merge(leaves, [0] * len(leaves)).rows
     scales = scales_of(leaves)
     products = [leaf_gramian(leaf, scales) for leaf in leaves]
-    (scaled,) = _scopes.one_group(leaves).sum(products, leaves)
+    (scaled,) = scopes.one_group(leaves).sum(products, leaves)
     return scales[:, None] * scaled * scales[None]
 
 
 def _cross_gramian(leaves: list[TaskRows], others: list[TaskRows]) -> jax.Array:
     labels = pair_labels([0] * len(leaves), leaves, others)
-    leaves, others = (_row_blocks.merge(each, labels).rows for each in (leaves, others))
+    leaves, others = (small_arrays.merge(each, labels).rows for each in (leaves, others))
     dtype = accumulation_dtype([*leaves, *others])
     scales, other_scales = (scales_of(each).astype(dtype) for each in (leaves, others))
     products = [
@@ -84,7 +82,7 @@ def _cross_gramian(leaves: list[TaskRows], others: list[TaskRows]) -> jax.Array:
         )
         for leaf, other in zip(leaves, others, strict=True)
     ]
-    (scaled,) = _scopes.one_group(leaves).sum(products, leaves)
+    (scaled,) = scopes.one_group(leaves).sum(products, leaves)
     return _symmetrized(scales[:, None] * scaled * other_scales[None])
 
 
@@ -132,7 +130,7 @@ def _of_same_tasks(leaf: TaskRows, other: TaskRows) -> tuple[TaskRows, TaskRows]
 def pair_labels(
     labels: Sequence[Hashable], leaves: Sequence[TaskRows], others: Sequence[TaskRows]
 ) -> list[Hashable]:
-    """Refine labels so that `_row_blocks.merge` puts the same leaves of both batches together."""
+    """Refine labels so that `small_arrays.merge` puts the same leaves of both batches together."""
     refined: list[Hashable] = []
     for label, *pair in zip(labels, leaves, others, strict=True):
         kinds = [jax.typeof(leaf.rows) for leaf in pair]
@@ -278,7 +276,7 @@ def scales_of(leaves: Sequence[TaskRows]) -> jax.Array:
         raise ValueError("there is no gradient in the tree, so the number of tasks is unknown.")
     dtype = accumulation_dtype(leaves)
     largest = [max_abs(leaf, dtype) for leaf in leaves]
-    return row_scales(_scopes.one_group(leaves).max(largest, leaves)[0])
+    return row_scales(scopes.one_group(leaves).max(largest, leaves)[0])
 
 
 def row_scales(largest: jax.Array) -> jax.Array:

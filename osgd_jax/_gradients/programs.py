@@ -10,13 +10,13 @@ from jax import lax
 from jax.core import eval_jaxpr
 from jax.interpreters import partial_eval as pe
 
-from osgd_jax._gradients import slicing as _slicing
+from osgd_jax._gradients import slicing
 from osgd_jax._gradients.slicing import is_literal
 
 # What `jax.make_jaxpr` returns: a `ClosedJaxpr` up to jax 0.11, then a `Jaxpr`.
 Program = Any
 
-_RULES = {**_slicing.ARITHMETIC, **_slicing.JOINS}
+_RULES = {**slicing.ARITHMETIC, **slicing.JOINS}
 
 
 def trace(linear: Callable, tangents: Sequence[jax.ShapeDtypeStruct]) -> Program:
@@ -40,7 +40,7 @@ def elements(program: Program, tangents: Sequence[jax.ShapeDtypeStruct]) -> Prog
 
 def is_put_together(program: Program) -> bool:
     """Tell whether the array that a program returns is made of parts by stacking, or of one."""
-    tail, _ = _slicing.cut(opened(program), _RULES)
+    tail, _ = slicing.cut(opened(program), _RULES)
     return any(step.rule.join is not None for step in tail)
 
 
@@ -113,17 +113,17 @@ def _evaluate(program: Program, args: Sequence) -> list:
     """Evaluate a program of one result; return it as a list of scalars."""
     jaxpr = opened(program)
     (result,) = jaxpr.outvars
-    tail, head = _slicing.cut(jaxpr, _RULES)
-    split, whole = _slicing.read_by(tail, result)
+    tail, head = slicing.cut(jaxpr, _RULES)
+    split, whole = slicing.read_by(tail, result)
     values = eval_jaxpr(jaxpr.replace(eqns=head, outvars=split + whole), program.consts, *args)
     of_split = [_slices(value) for value in values[: len(split)]]
-    slices = _slicing.evaluate(
+    slices = slicing.evaluate(
         tail,
         dict(zip(split, of_split, strict=True)),
         dict(zip(whole, values[len(split) :], strict=True)),
         result,
     )
-    slices = slices if isinstance(slices, list) else [slices] * _slicing.shape_of(result)[0]
+    slices = slices if isinstance(slices, list) else [slices] * slicing.shape_of(result)[0]
     return [lax.reshape(element, ()) for element in slices]
 
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from osgd_jax import _tasks as _losses
-from osgd_jax._balancing import gramian as _gramian
+from osgd_jax import _tasks
+from osgd_jax._balancing import gramians
 from osgd_jax._balancing.scopes import Groups
 from osgd_jax._gradients.rows import TaskRows
 from osgd_jax._tasks import Tasks
@@ -29,7 +29,7 @@ def stack_losses(losses: Any, num_tasks: int, dtype: Any) -> jax.Array | None:
     """
     if losses is None:
         return None
-    values, _ = _losses.as_values(losses)
+    values, _ = _tasks.as_values(losses)
     values = jnp.stack(values) if isinstance(values, tuple) else values
     if len(values) != num_tasks:
         raise ValueError(
@@ -45,12 +45,12 @@ def tasks_of(leaves: Sequence[TaskRows], losses: Any) -> Tasks:
     Raises:
       ValueError: the losses are named or ordered in another way than the gradients.
     """
-    unnamed = _losses.numbered(leaves[0].num_tasks)
+    unnamed = _tasks.numbered(leaves[0].num_tasks)
     named = [Tasks(leaf.names, leaf.ordered) for leaf in leaves if leaf.names is not None]
     tasks = named[0] if named else unnamed
     if losses is None:
         return tasks
-    of_losses = _losses.tasks_of(losses)
+    of_losses = _tasks.tasks_of(losses)
     if tasks in (unnamed, of_losses):
         return of_losses
     if of_losses == unnamed and tasks.ordered:
@@ -103,7 +103,7 @@ def check_one_group(groups: Groups, method: str) -> None:
 
 def saturate(weights: jax.Array, largest: jax.Array) -> jax.Array:
     """Keep the weighted sum of finite gradients finite, where it would leave the dtype's range."""
-    scales = jnp.maximum(_gramian.row_scales(largest), 1)
+    scales = jnp.maximum(gramians.row_scales(largest), 1)
     share = jnp.finfo(largest.dtype).max / largest.shape[-1]
     limit = share / scales / jnp.maximum(largest / scales, 1)
     return jnp.clip(weights, -limit, limit)
