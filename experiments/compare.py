@@ -281,6 +281,7 @@ def plot_anytime(results: dict[str, Any], net: Any, path: Path) -> None:
             ha="right",
         )
     right.margins(y=0.2)
+    right.set_xlim(left=0)
     right.set_xlabel("milliseconds per batch (dotted: deadline)")
     right.set_ylabel("test accuracy, %")
     right.set_title("The same net answers by any deadline")
