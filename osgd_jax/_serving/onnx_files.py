@@ -81,23 +81,21 @@ def _step(
     runner: Runner, example: ExampleKey, k: int, carry: list[str], combined: str | None
 ) -> _Step:
     stage = runner.stages(example)[k]
+    fresh_names = [f"carry_{k}_{i}" for i in range(stage.passes.count(None))]
     last = k + 1 == runner.model.num_outputs
-    passes = () if last else stage.passes
-    fresh_names = [f"carry_{k}_{i}" for i in range(passes.count(None))]
-    following = [] if last else stage.next_carry(carry, fresh_names)
     combining = None if runner.combine == "latest" or last else f"combined_{k}"
 
     def call(seen: Table) -> Table:
         before = seen[combined] if combined else None
         arrays = [seen[name] for name in carry]
         logits, fresh, after = runner.run(k, stage, stage.weights, arrays, before)
-        made = {f"logits_{k}": logits, **dict(zip(fresh_names, fresh, strict=not last))}
+        made = {f"logits_{k}": logits, **dict(zip(fresh_names, fresh, strict=True))}
         return made if combining is None else {**made, combining: after}
 
     inputs = list(dict.fromkeys(carry))
     if combined is not None and combined not in inputs:
         inputs.append(combined)
-    return _Step(call, inputs, following, combining)
+    return _Step(call, inputs, stage.next_carry(carry, fresh_names), combining)
 
 
 def _without_copies(step: _Step, table: Table) -> tuple[Table, _Step]:

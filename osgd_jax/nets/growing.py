@@ -17,8 +17,10 @@ NetT = TypeVar("NetT", bound=AnytimeNet)
 def grow(net: NetT, num_outputs: int, *, rngs: nnx.Rngs, **sizes: Any) -> NetT:
     """Return a net with more outputs whose first stages are copies of the net's.
 
-    The outputs that the net has stay equal bit for bit, in training and evaluation mode, eagerly
-    and in `osgd_jax.AnytimePredictor`, and cost what they did. `subnetwork` gives the old net back.
+    The outputs that the net has stay equal bit for bit, in training and evaluation mode, and cost
+    what they did. `subnetwork` gives the old net back. `osgd_jax.AnytimePredictor` compiles the
+    stage of the old last output anew, with what later stages read, so that its logits are equal to
+    rounding; those of earlier outputs are equal bit for bit.
     New stages read the old ones as in any net of the family:
 
     * `BranchedResNet`, `BranchedTransformer`: more blocks after the trunk. Each new output gets as
