@@ -1,4 +1,4 @@
-"""Files in folders, without those that are hidden or belong to the system."""
+"""List the files of a folder, without hidden and system files."""
 
 import os
 from collections.abc import Iterable

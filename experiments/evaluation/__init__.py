@@ -1,1 +1,1 @@
-"""What `experiments.evaluate` is made of: the examples, mistakes, tables and pictures."""
+"""Parts of `experiments.evaluate`: examples, mistakes, tables and pictures."""

@@ -22,7 +22,7 @@ _SPLITS = ("train", "validation", "test")
 
 
 class Chosen(NamedTuple):
-    """What is evaluated.
+    """The data that an evaluation reports.
 
     Attributes:
       dataset: standardised as in the run's training.
