@@ -76,7 +76,7 @@ def permutation_of(argument: str, order: Any, tasks: Tasks) -> Any:
     if is_named(order):
         _check_names(argument, order, order, tasks)
         return tuple(map(tasks.names.index, order))
-    check_ordered(argument, order, tasks, f"osgd_jax.orthogonalize({argument}={tasks.names!r})")
+    check_ordered(argument, order, tasks, example_order(tasks))
     known = range(len(tasks.names)) if is_traced(order) else sorted(order)
     if len(order) != len(tasks.names) or list(known) != list(range(len(tasks.names))):
         raise ValueError(
@@ -93,6 +93,11 @@ def check_ordered(argument: str, value: Any, tasks: Tasks, example: str) -> None
             f"{argument}={value!r} goes by the position of the tasks, but the losses are in a dict,"
             f" whose keys JAX sorts: {_listed(tasks.names)}. Name them: {example}."
         )
+
+
+def example_order(tasks: Tasks) -> str:
+    """Return a call with an order by names, for an error message."""
+    return f"osgd_jax.orthogonalize(order={tasks.names!r}), with the most protected first"
 
 
 def is_named(tasks: Any) -> bool:

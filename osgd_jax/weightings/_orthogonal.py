@@ -16,6 +16,7 @@ from osgd_jax._validation import is_traced
 from osgd_jax.weightings._base import Weighting, named, stateless
 from osgd_jax.weightings._by_task import (
     check_ordered,
+    example_order,
     indices_of,
     is_named,
     permutation_of,
@@ -134,8 +135,7 @@ def _order_for(order: Any, tasks: Tasks) -> Any:
     if not isinstance(order, str):
         return permutation_of("order", order, tasks)
     if order != "random":
-        example = f"osgd_jax.orthogonalize(order={tasks.names!r})"
-        check_ordered("order", order, tasks, example)
+        check_ordered("order", order, tasks, example_order(tasks))
     return order
 
 
