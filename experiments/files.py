@@ -99,7 +99,7 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """As `write_json`, for text."""
+    """Write a text file so that it is there in full or not at all."""
     part = file.with_name(file.name + ".part")
     with part.open("w") as handle:
         handle.write(text)

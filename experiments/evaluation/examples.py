@@ -27,8 +27,8 @@ class Chosen(NamedTuple):
     Attributes:
       dataset: standardised as in the run's training.
       tested: for each split that is reported, which of its examples are.
-      validation: which validation examples may set thresholds; None where there are none beside
-        those that are reported.
+      validation: which validation examples may set thresholds; None where all of them are
+        reported.
       name: of the files that the evaluation writes, without an ending.
       about: what was read, and how it differs from the run's data; a sentence each.
     """

@@ -279,7 +279,7 @@ def _described(dataset: Dataset, standard: Dataset) -> dict[str, Any]:
 
 
 def _sized(source: Source, known: Dataset) -> Source:
-    """Cut images to the size of those that are known, unless another one is asked for."""
+    """Cut images to the size that the run knows, unless the source gives another one."""
     if len(known.input_shape) == 3 and source.image_size is None:
         return dataclasses.replace(source, image_size=known.input_shape[0])
     return source

@@ -1,4 +1,4 @@
-"""How far losses disagree: what the Gramians of a training say."""
+"""Diagnose conflict between losses from the Gramians of a training run."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ _LISTED = 6
 
 
 class Diagnosis(NamedTuple):
-    """What the gradients of K tasks did over a training; `str` gives it in a few lines.
+    """Directions and lengths of K tasks' gradients over a training run; `str` summarizes them.
 
     It describes, and names no method: over the trainings stored with this project, neither
     alignment nor cosines tell which method wins, or whether any does.
