@@ -1,0 +1,1 @@
+"""The laboratory: everything that studies and benchmarks share."""

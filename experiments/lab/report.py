@@ -1,0 +1,123 @@
+"""Tables for the terminal and the documents, and the command line of programs that print them."""
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import rich.table
+from rich.console import Console
+
+from experiments import command_line
+from experiments.app.machine import machine
+from experiments.files import open_file, write_json
+
+
+@dataclasses.dataclass
+class Table:
+    """A table; `rich` prints it and `markdown` is its text for documents.
+
+    Attributes:
+      title: shown above the table.
+      columns: headers.
+      rows: cells, which may be numbers or anything else with a string.
+      words: number of columns at the left whose cells are words, not figures.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: list[Sequence[Any]] = dataclasses.field(default_factory=list)
+    words: int = 1
+
+    def add(self, *cells: Any) -> None:
+        """Append a row.
+
+        Raises:
+          ValueError: a number of cells that differs from the number of columns.
+        """
+        if len(cells) != len(self.columns):
+            raise ValueError(
+                f"`cells` must be {len(self.columns)}, one for each column, got {len(cells)}."
+            )
+        self.rows.append(cells)
+
+    @property
+    def markdown(self) -> str:
+        """The table in Markdown, without the title; each line ends with a newline."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+    def __rich__(self) -> rich.table.Table:
+        shown = rich.table.Table(title=self.title or None)
+        for i, column in enumerate(self.columns):
+            shown.add_column(column, justify="left" if i < self.words else "right")
+        for row in self.rows:
+            shown.add_row(*map(str, row))
+        return shown
+
+
+def page(title: str, results: dict[str, Any], tables: Iterable[Table]) -> str:
+    """Return a Markdown page of tables.
+
+    Args:
+      title: heading of the page.
+      results: as `run` stores them, with `command` and `machine`.
+      tables: the tables of the results.
+    """
+    where = results["machine"]
+    used = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    on = f"{where['device']}, {where['platform']}, {where['cpus']} cores"
+    text = f"# {title}\n\n`{results['command']}` on {where['date']}: {on}; {used}.\n"
+    return text + "".join(f"\n## {table.title}\n\n{table.markdown}" for table in tables)
+
+
+def run(
+    module: str,
+    description: str | None,
+    config_type: Callable[..., Any],
+    measure: Callable[[Any, Callable[[str], None]], dict[str, Any]],
+    tables: Callable[[dict[str, Any]], Sequence[Table]],
+) -> None:
+    """Run a program that measures something: store the results as JSON and print their tables.
+
+    Args:
+      module: the program's module.
+      description: text for `--help`.
+      config_type: dataclass of the settings, with the file for the results as `output`.
+      measure: returns results by name; calls its second argument with the current step. A
+        `ValueError` or `OSError` from it or from `config_type` ends the program with one sentence.
+      tables: returns the tables of the results.
+    """
+    console = Console()
+    # Tables are not cut where the output goes to a file.
+    console.width = max(console.width, 140)
+    try:
+        config = command_line.read(config_type, module, description)
+        open_file(config.output)
+        with console.status("") as status:
+            results = measure(config, lambda text: status.update(text))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    for table in tables(results):
+        console.print(table)
+    about = {
+        "command": command_of(module, sys.argv[1:]),
+        "config": described(config),
+        "machine": machine(),
+    }
+    write_json(config.output, about | results)
+    console.print(f"Wrote {config.output}.", highlight=False, soft_wrap=True)
+
+
+def described(config: Any) -> dict[str, Any]:
+    """Return a dataclass of settings for JSON, with the last part of paths only."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=lambda path: path.name))
+
+
+def command_of(module: str, arguments: Sequence[str]) -> str:
+    """Return the command line that a user would type, with the last part of paths only."""
+    shown = [Path(each).name if "/" in each else each for each in arguments]
+    return shlex.join(["python", "-m", module, *shown])

@@ -1,0 +1,45 @@
+"""Tables and statistics of the laboratory."""
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from experiments.lab.report import Table, page
+from experiments.lab.statistics import interval, paired, paired_ratio, standard_error
+
+
+def test_a_table_is_the_same_in_the_terminal_and_in_documents():
+    table = Table("Errors", ["method", "error"])
+    table.add("sgd", 0.5)
+    assert table.markdown == "| method | error |\n| --- | --- |\n| sgd | 0.5 |\n"
+    console = Console(width=60)
+    with console.capture() as printed:
+        console.print(table)
+    for word in ("Errors", "method", "sgd", "0.5"):
+        assert word in printed.get()
+    where = {"date": "2026-01-01", "device": "cpu", "platform": "Linux", "cpus": 2}
+    about = {"command": "python -m x", "machine": where | {"versions": {"jax": "1"}}}
+    assert f"jax 1.\n\n## Errors\n\n{table.markdown}" in page("Study", about, [table])
+    with pytest.raises(ValueError, match="`cells` must be 2"):
+        table.add("sgd")
+
+
+def test_paired_differences_are_those_of_the_paired_t_test():
+    first, second = np.random.default_rng(0).uniform(1, 2, (2, 12))
+    low, high = stats.ttest_rel(first, second).confidence_interval(0.95)
+    found = paired(first, second)
+    np.testing.assert_allclose(
+        [found.mean - found.half_width, found.mean + found.half_width], [low, high]
+    )
+    assert found.sign == int(low > 0) - int(high < 0)
+    assert paired(first + 5, second).sign == 1
+    assert paired(first, second + 5).sign == -1
+    assert f"{found:+.3f}" == f"{found.mean:+.3f} ± {found.half_width:.3f}"
+    ratio = paired_ratio(2 * second, second)
+    assert ratio.as_ratio() == "2 (2 to 2)"
+
+
+def test_a_single_value_has_no_interval():
+    assert interval([3.0]) == (3.0, float("inf"))
+    assert np.isnan(standard_error(np.ones((1, 3)))).all()
