@@ -12,26 +12,32 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 from flax import nnx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from scipy import stats
 
 import osgd_jax
-from experiments import command_line, data, deadlines, methods
+from experiments import command_line, data
+from experiments.app import methods
+from experiments.app.machine import machine
 from experiments.files import open_folder, write_json
+from experiments.lab import deadlines
+from experiments.lab.report import Table
+from experiments.lab.statistics import paired, standard_error
+from experiments.lab.store import Row, Store
+from experiments.lab.sweep import Question, Run, Sweep
+from experiments.lab.vectorized import MakeNet, Trainer
 from experiments.nets import ResNetFamily, Sizes, make_net
 from experiments.settings import flat, require
-from experiments.tables import interval, machine
-from experiments.trainer import MakeNet, Trainer, Tuned, tune_and_test
 
 # As in the study, where clipping at this norm is the baseline to beat.
-_CLIP_NORM = 1.0
+METHODS = {"sgd": {}, "sgd clipped": {"clip_norm": 1.0}, "osgd": {"optimizer": "osgd"}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +84,13 @@ class Config:
         require(self, fields=("learning_rates",), above=0)
         require(self, fields=("momentum",), at_least=0, below=1)
 
+    @property
+    def question(self) -> Question:
+        """The comparison as a question of the laboratory."""
+        tuned = range(self.tuning_seeds)
+        seeds = range(self.tuning_seeds, self.tuning_seeds + self.seeds)
+        return Question("Which method is the best?", (self.data,), tuple(METHODS), tuned, seeds)
+
 
 def compare(config: Config, progress: Progress) -> tuple[dict[str, Any], Any]:
     """Train all methods; return the results as written to results.json, and one trained net.
@@ -90,114 +103,128 @@ def compare(config: Config, progress: Progress) -> tuple[dict[str, Any], Any]:
     started = time.time()
     dataset = data.load(data.Source(config.data, config.train_size))
     sizes = Sizes(config.net, config.outputs, config.widths, config.blocks)
-    make = functools.partial(make_net, sizes, dataset)
-    costs = osgd_jax.cost(make(nnx.Rngs(0)), dataset.input_shape)
-    compared = _methods(config)
+    training = _Training(config, dataset, functools.partial(make_net, sizes, dataset), progress)
+    costs = osgd_jax.cost(training.make(nnx.Rngs(0)), dataset.input_shape)
+    runs = Sweep(
+        Store(None),
+        rates=lambda method: config.learning_rates,
+        score=lambda row: float(row["validation_accuracy"].mean()),
+        outcome=lambda row: row["test_accuracy"],
+    )
+    question = config.question
+    each_alone = [question._replace(methods=(name,)) for name in METHODS]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         # Small nets leave most of the cores to others.
-        tested = list(
-            pool.map(lambda method: _tested(config, make, dataset, method, progress), compared)
-        )
-    best = max(tested, key=lambda each: each.validation[each.learning_rate].mean())
-    graphdef = nnx.split(make(nnx.Rngs(0)))[0]
-    net = nnx.merge(graphdef, best.state.params, best.state.rest)
+        list(pool.map(lambda asked: runs.answer(asked, training), each_alone))
+    scores = {name: runs.mean_scores(config.data, name, question.tuned) for name in METHODS}
+    best = training.states[max(scores, key=lambda name: max(scores[name].values()))]
+    net = nnx.merge(nnx.split(training.make(nnx.Rngs(0)))[0], best.params, best.rest)
     results = {
         "config": flat(config) | {"output": config.output.name},
-        "seeds": dict(zip(("tuning", "test"), map(list, _seeds(config)), strict=True)),
+        "seeds": {"tuning": list(question.tuned), "test": list(question.seeds)},
         "machine": machine(),
         "seconds": round(time.time() - started, 1),
         "outputs": [cost._asdict() for cost in costs],
-        "methods": [_row(*each) for each in zip(compared, tested, strict=True)],
+        "methods": [_row(runs, question, name) for name in METHODS],
         "deadlines": [answers._asdict() for answers in deadlines.answer(net, dataset.test)],
     }
     return results, net
 
 
-def _seeds(config: Config) -> tuple[range, range]:
-    """Seeds that choose a rate, and seeds that are tested."""
-    return range(config.tuning_seeds), range(
-        config.tuning_seeds, config.tuning_seeds + config.seeds
-    )
+class _Training:
+    """Trains groups of nets; keeps the first test net of each method in `states`."""
+
+    def __init__(self, config: Config, dataset: data.Dataset, make: MakeNet, progress: Progress):
+        self.make, self.states = make, {}
+        self._config, self._dataset, self._progress = config, dataset, progress
+        self._prepared = functools.cache(self._prepare)
+
+    def __call__(self, _: str, name: str, stage: str, runs: list[Run]) -> Iterator[list[Row]]:
+        trainer, task = self._prepared(name)
+        split = {"tune": "validation", "test": "test"}[stage]
+        for group in trainer.groups(runs):
+            trained = trainer.train(group, advance=lambda: self._progress.advance(task))
+            accuracies = trainer.scores(trained, getattr(self._dataset, split))[0]
+            if stage == "test":
+                first = jax.device_get(trainer.alone(trained.state))
+                self.states.setdefault(name, first)
+            yield [
+                run._asdict() | {"stage": stage, "losses": losses, f"{split}_accuracy": each}
+                for run, losses, each in zip(
+                    group, np.array(trained.losses), accuracies, strict=True
+                )
+            ]
+
+    def _prepare(self, name: str) -> tuple[Trainer, Any]:
+        config = self._config
+        method = methods.method(_settings(config, name))
+        length = {"epochs": config.epochs, "batch_size": config.batch_size}
+        trainer = Trainer(self.make, self._dataset, method, **length, group=config.tuning_seeds)
+        tuned = config.tuning_seeds * len(config.learning_rates)
+        calls = math.ceil(tuned / trainer.group) + math.ceil(config.seeds / trainer.group)
+        return trainer, self._progress.add_task(name, total=calls * config.epochs)
 
 
-def _tested(
-    config: Config, make: MakeNet, dataset: data.Dataset, method: methods.Method, progress: Progress
-) -> Tuned:
-    """Tune and test one method."""
-    length = {"epochs": config.epochs, "batch_size": config.batch_size}
-    trainer = Trainer(make, dataset, method, **length, group=config.tuning_seeds)
-    tuned = config.tuning_seeds * len(config.learning_rates)
-    calls = math.ceil(tuned / trainer.group) + math.ceil(config.seeds / trainer.group)
-    task = progress.add_task(method.name, total=calls * config.epochs)
-    return tune_and_test(
-        trainer, config.learning_rates, *_seeds(config), lambda: progress.advance(task)
-    )
+def _settings(config: Config, name: str) -> methods.Settings:
+    changes = {"optimizer": "sgd", "momentum": config.momentum} | METHODS[name]
+    if name == "osgd":
+        changes["scope"] = config.scope
+    return methods.Settings(**changes)
 
 
-def _row(method: methods.Method, tuned: Tuned) -> dict[str, Any]:
-    """Results of a method as written to results.json."""
-    return {
-        "method": method.name,
-        "learning_rate": tuned.learning_rate,
-        "validation_accuracy_by_rate": [
-            {"learning_rate": rate, "seeds": seeds.round(4).tolist()}
-            for rate, seeds in tuned.validation.items()
-        ],
-        "test_accuracy": tuned.tests.round(4).tolist(),
-        "final_losses": tuned.losses.round(6).tolist(),
+def _row(runs: Sweep, question: Question, name: str) -> dict[str, Any]:
+    """Return results of a method as written to results.json."""
+    (problem,) = question.problems
+    result = runs.result(problem, name, question.tuned, question.seeds)
+    assert result is not None
+    rows = runs.answers(question, problem, name)
+    tuned = [row for row in rows if row["stage"] == "tune"]
+    by_rate = {
+        rate: [row["validation_accuracy"] for row in tuned if row["learning_rate"] == rate]
+        for rate in runs.rates(name)
     }
-
-
-def _methods(config: Config) -> list[methods.Method]:
-    settings = functools.partial(methods.Settings, momentum=config.momentum)
-    clipped = methods.method(settings("sgd", clip_norm=_CLIP_NORM))
-    return [
-        methods.method(settings("sgd")),
-        dataclasses.replace(clipped, name="sgd clipped"),
-        methods.method(settings("osgd", config.scope)),
-    ]
+    return {
+        "method": name,
+        "learning_rate": result.rate,
+        "validation_accuracy_by_rate": [
+            {"learning_rate": rate, "seeds": np.array(seeds).round(4).tolist()}
+            for rate, seeds in by_rate.items()
+        ],
+        "test_accuracy": np.array(list(result.tests.values())).round(4).tolist(),
+        "final_losses": np.array([row["losses"] for row in result.rows]).round(6).tolist(),
+    }
 
 
 def series(results: dict[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Mean and standard error of the test accuracy in percent, `[K]` each, by method."""
     runs = {each["method"]: 100 * np.array(each["test_accuracy"]) for each in results["methods"]}
-    return {name: (each.mean(axis=0), _error(each)) for name, each in runs.items()}
-
-
-def _error(runs: np.ndarray) -> np.ndarray:
-    """Standard error of the mean over the first axis; not a number for a single run."""
-    return stats.sem(runs) if len(runs) > 1 else np.full(runs.shape[1:], np.nan)
+    return {name: (each.mean(axis=0), standard_error(each)) for name, each in runs.items()}
 
 
 def table(results: dict[str, Any]) -> Table:
-    """One row per method, one column per output; the cost of each output below."""
+    """Return one row per method, one column per output; the cost of each output below."""
     config = results["config"]
-    shown = Table(
-        title=f"Test accuracy, % (mean ± standard error of {config['seeds']} seeds): "
+    title = (
+        f"Test accuracy, % (mean ± standard error of {config['seeds']} seeds): "
         f"{config['net']} net, {config['data']}"
     )
-    shown.add_column("method")
-    shown.add_column("rate", justify="right")
-    for k in range(config["outputs"]):
-        shown.add_column(f"output {k}", justify="right")
-    shown.add_column("mean", justify="right")
+    outputs = [f"output {k}" for k in range(config["outputs"])]
+    shown = Table(title, ["method", "rate", *outputs, "mean"])
     for method, (means, errors) in zip(results["methods"], series(results).values(), strict=True):
         cells = [f"{mean:.1f} ± {error:.1f}" for mean, error in zip(means, errors, strict=True)]
-        rate = f"{method['learning_rate']:g}"
-        shown.add_row(method["method"], rate, *cells, f"{means.mean():.1f}")
-    shown.add_section()
+        shown.add(method["method"], f"{method['learning_rate']:g}", *cells, f"{means.mean():.1f}")
     for label, field in (("parameters", "parameters"), ("multiply-adds", "multiply_adds")):
-        shown.add_row(label, "", *[f"{output[field]:,}" for output in results["outputs"]], "")
+        shown.add(label, "", *[f"{output[field]:,}" for output in results["outputs"]], "")
     return shown
 
 
 def deadline_table(results: dict[str, Any]) -> Table:
-    """One row per deadline of the net that answered the test examples."""
-    shown = Table(title=f"One trained net under deadlines, {deadlines.BATCH} examples at a time")
-    for name in ("deadline, ms", "answer after, ms", "in time, %", "accuracy, %", "by output, %"):
-        shown.add_column(name, justify="right")
+    """Return one row per deadline of the net that answered the test examples."""
+    title = f"One trained net under deadlines, {deadlines.BATCH} examples at a time"
+    header = ["deadline, ms", "answer after, ms", "in time, %", "accuracy, %", "by output, %"]
+    shown = Table(title, header, words=0)
     for answers in results["deadlines"]:
-        shown.add_row(
+        shown.add(
             f"{1e3 * answers['deadline']:.2f}",
             f"{1e3 * answers['seconds']:.2f}",
             f"{100 * answers['in_time']:.1f}",
@@ -208,20 +235,16 @@ def deadline_table(results: dict[str, Any]) -> Table:
 
 
 def sentences(results: dict[str, Any]) -> list[str]:
-    """Paired differences between the methods with their intervals; rates at an edge of the grid."""
+    """Return paired differences between the methods, and rates at an edge of the grid."""
     config = results["config"]
     runs = {
         method["method"]: 100 * np.array(method["test_accuracy"]).mean(axis=1)
         for method in results["methods"]
     }
-    lines = []
+    verdicts, lines = {-1: "below", 0: "level with", 1: "above"}, []
     for name, base in (("sgd clipped", "sgd"), ("osgd", "sgd"), ("osgd", "sgd clipped")):
-        difference = interval(runs[name] - runs[base])
-        if abs(difference.mean) <= difference.half_width:
-            verdict = f"is level with {base}"
-        else:
-            verdict = f"is {'above' if difference.mean > 0 else 'below'} {base}"
-        lines.append(f"{name} {verdict}: {difference} points")
+        difference = paired(runs[name], runs[base])
+        lines.append(f"{name} is {verdicts[difference.sign]} {base}: {difference} points")
     seen = [
         "; ".join(lines)
         + f" (mean over the outputs, 95 % interval over {config['seeds']} seeds, paired)."

@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import tyro
 
-from experiments import data, methods, nets
+from experiments import data, nets
+from experiments.app import methods
 from experiments.settings import SEEDS, flat, require
 from experiments.training.augmentation import Augmentation
 from experiments.training.devices import Hosts

@@ -15,8 +15,9 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
-from experiments import command_line, tables, train
+from experiments import command_line, train
 from experiments.config import Config as Run
+from experiments.lab.report import Table
 from experiments.settings import require
 
 _RECIPES = Path(__file__).parent / "recipes"
@@ -138,7 +139,7 @@ def page(config: Config, run: Run, summary: Mapping[str, Any]) -> str:
     if summary["clock"] is not None:
         about += f"; {summary['clock']['seconds'] / 3600:.2f} hours in the last process"
     about += "."
-    return f"{about}\n\n{tables.markdown(header, rows)}"
+    return f"{about}\n\n{Table('', header, rows).markdown}"
 
 
 def main() -> None:

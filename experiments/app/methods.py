@@ -1,4 +1,4 @@
-"""The ways to train, by name."""
+"""The catalogue of methods: names and settings give an optimizer and a balance of gradients."""
 
 import dataclasses
 import functools
@@ -101,7 +101,7 @@ def method(settings: Settings, *, num_tasks: int | None = None, seed: int = 0) -
       ValueError: an unknown name, or a weighting that needs more than its name.
     """
     name, scope, order = settings.optimizer, settings.chosen_scope, settings.order
-    optimizer = functools.partial(_take_step, settings)
+    optimizer = functools.partial(step, settings)
     if name == "sgd":
         return Method(name, optimizer)
     if name == "osgd":
@@ -119,17 +119,18 @@ def method(settings: Settings, *, num_tasks: int | None = None, seed: int = 0) -
     return Method(name, optimizer, osgd_jax.aggregate(weighting, scope, seed))
 
 
-def _take_step(settings: Settings, schedule: Any) -> optax.GradientTransformation:
+def step(settings: Settings, schedule: Any) -> optax.GradientTransformation:
+    """Return the optimizer that takes a step along the balanced gradient."""
     decay = settings.weight_decay
     if settings.update == "adamw":
-        step = optax.adamw(schedule, settings.momentum, weight_decay=decay, mask=_decayed)
+        taken = optax.adamw(schedule, settings.momentum, weight_decay=decay, mask=_decayed)
     else:
-        step = optax.sgd(schedule, momentum=settings.momentum, nesterov=True)
+        taken = optax.sgd(schedule, momentum=settings.momentum, nesterov=True)
         if decay:
-            step = optax.chain(optax.add_decayed_weights(decay), step)
+            taken = optax.chain(optax.add_decayed_weights(decay), taken)
     if settings.clip_norm is None:
-        return step
-    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), step)
+        return taken
+    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), taken)
 
 
 def _decayed(params: Any) -> Any:

@@ -17,9 +17,9 @@ from flax import nnx
 from rich.table import Table
 
 import osgd_jax
+from experiments.app.methods import Scope
 from experiments.benchmark import aggregation, command, steps
 from experiments.benchmark.torchjd import compare as torchjd
-from experiments.methods import Scope
 from experiments.nets import NETS, ResNetFamily
 from experiments.settings import require
 

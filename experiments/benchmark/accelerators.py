@@ -24,7 +24,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from rich.table import Table
 
 import osgd_jax
-from experiments import methods
+from experiments.app import methods
 from experiments.benchmark import command, compiled, steps
 from experiments.files import read_json, write_json
 from experiments.nets import NETS, TRANSFORMERS

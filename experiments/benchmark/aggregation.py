@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 import osgd_jax
-from experiments.benchmark.timing import spread, time_in_turn
+from experiments.lab.timing import spread, time_in_turn
 
 _ARRAYS = 16
 _STREAMED = 2**24

@@ -16,12 +16,14 @@ from flax import nnx
 from rich.table import Table
 
 import osgd_jax
-from experiments import data, methods
+from experiments import data
+from experiments.app import methods
 from experiments.benchmark import command
-from experiments.benchmark.timing import forward, time_in_turn
+from experiments.lab.sweep import Run
+from experiments.lab.timing import forward, time_in_turn
+from experiments.lab.vectorized import Trainer
 from experiments.nets import Family, ResNetFamily, Sizes, make_net
 from experiments.settings import require
-from experiments.trainer import Run, Trainer
 from osgd_jax import AnytimePredictor
 
 TITLE = "Benchmark of running stage by stage"

@@ -19,7 +19,7 @@ from rich.table import Table
 
 import osgd_jax
 from experiments.benchmark import command
-from experiments.benchmark.timing import time_in_turn
+from experiments.lab.timing import time_in_turn
 from experiments.settings import require
 
 TITLE = "Many arrays"

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import command_line
-from experiments.files import open_file, read_records, write_json, write_records, write_text
-from experiments.tables import machine, markdown
+from experiments.app.machine import machine
+from experiments.files import open_file, write_json, write_text
+from experiments.lab import report
 
 
 def run(
@@ -60,33 +61,6 @@ def run(
     )
 
 
-class Kept:
-    """Rows in a file, one a line, by which a long command goes on where it was stopped.
-
-    Args:
-      path: of the file; may be missing.
-      config: settings that all rows depend on; rows with others are left alone.
-    """
-
-    def __init__(self, path: Path, config: Mapping[str, Any]):
-        self._path, self._config = path, json.loads(json.dumps(config))
-        rows = read_records(path)
-        if rows:
-            write_records(path, rows)  # without half a line at the end, which a crash leaves
-        self._rows = [row for row in rows if row.pop("config") == self._config]
-
-    def get(self, key: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The row that begins with `key`, made and written the first time."""
-        for row in self._rows:
-            if key.items() <= row.items():
-                return row
-        row = json.loads(json.dumps({**key, **make()}))
-        with self._path.open("a") as file:
-            file.write(json.dumps(row | {"config": self._config}) + "\n")
-        self._rows.append(row)
-        return row
-
-
 def page(title: str, written: dict[str, Any], tables: Sequence[Table]) -> str:
     """A page of tables.
 
@@ -116,4 +90,4 @@ def command_of(module: str, arguments: Sequence[str]) -> str:
 def _markdown(table: Table) -> str:
     columns = [[str(cell) for cell in column.cells] for column in table.columns]
     header = [str(column.header) for column in table.columns]
-    return markdown(header, zip(*columns, strict=True))
+    return report.Table("", header, list(zip(*columns, strict=True))).markdown

@@ -24,7 +24,7 @@ from rich.table import Table
 
 import osgd_jax
 from experiments.benchmark import command, plain_transformer, steps
-from experiments.benchmark.timing import time_in_turn
+from experiments.lab.timing import time_in_turn
 from experiments.nets import TRANSFORMERS, TextFamily
 from experiments.settings import require
 

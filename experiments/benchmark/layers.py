@@ -22,7 +22,7 @@ from rich.table import Table
 
 import osgd_jax
 from experiments.benchmark import command
-from experiments.benchmark.timing import forward, spread, time_in_turn
+from experiments.lab.timing import forward, spread, time_in_turn
 from experiments.settings import require
 
 TITLE = "Benchmark of the layers of nested nets"

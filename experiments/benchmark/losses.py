@@ -17,7 +17,7 @@ from rich.table import Table
 
 import osgd_jax
 from experiments.benchmark import command
-from experiments.benchmark.timing import spread, time_in_turn
+from experiments.lab.timing import spread, time_in_turn
 from experiments.settings import require
 
 TITLE = "Many losses"

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from rich.table import Table
 
 from experiments.benchmark import command
-from experiments.benchmark.timing import operations, spread, time_in_turn
+from experiments.lab.timing import operations, spread, time_in_turn
 from experiments.pinn.problems import PROBLEMS, Name
 from experiments.pinn.training import Settings, Trainer
 from experiments.settings import require

@@ -20,12 +20,12 @@ import optax
 from rich.table import Table
 
 import osgd_jax
+from experiments.app.machine import versions
 from experiments.benchmark import command
-from experiments.benchmark.timing import spread, time_in_turn
+from experiments.lab.timing import spread, time_in_turn
 from experiments.pinn.problems import PROBLEMS
 from experiments.pinn.training import Settings, Trainer
 from experiments.settings import require
-from experiments.tables import versions
 
 TITLE = "A step on Burgers' equation by jinns and by ours"
 

@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 
 import osgd_jax
-from experiments.benchmark.timing import operations, spread, time_in_turn
+from experiments.lab.timing import operations, spread, time_in_turn
 
 MICRO_BATCHES = 4
 

@@ -29,7 +29,7 @@ class Table:
 
     title: str
     columns: Sequence[str]
-    rows: list[Sequence[Any]] = dataclasses.field(default_factory=list)
+    rows: list[Any] = dataclasses.field(default_factory=list)
     words: int = 1
 
     def add(self, *cells: Any) -> None:
@@ -74,22 +74,21 @@ def page(title: str, results: dict[str, Any], tables: Iterable[Table]) -> str:
     return text + "".join(f"\n## {table.title}\n\n{table.markdown}" for table in tables)
 
 
-def run(
+def program(
     module: str,
     description: str | None,
     config_type: Callable[..., Any],
-    measure: Callable[[Any, Callable[[str], None]], dict[str, Any]],
-    tables: Callable[[dict[str, Any]], Sequence[Table]],
+    work: Callable[[Any, Callable[[str], None]], Sequence[Table]],
 ) -> None:
-    """Run a program that measures something: store the results as JSON and print their tables.
+    """Run a program that writes results and prints their tables.
 
     Args:
       module: the program's module.
       description: text for `--help`.
       config_type: dataclass of the settings, with the file for the results as `output`.
-      measure: returns results by name; calls its second argument with the current step. A
-        `ValueError` or `OSError` from it or from `config_type` ends the program with one sentence.
-      tables: returns the tables of the results.
+      work: writes the results and returns their tables; calls its second argument with the current
+        step. A `ValueError` or `OSError` from it or from `config_type` ends the program with one
+        sentence.
     """
     console = Console()
     # Tables are not cut where the output goes to a file.
@@ -98,18 +97,42 @@ def run(
         config = command_line.read(config_type, module, description)
         open_file(config.output)
         with console.status("") as status:
-            results = measure(config, lambda text: status.update(text))
+            tables = work(config, lambda text: status.update(text))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    for table in tables(results):
+    for table in tables:
         console.print(table)
-    about = {
-        "command": command_of(module, sys.argv[1:]),
-        "config": described(config),
-        "machine": machine(),
-    }
-    write_json(config.output, about | results)
     console.print(f"Wrote {config.output}.", highlight=False, soft_wrap=True)
+
+
+def run(
+    module: str,
+    description: str | None,
+    config_type: Callable[..., Any],
+    measure: Callable[[Any, Callable[[str], None]], dict[str, Any]],
+    tables: Callable[[dict[str, Any]], Sequence[Table]],
+) -> None:
+    """Run a program that measures something and stores the results as JSON.
+
+    Args:
+      module: as for `program`, like `description` and `config_type`.
+      description: see above.
+      config_type: see above.
+      measure: returns results by name; calls its second argument with the current step.
+      tables: returns the tables of the results.
+    """
+
+    def work(config: Any, report: Callable[[str], None]) -> Sequence[Table]:
+        results = measure(config, report)
+        write_json(config.output, about(module) | {"config": described(config)} | results)
+        return tables(results)
+
+    program(module, description, config_type, work)
+
+
+def about(module: str) -> dict[str, Any]:
+    """Return the command that is running, and the machine."""
+    return {"command": command_of(module, sys.argv[1:]), "machine": machine()}
 
 
 def described(config: Any) -> dict[str, Any]:

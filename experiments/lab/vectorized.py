@@ -9,8 +9,9 @@ import numpy as np
 import optax
 from flax import nnx
 
+from experiments.app.methods import Method
 from experiments.data import Dataset, Split, epoch_batches
-from experiments.methods import Method
+from experiments.lab.sweep import Run
 from experiments.training.step import (
     Batch,
     Objective,
@@ -23,13 +24,6 @@ from experiments.training.step import (
 )
 
 MakeNet = Callable[[nnx.Rngs], Any]
-
-
-class Run(NamedTuple):
-    """One net to train."""
-
-    seed: int
-    learning_rate: float
 
 
 class Trained(NamedTuple):
@@ -243,56 +237,3 @@ class Trainer:
         )
         losses = self.objective.losses(logits, self.batch(inputs, labels).targets)
         return accuracies(logits, labels), jnp.stack(losses)
-
-
-class Tuned(NamedTuple):
-    """A rate that was chosen, and the tests at it.
-
-    Attributes:
-      learning_rate: the best by mean validation accuracy.
-      validation: accuracy of each seed by rate, `[seeds, K]`.
-      tests: test accuracy at the best rate, `[seeds, K]`.
-      losses: of the last steps of these, `[seeds, K]`.
-      state: of the net from the first test seed, after the last step.
-    """
-
-    learning_rate: float
-    validation: dict[float, np.ndarray]
-    tests: np.ndarray
-    losses: np.ndarray
-    state: State
-
-
-def tune_and_test(
-    trainer: Trainer,
-    rates: Sequence[float],
-    tuning_seeds: Sequence[int],
-    test_seeds: Sequence[int],
-    advance: Callable[[], None] = lambda: None,
-) -> Tuned:
-    """Choose the rate on validation data, and test other seeds at this rate.
-
-    Args:
-      trainer: trains the nets.
-      rates: to choose from.
-      tuning_seeds: seeds that choose; each is trained at every rate.
-      test_seeds: seeds that are trained at the best rate and tested.
-      advance: called after each epoch of a group.
-    """
-
-    def train(runs: list[Run], split: Split) -> tuple[np.ndarray, np.ndarray, State]:
-        scores, losses, states = [], [], []
-        for group in trainer.groups(runs):
-            trained = trainer.train(group, advance=advance)
-            scores.append(trainer.scores(trained, split)[0])
-            losses.append(jax.device_get(trained.losses))
-            states.append(jax.device_get(trainer.alone(trained.state)))
-        count = len(runs)
-        return np.concatenate(scores)[:count], np.concatenate(losses)[:count], states[0]
-
-    grid = [Run(seed, rate) for rate in rates for seed in tuning_seeds]
-    found, *_ = train(grid, trainer.dataset.validation)
-    validation = dict(zip(rates, np.split(found, len(rates)), strict=True))
-    best = max(validation, key=lambda rate: validation[rate].mean())
-    tests, losses, state = train([Run(seed, best) for seed in test_seeds], trainer.dataset.test)
-    return Tuned(best, validation, tests, losses, state)

@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 
 import osgd_jax
-from experiments import methods
+from experiments.app import methods
 from experiments.pinn.problems import Problem, Sampling, mesh
 from experiments.settings import require
 from experiments.training.step import State, initial_state

@@ -1,4 +1,4 @@
-"""ConFIG's example of Burgers' equation, with ten seeds: `python -m experiments.pinn.published`.
+"""ConFIG's example of Burgers' equation, with ten seeds: `python -m experiments.studies.published`.
 
 The set-up of docs/examples/pinn_burgers.ipynb of tum-pbs/ConFIG: 5,000 steps of Adam at a constant
 rate of 1e-4, of M-ConFIG at 5e-4, five layers of 50 with tanh on coordinates as they are, initial
@@ -6,13 +6,12 @@ biases of 0.001, new points of a Latin hypercube for each step; all of it with u
 The published figures are of one seed, each the least test error over all steps; ours are given at
 the last step, too.
 
-Runs that are in the .jsonl file beside the output are read, not trained again.
+Runs that the output holds already are not trained again.
 """
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,13 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.table import Table
 
-from experiments.benchmark import command
+from experiments.lab import report
+from experiments.lab.report import Table
+from experiments.lab.statistics import paired_ratio
+from experiments.lab.store import Row, Store
+from experiments.lab.sweep import Question, Run, Sweep
 from experiments.pinn.problems import PROBLEMS, Sampling
 from experiments.pinn.training import Net, Settings, Trainer
 from experiments.settings import require
-from experiments.tables import interval
 
 TITLE = "ConFIG's example of Burgers' equation"
 
@@ -44,7 +45,7 @@ class Config:
       looks: how often in a run the error is measured.
       width: of the net's layers.
       points: for the equation.
-      output: file for the results.
+      output: file of the rows.
     """
 
     seeds: int = 10
@@ -52,7 +53,7 @@ class Config:
     looks: int = 50
     width: int = 50
     points: int = 2000
-    output: Path = Path("runs/pinn/published.json")
+    output: Path = Path("runs/published.jsonl.gz")
 
     def __post_init__(self):
         require(self, fields=("seeds", "steps", "looks", "width", "points"), at_least=1)
@@ -74,30 +75,32 @@ class _Theirs(Trainer):
         return optax.with_extra_args_support(self.method.optimizer(rate))
 
 
-def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
-    """A row for each method and seed."""
+def work(config: Config, advance: Callable[[str], None]) -> list[Table]:
+    """Train what the output lacks and return the table; each method has one rate, none is tuned."""
     same = {name: getattr(config, name) for name in ("steps", "looks", "width", "points")}
-    kept = command.Kept(config.output.with_suffix(".jsonl"), same)
+    store = Store(config.output, same, report.about("experiments.studies.published"))
+    runs = Sweep(
+        store,
+        rates=lambda method: _PUBLISHED[method][:1],
+        score=lambda row: -row["errors"][-1],
+        outcome=lambda row: np.log(row["errors"][-1]),
+    )
+    asked = "Is the published example reproduced, and do its points matter?"
+    methods = tuple(_PUBLISHED)
+    question = Question(asked, get_args(Sampling), methods, range(0), range(config.seeds))
+    compiled = functools.cache(functools.partial(_trained, config))
 
-    def trained(sampling: Sampling, seed: int, method: str) -> dict[str, Any]:
-        report(f"{sampling}, {method}, seed {seed}")
-        return {"errors": _trained(config, sampling, method)(seed)}
+    def train(sampling: Any, method: str, stage: str, wanted: list[Run]) -> Iterator[list[Row]]:
+        for run in wanted:
+            key = {"stage": stage, "learning_rate": run.learning_rate, "seed": run.seed}
+            yield [key | {"errors": compiled(sampling, method)(run)}]
 
-    cases = list(itertools.product(get_args(Sampling), range(config.seeds), _PUBLISHED))
-    return {
-        "rows": [
-            kept.get(
-                {"sampling": sampling, "method": method, "seed": seed},
-                functools.partial(trained, sampling, seed, method),
-            )
-            for sampling, seed, method in cases
-        ]
-    }
+    runs.answer(question, train, advance)
+    return tables(store)
 
 
-@functools.cache
-def _trained(config: Config, sampling: Sampling, method: str) -> Callable[[int], list[float]]:
-    """From a seed to the mean squared errors at the looks, in units of 1e-3."""
+def _trained(config: Config, sampling: Sampling, method: str) -> Callable[[Run], list[float]]:
+    """Return what trains a run and gives its mean squared errors at the looks, in units of 1e-3."""
     settings = Settings(
         method=method,
         steps=config.steps,
@@ -107,49 +110,42 @@ def _trained(config: Config, sampling: Sampling, method: str) -> Callable[[int],
         sampling=sampling,
     )
     trainer = _Theirs(PROBLEMS["burgers"], settings)
-    (rate, _), count = _PUBLISHED[method], config.steps // config.looks
+    count = config.steps // config.looks
     start = jax.jit(trainer.start)
     advance = jax.jit(functools.partial(trainer.advance, count=count), donate_argnums=0)
     look = jax.jit(lambda state: trainer.look(state).error)
     scale = 1e3 * float(np.mean(np.square(trainer.solution)))
 
-    def errors(seed: int) -> list[float]:
-        state, found = start(seed, rate), []
+    def errors(run: Run) -> list[float]:
+        state, found = start(run.seed, run.learning_rate), []
         for part in range(config.looks):
-            state = advance(state, rate, part * count)
+            state = advance(state, run.learning_rate, part * count)
             found.append(scale * float(look(state)) ** 2)
         return found
 
     return errors
 
 
-def tables(results: dict[str, Any]) -> list[Table]:
-    """Geometric means over the seeds, beside the published figures."""
-    shown = Table(title="Mean squared error of the test, in units of 0.001")
-    for column in ("points", "method"):
-        shown.add_column(column)
-    for column in ("published", "best look", "last step", "least", "largest"):
-        shown.add_column(column, justify="right")
-    shown.add_column("last step over the sum's, with its 95 % interval", justify="right")
-    errors: dict[tuple[str, str], list[list[float]]] = {}
-    for row in results["rows"]:
-        errors.setdefault((row["sampling"], row["method"]), []).append(row["errors"])
-    for (sampling, method), of_seeds in errors.items():
-        found = np.array(of_seeds)
-        last = found[:, -1]
-        over = interval(np.log(last / np.array(errors[sampling, "sum"])[:, -1]))
-        low, high = over.mean - over.half_width, over.mean + over.half_width
-        means = np.exp([np.log(found.min(axis=1)).mean(), np.log(last).mean()])
-        published = _PUBLISHED[method][1] if sampling == "latin_hypercube" else None
-        figures = [published, *means, last.min(), last.max()]
-        shown.add_row(
-            sampling.replace("_", " "),
-            method,
-            *["–" if each is None else f"{each:.3g}" for each in figures],
-            f"{np.exp(over.mean):.2f} ({np.exp(low):.2f} to {np.exp(high):.2f})",
-        )
-    return [shown]
+def tables(store: Store) -> list[Table]:
+    """Return geometric means over the seeds, beside the published figures."""
+    header = ["points", "method", "published", "best look", "last step", "least", "largest"]
+    over = "last step over the sum's, with its 95 % interval"
+    table = Table("Mean squared error of the test, in units of 0.001", [*header, over], words=2)
+    for sampling in get_args(Sampling):
+        errors = {
+            method: np.array([row["errors"] for row in store.of(sampling, method)])
+            for method in _PUBLISHED
+        }
+        for method, each in errors.items():
+            last = each[:, -1]
+            means = np.exp([np.log(each.min(axis=1)).mean(), np.log(last).mean()])
+            known = _PUBLISHED[method][1] if sampling == "latin_hypercube" else None
+            figures = [known, *means, last.min(), last.max()]
+            shown = ["–" if figure is None else f"{figure:.3g}" for figure in figures]
+            ratio = paired_ratio(last, errors["sum"][:, -1]).as_ratio(".2f")
+            table.add(sampling.replace("_", " "), method, *shown, ratio)
+    return [table]
 
 
 if __name__ == "__main__":
-    command.run("experiments.pinn.published", __doc__, Config, measure, tables, TITLE)
+    report.program("experiments.studies.published", __doc__, Config, work)

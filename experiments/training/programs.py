@@ -11,7 +11,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments import data, methods
+from experiments import data
+from experiments.app import methods
 from experiments.config import Config, Run
 from experiments.nets import make_net
 from experiments.training.augmentation import prepare

@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 import osgd_jax
-from experiments.methods import Method
+from experiments.app.methods import Method
 
 
 class Batch(NamedTuple):

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import jax
 
+from experiments.app.machine import versions
 from experiments.config import Config, differences
 from experiments.files import open_folder, read_json, read_records, write_json, write_records
-from experiments.tables import versions
 
 _PACKAGES = ("osgd-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 

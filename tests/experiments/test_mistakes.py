@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from experiments import data, methods, nets
+from experiments import data, nets
+from experiments.app import methods
 from experiments.config import Config, Run
 from experiments.evaluation.mistakes import Mistakes
 from experiments.evaluation.pictures import draw_confusion

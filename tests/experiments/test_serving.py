@@ -10,7 +10,8 @@ from flax import nnx
 from PIL import Image
 from rich.console import Console
 
-from experiments import data, evaluate, methods, nets
+from experiments import data, evaluate, nets
+from experiments.app import methods
 from experiments.config import Config, Run
 from experiments.export import Config as Export
 from experiments.export import export

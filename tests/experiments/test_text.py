@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import data, methods
+from experiments import data
+from experiments.app import methods
 from experiments.nets import Sizes, make_net
 from tests.experiments.running import finish, finish_apart, metrics, parameters, refuse
 

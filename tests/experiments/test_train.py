@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import osgd_jax
-from experiments import data, methods, nets
+from experiments import data, nets
+from experiments.app import methods
 from experiments.config import Config, Run, differences
 from osgd_jax import weightings
 from tests.experiments.running import SMALL, finish, metrics, refuse, summary

@@ -8,9 +8,11 @@ import optax
 import pytest
 from flax import nnx
 
-from experiments import data, methods
+from experiments import data
+from experiments.app import methods
 from experiments.nets import Sizes, make_net
-from experiments.trainer import Run, Trainer, tune_and_test
+from experiments.lab.sweep import Run
+from experiments.lab.vectorized import Trainer
 from experiments.training.step import evaluated_logits, logits_of
 
 SEEDS, RATES = (0, 1), (0.1, 0.2)

@@ -11,7 +11,8 @@ from flax import nnx
 from PIL import Image
 from rich.console import Console
 
-from experiments import data, methods, nets
+from experiments import data, nets
+from experiments.app import methods
 from experiments.config import Config, Run
 from experiments.train import train
 from experiments.training import programs

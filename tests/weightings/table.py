@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmark.timing import time_in_turn
+from experiments.lab.timing import time_in_turn
 from tests.weightings.catalogue import CATALOGUE, PROPERTIES, Entry
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "benchmark"

@@ -18,7 +18,7 @@ from rich.table import Table
 
 import osgd_jax
 from experiments.benchmark.steps import Problem, make_steps
-from experiments.benchmark.timing import spread, time_in_turn
+from experiments.lab.timing import spread, time_in_turn
 
 # Of the norm of a gradient; in float32, and sums in another order.
 _TOLERANCE = 1e-3

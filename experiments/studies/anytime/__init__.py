@@ -1,1 +1,1 @@
-"""The study of Orthogonalized SGD: where it helps, by how much, and why."""
+"""The study of anytime nets: which method trains them best."""

@@ -1,7 +1,7 @@
-"""The study of Orthogonalized SGD. What is done already in the output folder is not done again.
+"""The study of anytime nets: `python -m experiments.studies.anytime`.
 
 Each question names its nets, its methods and the seeds that choose their rates and that test them;
-STUDY.md lists all.
+the page lists all. Runs that the output holds already are not trained again.
 """
 
 import dataclasses
@@ -12,11 +12,13 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from experiments import command_line
-from experiments.study import report, times
-from experiments.study.problems import FAMILIES, IMAGES
-from experiments.study.questions import QUESTIONS
-from experiments.study.runs import answer
-from experiments.study.store import Store
+from experiments.data import Dataset
+from experiments.lab.store import Store
+from experiments.studies.anytime import page, times
+from experiments.studies.anytime.problems import FAMILIES, IMAGES, Problem
+from experiments.studies.anytime.questions import QUESTIONS
+from experiments.studies.anytime.results import sweep
+from experiments.studies.anytime.training import Training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,18 +26,18 @@ class Config:
     """What to run.
 
     Attributes:
-      questions: names of those to answer; none only writes the report of what there is.
+      questions: names of those to answer; none only writes the page of what there is.
       times: whether to measure the time of a step of the nets that have none.
       fashion_mnist: folder where `tensorflow_datasets` keeps Fashion-MNIST.
       cifar10_jpeg: folder of CIFAR-10 (JPEG): train and test, with a folder for each class.
-      output: folder of the results; experiments/results/study adds to the stored ones.
+      output: file of the rows; the page and its figures are written beside it.
     """
 
     questions: tuple[str, ...] = tuple(QUESTIONS)
     times: bool = False
     fashion_mnist: Path | None = None
     cifar10_jpeg: Path | None = None
-    output: Path = Path("runs/study")
+    output: Path = Path("runs/anytime/rows.jsonl.gz")
 
     def __post_init__(self):
         for name in self.questions:
@@ -48,23 +50,24 @@ def main() -> None:
     console = Console()
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     try:
-        config = command_line.read(Config, "experiments.study", __doc__)
+        config = command_line.read(Config, "experiments.studies.anytime", __doc__)
+        runs = sweep(Store(config.output))
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("")
 
             def advance(line: str) -> None:
-                progress.update(task, advance=1, description=line)
+                progress.update(task, description=line)
 
-            def load(problem):
+            def load(problem: Problem) -> Dataset:
                 return problem.load(config.fashion_mnist, config.cifar10_jpeg)
 
-            store = Store(config.output / report.RUNS)
+            train = Training(load)
             for name in config.questions:
-                answer(QUESTIONS[name], store, load, advance)
+                runs.answer(QUESTIONS[name], train, advance)
             if config.times:
-                among = (*FAMILIES, *IMAGES)
-                times.complete(config.output / times.FILE, among, load, advance)
-        written = report.write(config.output)
+                times.complete(runs.store, (*FAMILIES, *IMAGES), load, advance)
+        written = config.output.parent / "study.md"
+        page.write(runs, written)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

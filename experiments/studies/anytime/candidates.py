@@ -1,7 +1,7 @@
 """The ways to train that the study compares, and the grid of learning rates of each."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 
 import osgd_jax
-from experiments import methods
-from experiments.methods import Method
-from experiments.study.problems import Problem
+from experiments.app import methods
+from experiments.app.methods import Method
+from experiments.studies.anytime.problems import Problem
 from osgd_jax import weightings
 
 GRID = (0.1, 0.2, 0.4, 0.8, 1.6)
@@ -33,36 +33,31 @@ class Candidate(NamedTuple):
     epochs: float = 1
 
 
-def _sgd(problem: Problem, schedule: Any, momentum: float | None = None) -> Any:
-    momentum = problem.momentum if momentum is None else momentum
-    tx = optax.sgd(schedule, momentum=momentum or None, nesterov=momentum > 0)
-    decay = problem.weight_decay
-    return optax.chain(optax.add_decayed_weights(decay), tx) if decay else tx
+def _step(problem: Problem, schedule: Any, **changes: Any) -> Any:
+    """Take the step of the catalogue, SGD unless it is changed."""
+    settings: dict[str, Any] = {"momentum": problem.momentum, "weight_decay": problem.weight_decay}
+    return methods.step(methods.Settings(**(settings | changes)), schedule)
 
 
-def _adamw(problem: Problem, schedule: Any) -> Any:
-    return optax.adamw(schedule, weight_decay=problem.weight_decay)
+_adamw = functools.partial(_step, update="adamw")
+_clipped = functools.partial(_step, clip_norm=1.0)
 
 
 def _lars(problem: Problem, schedule: Any) -> Any:
     return optax.lars(schedule, problem.weight_decay, momentum=problem.momentum, nesterov=True)
 
 
-def _clipped(problem: Problem, schedule: Any) -> Any:
-    return optax.chain(optax.clip_by_global_norm(1.0), _sgd(problem, schedule))
-
-
 def _warmed_up(problem: Problem, schedule: Any) -> Any:
     """SGD whose rate grows from zero over the first tenth of the steps."""
     steps = _steps(problem) / 10
     growth = optax.scale_by_schedule(lambda count: jnp.minimum(1, (count + 1) / steps))
-    return optax.chain(_sgd(problem, schedule), growth)
+    return optax.chain(_step(problem, schedule), growth)
 
 
 def _twice(problem: Problem, schedule: Callable[[Any], Any]) -> Any:
     """SGD whose rate falls to zero in half of the steps, and once more in the other half."""
     half = _steps(problem) // 2
-    return _sgd(problem, lambda count: schedule(2 * (count % half)))
+    return _step(problem, lambda count: schedule(2 * (count % half)))
 
 
 def _steps(problem: Problem) -> int:
@@ -72,7 +67,7 @@ def _steps(problem: Problem) -> int:
 def _candidate(
     about: str,
     balance: Callable[[Problem], Any] | None = None,
-    optimizer: Callable[..., Any] = _sgd,
+    optimizer: Callable[..., Any] = _step,
     scale: float = 1.0,
     epochs: float = 1,
 ) -> Candidate:
@@ -238,26 +233,21 @@ CANDIDATES: dict[str, Candidate] = {
         lambda problem: optax.chain(
             trace_tasks(problem.outputs, problem.momentum), _TEXTBOOK(problem)
         ),
-        functools.partial(_sgd, momentum=0.0),
+        functools.partial(_step, momentum=0.0),
     ),
     **_zoo(),
 }
 
 
-def named(problem: Problem, names: Iterable[str]) -> dict[str, Candidate]:
-    """Candidates by name; `"alone"` is each output's subnetwork trained on its own loss.
-
-    That is the ceiling of joint training, as far as its rates are as well chosen.
-    """
-    alone = {f"alone-{k + 1}": _alone(k) for k in range(problem.outputs)}
-    found: dict[str, Candidate] = {}
-    for name in names:
-        found |= alone if name == "alone" else {name: (CANDIDATES | alone)[name]}
-    return found
-
-
 def _alone(k: int) -> Candidate:
     def make(problem: Problem) -> Method:
-        return Method(f"output {k + 1} alone", functools.partial(_sgd, problem), output=k)
+        return Method(f"output {k + 1} alone", functools.partial(_step, problem), output=k)
 
     return Candidate(make, f"output {k + 1} trained alone")
+
+
+# Each output's subnetwork trained on its own loss: the ceiling of joint training, as far as its
+# rates are as well chosen.
+ALONE = tuple(f"alone-{k + 1}" for k in range(3))
+
+METHODS = CANDIDATES | {name: _alone(k) for k, name in enumerate(ALONE)}

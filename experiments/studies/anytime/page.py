@@ -1,16 +1,17 @@
-"""STUDY.md and its figures, made from the text in study.md and the stored runs."""
+"""The study's page: the text in page.md, with tables and figures made from the rows."""
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from experiments.study import figures, tables, why
-from experiments.study.store import Store
-
-RUNS = "runs.jsonl"
+from experiments.lab.report import Table
+from experiments.lab.sweep import Sweep
+from experiments.studies.anytime import figures, tables, why
 
 # What the text may ask for as {{name argument ...}}.
-PLACES: dict[str, Callable[..., str]] = {
+PLACES: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         tables.summary,
@@ -37,38 +38,33 @@ PLACES: dict[str, Callable[..., str]] = {
 }
 
 
-def write(folder: Path) -> Path:
-    """Write STUDY.md beside the folder of runs, and its figures into it.
-
-    Args:
-      folder: of the runs.
-
-    Returns:
-      The path of STUDY.md.
-    """
-    text = Path(__file__).with_name("study.md").read_text()
-    path = folder.parent / "STUDY.md"
-    path.write_text(filled(text, Store(folder / RUNS)))
-    return path
+def write(runs: Sweep, path: Path) -> None:
+    """Write the page, and its figures beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = Path(__file__).with_name("page.md").read_text()
+    path.write_text(filled(text, runs, path.parent))
 
 
-def filled(text: str, store: Store) -> str:
-    """The text with its places filled.
+def filled(text: str, runs: Sweep, folder: Path) -> str:
+    """Return the text with its places filled; figures are drawn into the folder.
 
     Raises:
-      ValueError: a place is unknown, or one that there is has not been used.
+      ValueError: a place is unknown, or one of `PLACES` is not used.
     """
+    draw: Callable[..., str] = functools.partial(figures.figure, folder=folder)
+    places: dict[str, Callable[..., Any]] = {**PLACES, "figure": draw}
     used = set()
 
     def fill(place: re.Match[str]) -> str:
         name, *arguments = place[1].split()
-        if name not in PLACES:
-            known = ", ".join(PLACES)
+        if name not in places:
+            known = ", ".join(places)
             raise ValueError(f"{place[0]} is unknown; the text may ask for {known}.")
         used.add(name)
-        return PLACES[name](store, *arguments)
+        shown = places[name](runs, *arguments)
+        return shown.markdown.rstrip("\n") if isinstance(shown, Table) else shown
 
     text = re.sub(r"\{\{(.+?)\}\}", fill, text)
-    if unused := PLACES.keys() - used:
+    if unused := places.keys() - used:
         raise ValueError(f"Use {', '.join(sorted(unused))} in the text, or delete what makes them.")
     return text

@@ -10,10 +10,10 @@ from flax import nnx
 
 import osgd_jax
 from experiments import data
+from experiments.app.methods import Method
 from experiments.data import Dataset, Split
-from experiments.methods import Method
+from experiments.lab.vectorized import Trainer
 from experiments.nets import Family, Sizes, make_net
-from experiments.trainer import Trainer
 
 _CLASSES = 10
 _SHAPES = {"mnist1d": (40, 1), "fashion_mnist": (28, 28, 1), "cifar10_jpeg": (32, 32, 3)}

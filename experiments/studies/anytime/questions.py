@@ -1,9 +1,8 @@
 """What the study asks, and which runs answer it."""
 
-from typing import Literal, NamedTuple
-
-from experiments.study.candidates import CANDIDATES
-from experiments.study.problems import FAMILIES, IMAGES, PROBLEMS, SCREEN, SETTINGS, Problem
+from experiments.lab.sweep import Question
+from experiments.studies.anytime.candidates import ALONE, CANDIDATES
+from experiments.studies.anytime.problems import FAMILIES, IMAGES, SCREEN, SETTINGS, Problem
 
 # Seeds that choose a rate: two for all candidates, ten for those that the conclusions speak of.
 TWO, TEN = range(2), range(10, 20)
@@ -12,36 +11,13 @@ TWO, TEN = range(2), range(10, 20)
 FIRST, FRESH = range(100, 120), range(200, 240)
 
 
-class Question(NamedTuple):
-    """What is asked, and of which runs.
-
-    Each method's rate is chosen on validation data; at this rate it trains from other seeds.
-
-    Attributes:
-      asked: the question in words.
-      problems: what is trained.
-      methods: names of candidates; `"alone"` for each output trained on its own loss.
-      tuned: seeds that choose the rate.
-      seeds: those that train at this rate.
-      stage: what these are for: `"rank"` on validation data, `"test"` on test data, or `"look"` at
-        the gradients of each stage.
-    """
-
-    asked: str
-    problems: tuple[Problem, ...]
-    methods: tuple[str, ...]
-    tuned: range
-    seeds: range
-    stage: Literal["rank", "test", "look"] = "test"
-
-    @property
-    def tested(self) -> range:
-        """All seeds of this kind: another question may have had more of them tested."""
-        return next(kind for kind in (FIRST, FRESH, TEN) if self.seeds[0] in kind)
+def kind(question: Question) -> range:
+    """Return all test seeds of the question's kind; another question may have tested more."""
+    return next(seeds for seeds in (FIRST, FRESH, TEN) if question.seeds[0] in seeds)
 
 
-def _on(*names: str) -> tuple[Problem, ...]:
-    return tuple(PROBLEMS[name] for name in names)
+def _names(*problems: Problem) -> tuple[str, ...]:
+    return tuple(problem.name for problem in problems)
 
 
 _COMPARED = ("sgd", "sgd-clipped", "osgd-shared", "osgd-all")
@@ -61,20 +37,20 @@ _RANKED += ("osgd-conflicts", "upgrad", "uncertainty")
 _BY_TEN = ("sgd", "sgd-clipped", "sgd-longer", "osgd-shared", "osgd-all", "osgd-reach")
 _BY_TEN += ("osgd-clipped", "osgd-all-clipped", "aligned_mtl", *_CONTROLS)
 
-_ON_IMAGES = ("sgd", "alone", "sgd-clipped", "osgd-shared", "osgd-all", "aligned_mtl")
+_ON_IMAGES = ("sgd", *ALONE, "sgd-clipped", "osgd-shared", "osgd-all", "aligned_mtl")
 
 QUESTIONS = {
     # On one net for sequences, then on the others.
     "screen": Question(
         "Which of all methods are the best on validation data?",
-        (SCREEN,),
+        _names(SCREEN),
         tuple(CANDIDATES),
         tuned=TWO,
         seeds=range(0),
     ),
     "rank": Question(
         "Which of the better ones stay so with other seeds?",
-        (SCREEN,),
+        _names(SCREEN),
         _RANKED,
         tuned=TWO,
         seeds=TEN,
@@ -82,49 +58,49 @@ QUESTIONS = {
     ),
     "test": Question(
         "Does the best of each kind beat SGD on test data?",
-        (SCREEN,),
-        (*_ON_FIRST, "alone"),
+        _names(SCREEN),
+        (*_ON_FIRST, *ALONE),
         tuned=TWO,
         seeds=FIRST,
     ),
     "families": Question(
         "And on other families?",
-        _on("mnist1d-depth", "mnist1d-branched"),
-        (*_ON_SOME, "alone"),
+        ("mnist1d-depth", "mnist1d-branched"),
+        (*_ON_SOME, *ALONE),
         tuned=TWO,
         seeds=FIRST,
     ),
     "larger": Question(
         "And on larger nets?",
-        _on("mnist1d-both", "mnist1d-width-large"),
-        (*_ON_MOST, "alone"),
+        ("mnist1d-both", "mnist1d-width-large"),
+        (*_ON_MOST, *ALONE),
         tuned=TWO,
         seeds=FIRST,
     ),
     "smaller": Question(
         "And on a smaller one?",
-        _on("mnist1d-branched-small"),
-        (*_COMPARED, "osgd-reach", "alone"),
+        ("mnist1d-branched-small",),
+        (*_COMPARED, "osgd-reach", *ALONE),
         tuned=TWO,
         seeds=FIRST,
     ),
     "rates": Question(
         "Does it stay so where ten seeds choose the rates?",
-        FAMILIES,
+        _names(*FAMILIES),
         _BY_TEN,
         tuned=TEN,
         seeds=FIRST,
     ),
     "confirm": Question(
         "Which scope is the better default, and does OSGD add to clipping?",
-        FAMILIES,
+        _names(*FAMILIES),
         (*_COMPARED, "osgd-all-clipped"),
         tuned=TEN,
         seeds=FRESH,
     ),
     "mixed": Question(
         "Does it help to train the last output first?",
-        _on("mnist1d-width", "mnist1d-branched-small"),
+        ("mnist1d-width", "mnist1d-branched-small"),
         ("sgd", "sgd-clipped", "sgd-mixed"),
         tuned=TEN,
         seeds=FRESH[:20],
@@ -132,21 +108,21 @@ QUESTIONS = {
     # In other settings.
     "settings": Question(
         "Does it stay so in other settings?",
-        (SCREEN, *SETTINGS),
+        _names(SCREEN, *SETTINGS),
         ("sgd", "sgd-clipped", "osgd-all"),
         tuned=TEN,
         seeds=FRESH[:20],
     ),
     "settings-by-two": Question(
         'And with scope "reach", by two seeds?',
-        SETTINGS,
+        _names(*SETTINGS),
         ("sgd", "osgd-reach"),
         tuned=TWO,
         seeds=TEN,
     ),
     "adamw": Question(
         "Does OSGD help before AdamW?",
-        (SCREEN,),
+        _names(SCREEN),
         ("adamw", "osgd-adamw"),
         tuned=TEN,
         seeds=FRESH[:20],
@@ -154,42 +130,42 @@ QUESTIONS = {
     # On images.
     "images": Question(
         "Is it the same on images?",
-        IMAGES,
+        _names(*IMAGES),
         _ON_IMAGES,
         tuned=TWO,
         seeds=FIRST[:10],
     ),
     "images-best": Question(
         "Do the other best methods help on images?",
-        _on("fashion-width", "cifar-width"),
+        ("fashion-width", "cifar-width"),
         (_BEST_FIXED, *_BEST),
         tuned=TWO,
         seeds=FIRST[:10],
     ),
     "images-again": Question(
         "Do OSGD and Aligned-MTL keep up with clipping on images by ten seeds' rates?",
-        _on("fashion-width", "fashion-branched"),
+        ("fashion-width", "fashion-branched"),
         ("sgd", "sgd-clipped", "osgd-all", "aligned_mtl"),
         tuned=TEN,
         seeds=FRESH[:20],
     ),
     "short-fashion": Question(
         "Is it the same where images are hardly trained?",
-        _on("fashion-width-short"),
-        (*_COMPARED, "osgd-clipped", "aligned_mtl", "random", "alone"),
+        ("fashion-width-short",),
+        (*_COMPARED, "osgd-clipped", "aligned_mtl", "random", *ALONE),
         tuned=TWO,
         seeds=FIRST[:5],
     ),
     "short-cifar": Question(
         "And where they are harder?",
-        _on("cifar-width-short"),
+        ("cifar-width-short",),
         (*_COMPARED, "aligned_mtl"),
         tuned=TWO,
         seeds=FIRST[:5],
     ),
     "short-again": Question(
         "And by ten seeds' rates?",
-        _on("fashion-width-short"),
+        ("fashion-width-short",),
         _COMPARED,
         tuned=TEN,
         seeds=FIRST[:10],
@@ -197,7 +173,7 @@ QUESTIONS = {
     # Why.
     "conflict": Question(
         "Where do losses conflict?",
-        FAMILIES,
+        _names(*FAMILIES),
         ("sgd",),
         tuned=TEN,
         seeds=TEN,
@@ -205,7 +181,7 @@ QUESTIONS = {
     ),
     "conflict-images": Question(
         "And on images?",
-        IMAGES,
+        _names(*IMAGES),
         ("sgd",),
         tuned=TWO,
         seeds=TEN[:3],

@@ -1,24 +1,23 @@
 """The tables of STUDY.md that compare methods: on one problem, and on many."""
 
-from collections.abc import Iterable
-from typing import Any
-
 import numpy as np
 
-from experiments.study import times
-from experiments.study.candidates import CANDIDATES, named
-from experiments.study.problems import ALL, FAMILIES, IMAGES, PROBLEMS, SCREEN, SETTINGS, Problem
-from experiments.study.questions import FIRST, FRESH, QUESTIONS, TEN, TWO
-from experiments.study.results import (
-    Interval,
-    best_tuned,
-    ceilings,
-    interval,
-    paired,
-    result,
+from experiments.lab.report import Table
+from experiments.lab.statistics import Interval, interval
+from experiments.lab.sweep import Question, Sweep
+from experiments.studies.anytime import times
+from experiments.studies.anytime.candidates import ALONE, CANDIDATES
+from experiments.studies.anytime.problems import (
+    ALL,
+    FAMILIES,
+    IMAGES,
+    PROBLEMS,
+    SCREEN,
+    SETTINGS,
+    Problem,
 )
-from experiments.study.selection import answers, at, at_rates, best_rate, by_rate, lacking, to_tune
-from experiments.study.store import Store
+from experiments.studies.anytime.questions import FIRST, FRESH, QUESTIONS, TEN, TWO, kind
+from experiments.studies.anytime.results import best_tuned, ceilings
 
 # Rates beside the best that are shown, as factors.
 _NEAR = (0.25, 0.5, 1, 2, 4)
@@ -32,36 +31,30 @@ _PAIRS = (
 )
 
 
-def table(header: list[str], rows: Iterable[list[Any]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def questions(store: Store) -> str:
-    """What is asked, of which runs, and how many there are."""
-    rows = []
+def questions(runs: Sweep) -> Table:
+    """Return what is asked, of which runs, and how many there are."""
+    header = ["name", "question", "nets", "methods", "rate chosen by seeds", "then", "runs"]
+    table = Table("", header)
     for name, question in QUESTIONS.items():
-        count, complete = 0, True
-        for problem in question.problems:
-            for method, candidate in named(problem, question.methods).items():
-                runs = store.of(problem.name, method)
-                count += len(answers(question, runs))
-                complete &= not lacking(question, runs, candidate.rates)
-        methods = ", ".join(question.methods)
+        pairs = [(p, m) for p in question.problems for m in question.methods]
+        count = sum(len(runs.answers(question, *pair)) for pair in pairs)
+        complete = not any(runs.lacking(question, *pair) for pair in pairs)
+        methods = ", ".join(_methods(question))
         if question.methods == tuple(CANDIDATES):
             methods = f"all {len(CANDIDATES)}"
         then = f"{question.stage}: {_shown(question.seeds)}" if question.seeds else ""
-        nets = ", ".join(problem.name for problem in question.problems)
-        runs = f"{count:,}" if complete else f"{count:,}, incomplete"
-        rows.append(
-            [f"`{name}`", question.asked, nets, methods, _shown(question.tuned), then, runs]
-        )
-    header = ["name", "question", "nets", "methods", "rate chosen by seeds", "then", "runs"]
-    return table(header, rows)
+        said = f"{count:,}" if complete else f"{count:,}, incomplete"
+        nets, chosen = ", ".join(question.problems), _shown(question.tuned)
+        table.add(f"`{name}`", question.asked, nets, methods, chosen, then, said)
+    return table
 
 
-def problems(_: Store) -> str:
+def _methods(question: Question) -> list[str]:
+    """Names of the methods, with one for all outputs that are trained alone."""
+    return list(dict.fromkeys("alone" if n in ALONE else n for n in question.methods))
+
+
+def problems(_: Sweep) -> Table:
     """The nets and their training."""
     rows = []
     for problem in ALL:
@@ -69,80 +62,80 @@ def problems(_: Store) -> str:
         row += ["×".join(map(str, problem.input_shape)), problem.epochs, problem.batch_size]
         rows.append([*row, "×".join(map(str, problem.widths))])
     header = ["problem", "net", "data", "training examples", "input", "epochs", "batch", "widths"]
-    return table(header, rows)
+    return Table("", header, rows)
 
 
-def tests(store: Store, problem: str, seeds: str) -> str:
+def tests(runs: Sweep, problem: str, seeds: str) -> Table:
     """All tests on one problem, best first, at rates that `"two"` or `"ten"` seeds chose."""
     on, tuned = PROBLEMS[problem], {"two": TWO, "ten": TEN}[seeds]
-    bases = {name: result(store, on, name, tuned) for name in ("sgd", "sgd-clipped")}
+    bases = {name: runs.result(on.name, name, tuned, FIRST) for name in ("sgd", "sgd-clipped")}
     rows = []
     for name in CANDIDATES:
-        if found := result(store, on, name, tuned):
+        if found := runs.result(on.name, name, tuned, FIRST):
             differences = [
-                "" if base is None or name == other else str(paired(found, base))
+                "" if base is None or name == other else str(found.over(base))
                 for other, base in bases.items()
             ]
             means = [f"{mean:.1f}" for mean in found.means] + [f"{found.means.mean():.2f}"]
             rate = f"{found.rate:g}{'*' if found.is_edge else ''}"
             rows.append([name, rate, *means, *differences, len(found.tests)])
     rows.sort(key=lambda row: -float(row[-4]))
-    if (ceiling := ceilings(store, on)) is not None:
+    if (ceiling := ceilings(runs, on)) is not None:
         means = [f"{mean:.1f}" for mean in ceiling] + [f"{np.mean(ceiling):.2f}"]
         rows.append(["*alone*", "", *means, "", "", ""])
     outputs = [f"output {k + 1}" for k in range(on.outputs)]
     compared = [f"mean − {base}'s" for base in bases]
-    return table(["method", "rate", *outputs, "mean", *compared, "seeds"], rows)
+    return Table("", ["method", "rate", *outputs, "mean", *compared, "seeds"], rows)
 
 
-def gains(store: Store, question: str, base: str) -> str:
+def gains(runs: Sweep, question: str, base: str) -> Table:
     """How far a question's later methods are above one of them, by problem, and their means."""
     asked = QUESTIONS[question]
-    others = asked.methods[asked.methods.index(base) + 1 :]
+    others = _methods(asked)[_methods(asked).index(base) + 1 :]
     rows, means = [], {name: [] for name in others}
     for problem in asked.problems:
-        on = result(store, problem, base, asked.tuned, asked.tested)
+        on = runs.result(problem, base, asked.tuned, kind(asked))
         if on is None:
             continue
-        row, seeds = [problem.name, f"{on.means.mean():.1f}"], {len(on.tests)}
+        row, seeds = [problem, f"{on.means.mean():.1f}"], {len(on.tests)}
         for name in others:
             shown = ""
             if name == "alone":
-                if (ceiling := ceilings(store, problem)) is not None:
+                if (ceiling := ceilings(runs, PROBLEMS[problem])) is not None:
                     means[name].append(float(np.mean(ceiling - on.means)))
                     shown = f"{means[name][-1]:+.2f}"
-            elif found := result(store, problem, name, asked.tuned, asked.tested):
-                means[name].append(paired(found, on).mean)
-                shown = str(paired(found, on))
+            elif found := runs.result(problem, name, asked.tuned, kind(asked)):
+                means[name].append(found.over(on).mean)
+                shown = str(found.over(on))
                 seeds.add(len(found.tests.keys() & on.tests))
             row.append(shown)
         rows.append([*row, " to ".join(map(str, sorted(seeds)))])
     if len(rows) > 1:
         over = [str(interval(np.array(each))) if len(each) > 1 else "" for each in means.values()]
         rows.append(["*mean, interval over problems*", "", *over, ""])
-    return table(["problem", base, *(f"{name} − {base}" for name in others), "seeds"], rows)
+    return Table("", ["problem", base, *(f"{name} − {base}" for name in others), "seeds"], rows)
 
 
-def tested(store: Store, name: str, base: str, problem: str) -> str:
+def tested(runs: Sweep, name: str, base: str, problem: str) -> str:
     """How far a candidate is above another in the first tests, at rates by as many seeds."""
-    found = best_tuned(store, PROBLEMS[problem], name, base)
-    return str(paired(found[0], found[1])) if found else "missing"
+    found = best_tuned(runs, PROBLEMS[problem], name, base)
+    return str(found[0].over(found[1])) if found else "missing"
 
 
-def difference(store: Store, question: str, name: str, base: str, over: str) -> str:
+def difference(runs: Sweep, question: str, name: str, base: str, over: str) -> str:
     """How far a candidate is above another on one problem, or on average over seeds or nets."""
-    found = _differences(store, question, name, base)
+    found = _differences(runs, question, name, base)
     shown = interval(found[over]) if over in found else _average(found, over)
     return str(shown or "missing").replace("-", "−")
 
 
-def summary(store: Store) -> str:
+def summary(runs: Sweep) -> Table:
     """What clipping and OSGD gain over SGD with fresh seeds, and the time of a step."""
-    seconds, rows = times.read(store.path.parent / times.FILE), []
+    rows = []
     names = {"sgd-clipped": "SGD, gradient clipped to norm 1"}
     names |= {f"osgd-{scope}": f'OSGD, `scope="{scope}"`' for scope in ("all", "shared")}
     for name, about in names.items():
-        found = _differences(store, "confirm", name, "sgd")
+        found = _differences(runs, "confirm", name, "sgd")
         if not found:
             continue
         both = [average for over in ("seeds", "nets") if (average := _average(found, over))]
@@ -150,22 +143,23 @@ def summary(store: Store) -> str:
         ahead = [interval(values) for values in found.values()]
         beyond = sum(each.mean > each.half_width for each in ahead)
         counts = [f"{sum(each.mean > 0 for each in ahead)} of {len(ahead)}", beyond]
-        steps = [seconds[p][name]["median"] for p in found if p in seconds]
+        measured = (times.median(runs.store, problem, name) for problem in found)
+        steps = [time for time in measured if time is not None]
         time = f"{min(steps):.2f} to {max(steps):.2f}" if steps else ""
         rows.append([about, *gain, *counts, time])
     header = ["method", "over SGD", "over seeds", "over nets", "ahead on", "beyond the interval"]
-    return table([*header, "time of a step over SGD's"], rows)
+    return Table("", [*header, "time of a step over SGD's"], rows)
 
 
-def rates(store: Store) -> str:
+def rates(runs: Sweep) -> Table:
     """Validation accuracy at the best rate of ten seeds and at multiples of it."""
     rows = []
     for problem in FAMILIES:
         best = {}
         for name in QUESTIONS["rates"].methods:
-            runs = store.of(problem.name, name)
-            if not to_tune(runs, TEN, CANDIDATES[name].rates):
-                best[name] = best_rate(runs, TEN), at_rates(runs, TEN)
+            if not runs.to_tune(problem.name, name, TEN):
+                scores = runs.tuning(problem.name, name, TEN)
+                best[name] = runs.best_rate(problem.name, name, TEN), scores
         for name, (rate, scores) in best.items():
             near = [np.mean(list(scores.get(rate * by, {0: np.nan}).values())) for by in _NEAR]
             shown = ["" if np.isnan(mean) else f"{mean:.1f}" for mean in near]
@@ -173,19 +167,19 @@ def rates(store: Store) -> str:
             if name != "osgd-shared" and "osgd-shared" in best:
                 other, base = best["osgd-shared"]
                 values = [scores[rate][seed] - base[other][seed] for seed in TEN]
-                on_tests = tested(store, name, "osgd-shared", problem.name)
+                on_tests = tested(runs, name, "osgd-shared", problem.name)
                 differences = [str(interval(np.array(values))), on_tests]
             rows.append([problem.name, name, f"{rate:g}", *shown, *differences])
     header = ["problem", "method", "best rate", *(f"×{by:g}" for by in _NEAR)]
-    return table([*header, "best − osgd-shared's", "tests − osgd-shared's"], rows)
+    return Table("", [*header, "best − osgd-shared's", "tests − osgd-shared's"], rows)
 
 
-def confirmed(store: Store) -> str:
+def confirmed(runs: Sweep) -> Table:
     """Tests with fresh seeds, and paired differences of them, by problem and on average."""
     question, rows = QUESTIONS["confirm"], []
-    scores = {name: _scores(store, "confirm", name) for name in question.methods}
-    pairs = [_differences(store, "confirm", *pair) for pair in _PAIRS]
-    for problem in [problem.name for problem in question.problems]:
+    scores = {name: _scores(runs, "confirm", name) for name in question.methods}
+    pairs = [_differences(runs, "confirm", *pair) for pair in _PAIRS]
+    for problem in question.problems:
         means = [
             f"{each[problem].mean():.2f}" if problem in each else "" for each in scores.values()
         ]
@@ -194,69 +188,72 @@ def confirmed(store: Store) -> str:
     for over, said in (("seeds", "seeds"), ("nets", "problems")):
         overall = [str(_average(found, over) or "") for found in pairs]
         rows.append([f"*mean, interval over {said}*", *[""] * len(scores), *overall])
-    return table(["problem", *question.methods, *(f"{a} − {b}" for a, b in _PAIRS)], rows)
+    return Table("", ["problem", *question.methods, *(f"{a} − {b}" for a, b in _PAIRS)], rows)
 
 
-def scopes(store: Store) -> str:
+def scopes(runs: Sweep) -> Table:
     """Scope "all" less scope "shared" on every net of the study, and the mean over nets."""
     rows, means = [], []
-    for problem, by, seeds, found in _scopes(store, "all"):
+    for problem, by, seeds, found in _scopes(runs, "all"):
         rows.append([problem.name, by, seeds, str(found)])
         means.append(found.mean)
     if len(means) > 1:
         over = str(interval(np.array(means)))
         rows.append([f"*mean over the {len(means)} nets, interval over nets*", "", "", over])
     header = ["problem", "seeds that chose the rate", "test seeds", "osgd-all − osgd-shared"]
-    return table(header, rows)
+    return Table("", header, rows)
 
 
-def scope(store: Store, among: str) -> str:
+def scope(runs: Sweep, among: str) -> str:
     """The mean over nets, `"all"` or `"images"`, of scope "all" less scope "shared"."""
-    means = np.array([found.mean for *_, found in _scopes(store, among)])
+    means = np.array([found.mean for *_, found in _scopes(runs, among)])
     return str(interval(means)) if len(means) else "missing"
 
 
-def screened(store: Store) -> str:
+def screened(runs: Sweep) -> Table:
     """Validation accuracy of all candidates in tuning and in ranking, best first."""
     found = []
     for name in CANDIDATES:
-        runs = store.of(SCREEN.name, name)
-        if not (means := by_rate(runs, TWO)):
+        if not (means := runs.mean_scores(SCREEN.name, name, TWO)):
             continue
-        rate = best_rate(runs, TWO)
-        ranks = [run["validation_accuracy"] for run in at(runs, "rank", rate, TEN)]
-        steps = {"ranking": ranks, "tests": any(run["stage"] == "test" for run in runs)}
-        steps["other problems"] = any(store.of(each.name, name) for each in FAMILIES[1:])
+        rate = runs.best_rate(SCREEN.name, name, TWO)
+        ranked = runs.at(SCREEN.name, name, "rank", rate, TEN)
+        ranks = [row["validation_accuracy"] for row in ranked]
+        steps = {
+            "ranking": ranks,
+            "tests": any(row["stage"] == "test" for row in runs.store.of(SCREEN.name, name)),
+        }
+        steps["other problems"] = any(runs.store.of(p.name, name) for p in FAMILIES[1:])
         went = ", ".join(step for step, gone in steps.items() if gone)
         ranked = f"{100 * np.mean(ranks):.1f}" if ranks else ""
         shown = [CANDIDATES[name].about, f"{rate:g}", f"{means[rate]:.1f}", ranked, went]
         found.append((means[rate], [name, *shown]))
     found.sort(key=lambda each: -each[0])
     header = ["name", "method", "rate", "tuned", "ranked", "went on to"]
-    return table(header, [row for _, row in found])
+    return Table("", header, [row for _, row in found])
 
 
-def settings_by_two(store: Store) -> str:
+def settings_by_two(runs: Sweep) -> Table:
     """OSGD against SGD in other settings, at rates that two seeds chose."""
     rows = []
     for problem in (SCREEN, *SETTINGS):
         seeds = FIRST if problem is SCREEN else TEN
-        base = result(store, problem, "sgd", TWO, seeds)
+        base = runs.result(problem.name, "sgd", TWO, seeds)
         for name in ("osgd-shared", "osgd-all", "osgd-reach", "osgd-leaf"):
-            if base and (found := result(store, problem, name, TWO, seeds)):
+            if base and (found := runs.result(problem.name, name, TWO, seeds)):
                 means = (f"{each.means.mean():.1f}" for each in (base, found))
-                rows.append([problem.name, name, *means, paired(found, base), len(found.tests)])
-    return table(["setting", "method", "SGD", "OSGD", "OSGD − SGD", "seeds"], rows)
+                rows.append([problem.name, name, *means, found.over(base), len(found.tests)])
+    return Table("", ["setting", "method", "SGD", "OSGD", "OSGD − SGD", "seeds"], rows)
 
 
 def _shown(seeds: range) -> str:
     return f"{seeds[0]} to {seeds[-1]}"
 
 
-def _scores(store: Store, question: str, name: str) -> dict[str, np.ndarray]:
+def _scores(runs: Sweep, question: str, name: str) -> dict[str, np.ndarray]:
     """Mean over outputs of each test, `[seeds]`, by problem; of those with all seeds."""
     asked = QUESTIONS[question]
-    found = {p.name: result(store, p, name, asked.tuned, asked.seeds) for p in asked.problems}
+    found = {p: runs.result(p, name, asked.tuned, asked.seeds) for p in asked.problems}
     return {
         problem: np.array([each.tests[seed].mean() for seed in asked.seeds])
         for problem, each in found.items()
@@ -264,8 +261,8 @@ def _scores(store: Store, question: str, name: str) -> dict[str, np.ndarray]:
     }
 
 
-def _differences(store: Store, question: str, name: str, base: str) -> dict[str, np.ndarray]:
-    first, second = (_scores(store, question, each) for each in (name, base))
+def _differences(runs: Sweep, question: str, name: str, base: str) -> dict[str, np.ndarray]:
+    first, second = (_scores(runs, question, each) for each in (name, base))
     return {problem: first[problem] - second[problem] for problem in first if problem in second}
 
 
@@ -275,13 +272,13 @@ def _average(found: dict[str, np.ndarray], over: str) -> Interval | None:
     return None if not found or axis is None else interval(np.mean(list(found.values()), axis))
 
 
-def _scopes(store: Store, among: str) -> list[tuple[Problem, str, str, Interval]]:
+def _scopes(runs: Sweep, among: str) -> list[tuple[Problem, str, str, Interval]]:
     found = []
     for problem in {"all": (*FAMILIES, *IMAGES), "images": IMAGES}[among]:
         for tuned, seeds in ((TEN, FRESH), (TEN, FIRST), (TWO, FIRST)):
-            both = [result(store, problem, f"osgd-{s}", tuned, seeds) for s in ("all", "shared")]
+            both = [runs.result(problem.name, f"osgd-{s}", tuned, seeds) for s in ("all", "shared")]
             if both[0] and both[1]:
                 kind = f"{len(both[0].tests)}{' fresh' if seeds == FRESH else ''}"
-                found.append((problem, str(len(tuned)), kind, paired(both[0], both[1])))
+                found.append((problem, str(len(tuned)), kind, both[0].over(both[1])))
                 break
     return found

@@ -1,58 +1,57 @@
-"""How long a step of training takes by each method, all measured in turn in one process."""
+"""Time of a training step by each method, all measured in turn in one process."""
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
 
-from experiments.benchmark.timing import spread, time_in_turn
+from experiments.app.machine import machine
 from experiments.data import Dataset
-from experiments.files import read_json, write_json
-from experiments.study.candidates import CANDIDATES
-from experiments.study.problems import Problem
-from experiments.tables import machine
+from experiments.lab.store import Row, Store
+from experiments.lab.timing import spread, time_in_turn
+from experiments.studies.anytime.candidates import CANDIDATES
+from experiments.studies.anytime.problems import Problem
 
 TIMED = ("sgd", "sgd-clipped", "osgd-shared", "osgd-all")
-
-FILE = "times.json"
 
 _ROUNDS = 40
 
 
-def measure(problem: Problem, dataset: Dataset) -> dict[str, dict[str, float]]:
-    """Time of a step by the time of SGD's in the same round, by method.
+def measure(problem: Problem, dataset: Dataset) -> list[Row]:
+    """Return the time of a step over that of SGD in the same round, a row for each method.
 
-    One net is trained at a time: a step of it, or an epoch where a call trains on a whole one.
+    One net is trained at a time: one step, or one epoch where a call trains on a whole one.
     """
     steps = {
         name: problem.trainer(dataset, CANDIDATES[name].make(problem)).stepper() for name in TIMED
     }
     seconds = time_in_turn(steps, _ROUNDS)
-    return {name: spread(each / seconds["sgd"]) for name, each in seconds.items()}
+    key = {"problem": problem.name, "stage": "time", "learning_rate": 0.0, "seed": 0}
+    where = machine()
+    return [
+        {"method": name} | key | spread(each / seconds["sgd"]) | {"machine": where}
+        for name, each in seconds.items()
+    ]
 
 
 def complete(
-    path: Path,
-    among: Iterable[Problem],
+    store: Store,
+    problems: Iterable[Problem],
     load: Callable[[Problem], Dataset],
     advance: Callable[[str], None],
 ) -> None:
-    """Measure what is not in the file yet.
+    """Measure the problems that have no times yet.
 
     Args:
-      path: of the file.
-      among: problems to measure.
+      store: of the rows.
+      problems: to measure.
       load: loads the data of a problem.
       advance: called with a line before each problem.
     """
-    times = read(path)
-    for problem in among:
-        if problem.name not in times:
+    for problem in problems:
+        if median(store, problem.name, "sgd") is None:
             advance(f"{problem.name}: time of a step")
-            times[problem.name] = measure(problem, load(problem)) | {"machine": machine()}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, times)
+            store.add(measure(problem, load(problem)))
 
 
-def read(path: Path) -> dict[str, Any]:
-    """What was measured, by problem and method."""
-    return read_json(path) if path.exists() else {}
+def median(store: Store, problem: str, method: str) -> float | None:
+    """Return the median time of a step over SGD's; None if it was not measured."""
+    rows = [row for row in store.of(problem, method) if row["stage"] == "time"]
+    return rows[0]["median"] if rows else None

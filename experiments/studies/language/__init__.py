@@ -1,1 +1,1 @@
-"""Nested Transformers on text: `python -m experiments.study.language`."""
+"""The study of nested Transformers on text."""

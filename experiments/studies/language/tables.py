@@ -2,112 +2,119 @@
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from rich.table import Table
 
-from experiments.study.language.ways import BALANCES, NETS, OUTPUTS, UPDATES, named
-from experiments.tables import interval
+from experiments.lab.report import Table
+from experiments.lab.statistics import interval, paired
+from experiments.lab.store import Row, Store
+from experiments.lab.sweep import Sweep
+from experiments.studies.language.ways import BALANCES, NETS, OUTPUTS, UPDATES, WAYS, named
 from osgd_jax import plots
 
+TITLE = "Nested Transformers on text"
+_OUTPUTS = [f"output {k + 1}" for k in range(OUTPUTS)]
 
-def bits_table(rows: list[dict[str, Any]]) -> Table:
-    """Bits per token of each output."""
-    shown = Table(
-        title="Test bits per byte of each output, the mean over seeds and its 95 % interval"
+
+def sweep(store: Store) -> Sweep:
+    """Return the rows with this study's grids and scores, which are bits per byte."""
+    return Sweep(
+        store,
+        lambda way: UPDATES[WAYS[way].update],
+        lambda row: -float(np.mean(row["validation"])),
+        lambda row: np.array(row["test"]),
     )
-    for column in ("way", "rate", "thousand multiply-adds a token", "bits per byte"):
-        shown.add_column(column, justify="left" if column == "way" else "right")
-    for column in ("thousand parameters", "GFLOP a step"):
-        shown.add_column(column, justify="right")
+
+
+def rows_of(store: Store) -> list[Row]:
+    """Return a row of figures for each way that was tested."""
+    runs, text = sweep(store), store.about["settings"]["data"]
+    looks = [row for row in store.all() if row["stage"] == "look"]
+
+    def bits(look: Row) -> list[list[float]]:
+        rows = runs.at(text, look["method"], "test", look["learning_rate"], range(100, 1000))
+        return [row["test"] for row in rows]
+
+    return [{"way": look["method"], "bits": bits(look)} | look for look in looks]
+
+
+def bits_table(rows: list[Row]) -> Table:
+    """Return bits per byte of each output."""
+    title = "Test bits per byte of each output, the mean over seeds and its 95 % interval"
+    header = ["way", "rate", "thousand multiply-adds a token", "bits per byte"]
+    table = Table(title, [*header, "thousand parameters", "GFLOP a step"])
     for row in rows:
-        bits = np.array(row["bits"]).T
-        found = [interval(each) for each in bits]
-        shown.add_row(
+        table.add(
             row["way"],
             f"{row['learning_rate']:g}",
             " ".join(f"{each / 1e3:.0f}" for each in row["multiply_adds"]),
-            ", ".join(f"{each.mean:.3f} ± {each.half_width:.3f}" for each in found),
+            ", ".join(f"{interval(each):.3f}" for each in np.array(row["bits"]).T),
             f"{row['parameters'][-1] / 1e3:.0f}",
             f"{row['gflop']:.2f}",
         )
-    return shown
+    return table
 
 
 def ngrams_table(bits: list[float]) -> Table:
-    """Bits per byte of models that count."""
-    shown = Table(title="Test bits per byte of n-grams of the same training text")
-    for n in range(1, len(bits) + 1):
-        shown.add_column(f"{n}-gram", justify="right")
-    shown.add_row(*[f"{each:.3f}" for each in bits])
-    return shown
+    """Return bits per byte of models that count."""
+    title = "Test bits per byte of n-grams of the same training text"
+    header = [f"{n}-gram" for n in range(1, len(bits) + 1)]
+    return Table(title, header, [[f"{each:.3f}" for each in bits]], words=0)
 
 
-def alone_table(rows: list[dict[str, Any]]) -> Table:
-    """What an output loses by being one of several, in pairs of the same seed."""
-    shown = Table(title="Bits per byte less those of a net trained alone of equal multiply-adds")
-    for column in ("net", "output", "less"):
-        shown.add_column(column, justify="left" if column == "net" else "right")
-    shown.add_column("difference", justify="right")
+def alone_table(rows: list[Row]) -> Table:
+    """Return the loss of an output by being one of several, in pairs of the same seed."""
+    title = "Bits per byte less those of a net trained alone of equal multiply-adds"
+    table = Table(title, ["net", "output", "less", "difference"])
     alone = [row for row in rows if row["way"].endswith("alone")]
     for row in rows:
         if row["way"] in NETS:
             bits, costs = np.array(row["bits"]), row["multiply_adds"]
             for k, other in itertools.product(range(OUTPUTS), alone):
                 if np.isclose(costs[k], other["multiply_adds"][0], rtol=0.03):
-                    less = interval(bits[:, k] - np.array(other["bits"])[:, 0])
-                    figures = f"{less.mean:+.3f} ± {less.half_width:.3f}"
-                    shown.add_row(row["way"], str(k + 1), other["way"], figures)
-    return shown
+                    less = paired(bits[:, k], np.array(other["bits"])[:, 0])
+                    table.add(row["way"], k + 1, other["way"], f"{less:+.3f}")
+    return table
 
 
-def balances_table(rows: list[dict[str, Any]]) -> Table:
-    """What the balances change on the width-nested net, in pairs of the same seed."""
-    shown = Table(title="Bits per byte less those of the sum with the same optimizer, width-nested")
-    for column in ("balance", "before", "mean over outputs", *_outputs()):
-        shown.add_column(column, justify="left" if column in ("balance", "before") else "right")
+def balances_table(rows: list[Row]) -> Table:
+    """Return the effect of the balances on the width-nested net, in pairs of the same seed."""
+    title = "Bits per byte less those of the sum with the same optimizer, width-nested"
+    table = Table(title, ["balance", "before", "mean over outputs", *_OUTPUTS], words=2)
     found = {row["way"]: np.array(row["bits"]) for row in rows}
-    for update in UPDATES:
-        for balance in BALANCES:
-            sum_of = found.get(named("sum", update))
-            bits = found.get(named(balance, update))
-            if bits is None or sum_of is None or balance == "sum":
-                continue
-            less = bits - sum_of
-            figures = [less.mean(1), *less.T]
-            words = [f"{i.mean:+.3f} ± {i.half_width:.3f}" for i in map(interval, figures)]
-            shown.add_row(balance, update, *words)
-    return shown
+    for update, balance in itertools.product(UPDATES, BALANCES):
+        base, bits = found.get(named("sum", update)), found.get(named(balance, update))
+        if bits is not None and base is not None and balance != "sum":
+            less = bits - base
+            figures = [f"{interval(each):+.3f}" for each in (less.mean(1), *less.T)]
+            table.add(balance, update, *figures)
+    return table
 
 
-def conflict_table(rows: list[dict[str, Any]]) -> Table:
-    """What `osgd_jax.diagnose` says of training on the sum."""
-    shown = Table(title="Conflict between the outputs' gradients in training on the sum")
-    for column in ("way", "alignment", "least mean cosine", "most often negative"):
-        shown.add_column(column, justify="left" if column == "way" else "right")
+def conflict_table(rows: list[Row]) -> Table:
+    """Return the diagnosis of training on the sum."""
+    title = "Conflict between the outputs' gradients in training on the sum"
+    table = Table(title, ["way", "alignment", "least mean cosine", "most often negative"])
     for row in rows:
         if row["way"] in (*NETS, named("sum", "sgd")):
             figures = f"{row['alignment']:+.2f}", f"{row['least_cosine']:+.2f}"
-            shown.add_row(row["way"], *figures, f"{row['opposed']:.0%}")
-    return shown
+            table.add(row["way"], *figures, f"{row['opposed']:.0%}")
+    return table
 
 
-def _outputs() -> list[str]:
-    return [f"output {k + 1}" for k in range(OUTPUTS)]
+def tables(store: Store) -> list[Table]:
+    """Return all tables of the study."""
+    rows = rows_of(store)
+    (counted,) = store.of(store.about["settings"]["data"], "n-grams")
+    builders = (bits_table, alone_table, balances_table, conflict_table)
+    return [*(build(rows) for build in builders), ngrams_table(counted["bits"])]
 
 
-def tables(results: dict[str, Any]) -> list[Table]:
-    """Bits of nets, what nets alone and balances change, conflict, and bits of n-grams."""
-    made = (bits_table, alone_table, balances_table, conflict_table)
-    return [*(table(results["rows"]) for table in made), ngrams_table(results["ngrams"])]
-
-
-def draw(results: dict[str, Any], folder: Path) -> None:
+def draw(store: Store, folder: Path) -> None:
     """Draw bits against multiply-adds, and cosines over training, into a folder."""
     from matplotlib.figure import Figure
 
-    rows = {row["way"]: row for row in results["rows"]}
+    rows = {row["way"]: row for row in rows_of(store)}
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.subplots()
     for name, row in rows.items():
@@ -130,7 +137,7 @@ def draw(results: dict[str, Any], folder: Path) -> None:
     panels = figure.subplots(1, max(1, len(seen)), squeeze=False, sharey=True)[0]
     for axes, (name, row) in zip(panels, seen.items(), strict=False):
         cosines = np.array(row["cosines"])
-        plots.cosines(np.linspace(0, 1, len(cosines)), cosines, names=_outputs(), axes=axes)
+        plots.cosines(np.linspace(0, 1, len(cosines)), cosines, names=_OUTPUTS, axes=axes)
         axes.set_title(name)
         axes.set_xlabel("share of the steps")
         if axes is not panels[0]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.methods import Scope
+from experiments.app.methods import Scope
 from osgd_jax import nets
 
 OUTPUTS = 3

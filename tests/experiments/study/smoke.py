@@ -18,7 +18,7 @@ from experiments.study.problems import SCREEN
 from experiments.study.questions import FIRST
 from experiments.study.results import best_tuned
 from experiments.study.store import Store
-from experiments.trainer import Run
+from experiments.lab.sweep import Run
 
 CORNER = ("sgd", "osgd-all")
 RUNS = Path("experiments/results/study/runs.jsonl")

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.methods import Method
+from experiments.app.methods import Method
 from experiments.study import times, why
 from experiments.study.candidates import CANDIDATES, Candidate
 from experiments.study.looks import Observer
@@ -16,7 +16,7 @@ from experiments.study.questions import FIRST, TWO, Question
 from experiments.study.runs import answer, lengthened
 from experiments.study.selection import best_rate
 from experiments.study.store import Store
-from experiments.trainer import Run
+from experiments.lab.sweep import Run
 from tests.experiments.study.storing import store
 
 _SMALL = dataclasses.replace(SCREEN, name="small", widths=(8, 8), train_size=200, epochs=2)

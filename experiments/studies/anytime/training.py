@@ -1,7 +1,9 @@
-"""What the study keeps of a net: its scores, and looks at the gradients while it is trained."""
+"""Trains the study's runs, and measures each: scores, and looks at the gradients in training."""
 
+import dataclasses
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -9,13 +11,77 @@ import jax.numpy as jnp
 import numpy as np
 
 import osgd_jax
-from experiments.trainer import Run, Trained, Trainer
+from experiments.data import Dataset
+from experiments.lab.store import Row
+from experiments.lab.sweep import Run
+from experiments.lab.vectorized import Trained, Trainer
+from experiments.studies.anytime.candidates import METHODS, Candidate
+from experiments.studies.anytime.problems import PROBLEMS, Problem
+from experiments.studies.anytime.questions import FRESH, TWO
 from experiments.training.step import State
+
+# Fields of the looks at the gradients that are stored, by stage.
+_STORED = {
+    "test": ("epoch", "task_cosines", "shared_norm", "private_norm"),
+    "look": ("epoch", "stage_cosines"),
+}
 
 # How often in a run the gradients are looked at.
 _LOOKS = 5
 
 _DIGITS = 4
+
+
+class Training:
+    """Trains runs of the study, for `Sweep.answer`.
+
+    Args:
+      load: loads the data of a problem, called when something has to be trained.
+      problems: the problems by name.
+      methods: the methods by name.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Problem], Dataset],
+        problems: dict[str, Problem] = PROBLEMS,
+        methods: dict[str, Candidate] = METHODS,
+    ):
+        self._load, self._problems, self._methods = load, problems, methods
+        self._observer = functools.lru_cache(1)(self._make_observer)
+
+    def __call__(
+        self, problem: str, method: str, stage: str, runs: list[Run]
+    ) -> Iterator[list[Row]]:
+        """Train the runs; yield the rows of each group that trains together."""
+        observer = self._observer(problem, method)
+        for group in observer.trainer.groups(runs):
+            yield list(_rows(observer, stage, group))
+
+    def _make_observer(self, problem: str, method: str) -> "Observer":
+        candidate = self._methods[method]
+        longer = lengthened(self._problems[problem], candidate)
+        dataset = self._load(self._problems[problem])
+        group = len(TWO) * len(candidate.rates)
+        return Observer(longer.trainer(dataset, candidate.make(longer), group))
+
+
+def lengthened(problem: Problem, candidate: Candidate) -> Problem:
+    """Return the problem with as many epochs as the candidate trains for."""
+    return dataclasses.replace(problem, epochs=round(candidate.epochs * problem.epochs))
+
+
+def _rows(observer: "Observer", stage: str, group: list[Run]) -> Iterator[Row]:
+    # A group is of first seeds or of fresh ones, but for one that goes on from the former.
+    fields = _STORED.get(stage, ()) if any(run.seed not in FRESH for run in group) else ()
+    measured = observer.train(group, test=stage == "test", look=bool(fields))
+    work = int(observer.trainer.flops()) * observer.trainer.num_steps
+    for run, measures in zip(group, measured, strict=True):
+        looks = measures.pop("looks", [])
+        stored = {field: [look[field] for look in looks] for field in fields}
+        key = {"stage": stage, "learning_rate": run.learning_rate, "seed": run.seed}
+        extra = {"looks": stored} if stored and run.seed not in FRESH else {}
+        yield key | measures | extra | {"work": work}
 
 
 class Observer:
@@ -36,7 +102,6 @@ class Observer:
         *,
         test: bool,
         look: bool,
-        advance: Callable[[], None] = lambda: None,
     ) -> list[dict[str, Any]]:
         """Train a group of nets; return what is kept of each.
 
@@ -44,7 +109,6 @@ class Observer:
           runs: as many as the trainer's group.
           test: whether to look at the test data.
           look: whether to look at the gradients.
-          advance: called after each epoch.
         """
         trainer, looks = self.trainer, []
         look_at = np.unique(np.linspace(0, trainer.epochs - 1, _LOOKS).astype(int)).tolist()
@@ -53,7 +117,7 @@ class Observer:
             if look and epoch in look_at:
                 looks.append({"epoch": epoch} | self.look(state, batches))
 
-        trained = trainer.train(runs, watch=watch, advance=advance)
+        trained = trainer.train(runs, watch=watch)
         kept = self._scored(trained, test)
         for i, run in enumerate(kept):
             if look:

@@ -1,0 +1,1 @@
+"""Studies: sweeps of the laboratory with their own measures and tables."""
