@@ -2,10 +2,14 @@
 
 import importlib.metadata
 import re
+import sys
 from pathlib import Path
 
 from docutils import nodes
 from latex2mathml.converter import convert
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from experiments import pages  # noqa: E402 - found by the line before
 
 project = "osgd_jax"
 release = importlib.metadata.version("osgd-jax")
@@ -53,25 +57,21 @@ def _write_math(display):
     return visit, None
 
 
-def _tables_of_results():
-    """Every table that a program of `experiments/` has written, but for that of the weightings."""
-    results = Path(__file__).parents[1] / "experiments" / "results"
-    written = [
-        path
-        for folder in (".", "benchmark", "study")
-        for path in sorted((results / folder).glob("*.md"))
-        if path.name != "weightings.md"
-    ]
+def _tables_of_results(generated):
+    """Every table that a program of `experiments/` has measured, but for that of the weightings."""
+    benchmarks = Path(__file__).parents[1] / "experiments" / "results" / "benchmark"
+    written = [path for path in sorted(benchmarks.glob("*.md")) if path.name != "weightings.md"]
+    written = [generated / "study.md", *written, generated / "language.md"]
     text = "\n".join(path.read_text() for path in written)
-    # Links to files beside the tables, seen from here.
-    return re.sub(r"\]\((?![a-z]+:|#)", "](../experiments/results/", text)
+    # Links to files beside the pages, seen from here.
+    return re.sub(r"\]\((?![a-z]+:|#)", "](generated/", text)
 
 
 def setup(app):
     """Write what is generated, draw formulas, and tidy the reference."""
     generated = Path(__file__).parent / "generated"
-    generated.mkdir(exist_ok=True)
-    (generated / "results.md").write_text(_tables_of_results())
+    pages.write(generated)
+    (generated / "results.md").write_text(_tables_of_results(generated))
     app.add_html_math_renderer("mathml", _write_math("inline"), _write_math("block"))
     app.connect("autodoc-process-docstring", _escape, priority=400)  # before napoleon
     app.connect("autodoc-skip-member", _leave_out_tuple_fields)
