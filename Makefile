@@ -28,7 +28,7 @@ paper-scale: .venv/ready ## Train a recipe of the paper's scale, on a GPU: RECIP
 	$(BIN)/python -m experiments.paper_scale $(RECIPE) --method $(METHOD) $(OPTIONS)
 
 study-smoke: .venv/ready ## Train a corner of the study again and compare it with what is stored
-	$(BIN)/python -m tests.experiments.study.smoke
+	$(BIN)/python -m tests.experiments.studies.smoke
 
 # Most programs of the tests run once: compiling them is most of the time, so it is done in haste.
 HASTE := --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1

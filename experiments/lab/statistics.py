@@ -20,10 +20,11 @@ class Interval(NamedTuple):
     half_width: float
 
     def __format__(self, spec: str) -> str:
+        spec = spec or "+.2f"
         return f"{self.mean:{spec}} ± {self.half_width:{spec.lstrip('+')}}"
 
     def __str__(self) -> str:
-        return f"{self:+.2f}"
+        return f"{self}"
 
     @property
     def sign(self) -> int:

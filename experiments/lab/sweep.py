@@ -157,9 +157,19 @@ class Sweep:
         return {rate: float(np.mean(list(each.values()))) for rate, each in scores.items()}
 
     def best_rate(self, problem: str, method: str, seeds: range) -> float:
-        """Return the rate with the highest mean score; the first of the grid without any score."""
-        means = self.mean_scores(problem, method, seeds) or {self.rates(method)[0]: 0.0}
-        return max(means, key=lambda rate: means[rate])
+        """Return the rate with the highest mean score.
+
+        Raises:
+          ValueError: no run has tuned, and the grid has several rates.
+        """
+        means = self.mean_scores(problem, method, seeds)
+        grid = self.rates(method)
+        if not means and len(grid) > 1:
+            raise ValueError(
+                f"`tuned` must choose from {len(grid)} rates of {method}, got {seeds}, of which no"
+                " seed has run; name seeds that tune."
+            )
+        return max(means, key=lambda rate: means[rate]) if means else grid[0]
 
     def at(self, problem: str, method: str, stage: str, rate: float, seeds: range) -> list[Row]:
         """Return the rows of one stage at one rate."""

@@ -10,6 +10,8 @@ from experiments.lab.report import Table
 from experiments.lab.sweep import Sweep
 from experiments.studies.anytime import figures, tables, why
 
+PLACE = re.compile(r"\{\{(.+?)\}\}")
+
 # What the text may ask for as {{name argument ...}}.
 PLACES: dict[str, Callable[..., Any]] = {
     function.__name__: function
@@ -64,7 +66,7 @@ def filled(text: str, runs: Sweep, folder: Path) -> str:
         shown = places[name](runs, *arguments)
         return shown.markdown.rstrip("\n") if isinstance(shown, Table) else shown
 
-    text = re.sub(r"\{\{(.+?)\}\}", fill, text)
+    text = PLACE.sub(fill, text)
     if unused := places.keys() - used:
         raise ValueError(f"Use {', '.join(sorted(unused))} in the text, or delete what makes them.")
     return text

@@ -8,16 +8,15 @@ import optax
 import pytest
 
 from experiments.app.methods import Method
-from experiments.study import times, why
-from experiments.study.candidates import CANDIDATES, Candidate
-from experiments.study.looks import Observer
-from experiments.study.problems import PROBLEMS, SCREEN
-from experiments.study.questions import FIRST, TWO, Question
-from experiments.study.runs import answer, lengthened
-from experiments.study.selection import best_rate
-from experiments.study.store import Store
-from experiments.lab.sweep import Run
-from tests.experiments.study.storing import store
+from experiments.lab.store import Store
+from experiments.lab.sweep import Question, Run
+from experiments.studies.anytime import times, why
+from experiments.studies.anytime.candidates import CANDIDATES, METHODS, Candidate
+from experiments.studies.anytime.problems import PROBLEMS, SCREEN
+from experiments.studies.anytime.questions import FIRST, TWO
+from experiments.studies.anytime.results import sweep
+from experiments.studies.anytime.training import Observer, Training, lengthened
+from tests.experiments.studies.storing import study
 
 _SMALL = dataclasses.replace(SCREEN, name="small", widths=(8, 8), train_size=200, epochs=2)
 
@@ -27,12 +26,16 @@ def dataset():
     return _SMALL.load(None, None)
 
 
+def _training(load):
+    return Training(load, {"small": _SMALL})
+
+
 def test_runs_are_kept_and_not_done_again(tmp_path, dataset):
-    question = Question("", (_SMALL,), ("sgd",), TWO, FIRST[:3])
-    store = Store(tmp_path / "runs.jsonl")
-    answer(question, store, lambda problem: dataset)
-    kept = store.of("small", "sgd")
-    rate = best_rate(kept, TWO)
+    question = Question("", ("small",), ("sgd",), TWO, FIRST[:3])
+    runs = sweep(Store(tmp_path / "rows.jsonl.gz"))
+    runs.answer(question, _training(lambda problem: dataset))
+    kept = runs.store.of("small", "sgd")
+    rate = runs.best_rate("small", "sgd", TWO)
     tests = [(run["learning_rate"], run["seed"]) for run in kept if run["stage"] == "test"]
     assert tests == [(rate, 100), (rate, 101), (rate, 102)]
     for run in kept:
@@ -41,26 +44,27 @@ def test_runs_are_kept_and_not_done_again(tmp_path, dataset):
     def no_data(problem):
         raise AssertionError("a run was done again")
 
-    answer(question, Store(store.path), no_data)
+    again = sweep(Store(runs.store.path))
+    again.answer(question, _training(no_data))
     with pytest.raises(AssertionError):
-        answer(question._replace(seeds=FIRST[:4]), Store(store.path), no_data)
+        again.answer(question._replace(seeds=FIRST[:4]), _training(no_data))
 
 
-def test_grid_goes_on_beyond_its_end(tmp_path, dataset, monkeypatch):
+def test_grid_goes_on_beyond_its_end(dataset, monkeypatch):
     def make(problem):
         return Method("sgd", functools.partial(optax.sgd))
 
     rates = (1e-6, 2e-6, 4e-6, 8e-6, 16e-6)
-    monkeypatch.setitem(CANDIDATES, "slow", Candidate(make, "slow", rates))
-    store = Store(tmp_path / "runs.jsonl")
-    answer(Question("", (_SMALL,), ("slow",), TWO, range(0)), store, lambda problem: dataset)
-    kept = store.of("small", "slow")
-    tried = sorted({run["learning_rate"] for run in kept})
-    best = best_rate([run for run in kept if run["learning_rate"] in rates], TWO)
-    assert (len(tried) == 10) == (best in (rates[0], rates[-1]))
+    monkeypatch.setitem(METHODS, "slow", Candidate(make, "slow", rates))
+    runs = sweep(Store(None))
+    question = Question("", ("small",), ("slow",), TWO, range(0))
+    runs.answer(question, _training(lambda problem: dataset))
+    means = runs.mean_scores("small", "slow", TWO)
+    best = max(rates, key=means.__getitem__)
+    assert (len(means) == 10) == (best in (rates[0], rates[-1]))
 
 
-def test_conflict_of_each_stage_is_looked_at_and_shown(tmp_path, dataset):
+def test_conflict_of_each_stage_is_looked_at_and_shown(dataset):
     trainer = _SMALL.trainer(dataset, CANDIDATES["osgd-all"].make(_SMALL))
     state, _ = trainer.start([Run(0, 0.1)])
     batches = (np.arange(100)[None, None] + start for start in (0, 100))
@@ -75,14 +79,13 @@ def test_conflict_of_each_stage_is_looked_at_and_shown(tmp_path, dataset):
     np.testing.assert_allclose(looks[:, 0].diagonal(axis1=1, axis2=2), 1, rtol=1e-3)
     kept = {"stage_cosines": looks.tolist()}
     run = {"stage": "look", "learning_rate": 0.1, "seed": 0, "looks": kept}
-    stored = store(tmp_path, (SCREEN, "sgd", [run]))
+    stored = study((SCREEN, "sgd", [run]))
     first, later = looks[:, 1, 1, 2]
-    assert f" | {first:+.2f} → {later:+.2f} | 1 |" in why.conflict(stored)
+    assert f" | {first:+.2f} → {later:+.2f} | 1 |" in why.conflict(stored).markdown
 
 
-def test_times_are_those_of_sgd_in_the_same_round_and_kept(tmp_path, dataset):
-    path = tmp_path / "times.json"
-    asked = []
+def test_times_are_those_of_sgd_in_the_same_round_and_kept(dataset):
+    store, asked = Store(None), []
 
     def load(problem):
         asked.append(problem.name)
@@ -90,11 +93,11 @@ def test_times_are_those_of_sgd_in_the_same_round_and_kept(tmp_path, dataset):
 
     tiny = dataclasses.replace(_SMALL, widths=(4,), outputs=2)
     for _ in range(2):
-        times.complete(path, [tiny], load, advance=lambda line: None)
+        times.complete(store, [tiny], load, advance=lambda line: None)
     assert asked == ["small"]
-    found = times.read(path)["small"]
-    assert found["sgd"]["median"] == 1
-    assert all(found[name]["quarter"] > 0 for name in times.TIMED)
+    assert times.median(store, "small", "sgd") == 1
+    assert all(store.of("small", name)[0]["quarter"] > 0 for name in times.TIMED)
+    assert times.median(store, "small", "osgd-reach") is None
 
 
 def test_longer_training_has_half_as_many_epochs_again():

@@ -1,6 +1,6 @@
 """Train a corner of the study again and compare it with what is stored.
 
-    python -m tests.experiments.study.smoke
+    python -m tests.experiments.studies.smoke
 
 Rounding differs between machines, and training makes much of little. So the gradients at the start
 have to agree closely, and accuracies after training as means only.
@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from experiments.study.candidates import CANDIDATES
-from experiments.study.looks import Observer
-from experiments.study.problems import SCREEN
-from experiments.study.questions import FIRST
-from experiments.study.results import best_tuned
-from experiments.study.store import Store
+from experiments.lab.store import Store
 from experiments.lab.sweep import Run
+from experiments.studies.anytime.candidates import CANDIDATES
+from experiments.studies.anytime.problems import SCREEN
+from experiments.studies.anytime.questions import FIRST
+from experiments.studies.anytime.results import best_tuned, sweep
+from experiments.studies.anytime.training import Observer
 
 CORNER = ("sgd", "osgd-all")
-RUNS = Path("experiments/results/study/runs.jsonl")
+RUNS = Path("experiments/results/anytime.jsonl.gz")
 
 _GRADIENTS_TOLERANCE = 1e-2
 _POINTS_TOLERANCE = 5.0
@@ -33,8 +33,8 @@ def stored(path: Path, name: str) -> list[dict[str, Any]]:
     Raises:
       ValueError: there are none.
     """
-    for found in best_tuned(Store(path), SCREEN, name):
-        return [run for run in found.runs if run["seed"] in FIRST[:2]]
+    for found in best_tuned(sweep(Store(path)), SCREEN, name):
+        return [run for run in found.rows if run["seed"] in FIRST[:2]]
     raise ValueError(f"{path} has no tests of {name} to compare with.")
 
 

@@ -9,9 +9,9 @@ import optax
 import pytest
 
 import osgd_jax
-from experiments.study import candidates
-from experiments.study.candidates import CANDIDATES
-from experiments.study.problems import SCREEN
+from experiments.studies.anytime import candidates
+from experiments.studies.anytime.candidates import CANDIDATES
+from experiments.studies.anytime.problems import SCREEN
 
 _SMALL = dataclasses.replace(SCREEN, name="small", widths=(8, 8), train_size=200, epochs=2)
 

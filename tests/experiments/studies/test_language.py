@@ -1,19 +1,14 @@
 """The study of language models: the nets that it makes for itself, a small run, and its tables."""
 
-import json
-from pathlib import Path
-
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-import experiments
-from experiments.benchmark import command
 from experiments.data import Split
-from experiments.study.language import ngrams
-from experiments.study.language.__main__ import TITLE, Config, measure
-from experiments.study.language.tables import tables
-from experiments.study.language.ways import MatFormer
+from experiments.lab.store import Store
+from experiments.studies.language import ngrams, tables
+from experiments.studies.language.__main__ import Config, work
+from experiments.studies.language.ways import MatFormer
 from tests.nets.small_nets import randomise
 
 
@@ -40,24 +35,28 @@ def test_a_way_is_tuned_tested_and_drawn_once(tmp_path):
         tuning_seeds=1,
         test_seeds=2,
         looks=2,
-        output=tmp_path / "language.json",
+        output=tmp_path / "rows.jsonl.gz",
     )
     reported = []
-    results = measure(config, reported.append)
-    (row,) = results["rows"]
-    validation = {float(rate): np.mean(found) for rate, found in row["tuning"].items()}
-    assert row["learning_rate"] == min(validation, key=validation.__getitem__)
-    assert np.shape(row["bits"]) == (2, 3)
-    assert np.shape(row["cosines"]) == (2, 3, 3)
-    np.testing.assert_allclose(np.asarray(row["cosines"])[:, range(3), range(3)], 1, rtol=1e-5)
-    assert -1 <= row["least_cosine"] <= 1
-    assert row["multiply_adds"] == sorted(row["multiply_adds"])
-    assert len(results["ngrams"]) == 5
-    # Three rates, then two test seeds; all are read the second time.
-    kept = (tmp_path / "language.jsonl").read_text()
-    assert len(kept.splitlines()) == 5
-    assert measure(config, reported.append) == results
-    assert (tmp_path / "language.jsonl").read_text() == kept
+    shown = work(config, reported.append)
+    assert reported == ["pydoc branched tune", "pydoc branched test"]
+    store = Store(config.output)
+    rows = store.of("pydoc", "branched")
+    validation = {r["learning_rate"]: np.mean(r["validation"]) for r in rows if "validation" in r}
+    assert len(validation) == 3
+    (look,) = tables.rows_of(store)
+    assert look["learning_rate"] == min(validation, key=validation.__getitem__)
+    assert np.shape(look["bits"]) == (2, 3)
+    assert np.shape(look["cosines"]) == (2, 3, 3)
+    np.testing.assert_allclose(np.asarray(look["cosines"])[:, range(3), range(3)], 1, rtol=1e-5)
+    assert -1 <= look["least_cosine"] <= 1
+    assert look["multiply_adds"] == sorted(look["multiply_adds"])
+    (counted,) = store.of("pydoc", "n-grams")
+    assert len(counted["bits"]) == 5
+    # Everything is read the second time.
+    written = config.output.read_bytes()
+    assert [table.rows for table in work(config, reported.append)] == [t.rows for t in shown]
+    assert (len(reported), config.output.read_bytes()) == (2, written)
     assert (tmp_path / "language_bits.png").stat().st_size > 10_000
 
 
@@ -76,9 +75,10 @@ def test_balances_are_held_against_the_sum_with_the_same_optimizer():
         row("branched, output 2 alone", [[2.5], [2.5]]) | {"multiply_adds": [2.03e3]},
         row("width, output 3 alone", [[2.5], [2.5]]) | {"multiply_adds": [3.1e3]},
     ]
+    builders = (tables.bits_table, tables.alone_table, tables.balances_table, tables.conflict_table)
+    made = [*(build(rows) for build in builders), tables.ngrams_table([2.0, 1.5])]
     bits, alone, balances, conflict, counted = [
-        list(map(list, zip(*[column.cells for column in table.columns], strict=True)))
-        for table in tables({"rows": rows, "ngrams": [2.0, 1.5]})
+        [list(map(str, row)) for row in table.rows] for table in made
     ]
     assert bits[0][2] == "1 2 3"
     assert bits[2][3] == "5.000 ± 0.000, 5.000 ± 0.000, 5.000 ± 0.000"
@@ -112,10 +112,3 @@ def test_chances_of_an_ngram_add_up_to_one():
         tests = [Split(np.array([[before]]), np.array([[token]])) for token in range(5)]
         spent = [ngrams.bits(train, test, vocab_size=5, order=2) for test in tests]
         np.testing.assert_allclose(np.sum(2.0 ** -np.array(spent), axis=0), 1)
-
-
-def test_the_stored_page_is_of_the_stored_figures():
-    stored = Path(experiments.__file__).parent / "results" / "study" / "language.json"
-    written = json.loads(stored.read_text())
-    page = command.page(TITLE, written, tables(written))
-    assert stored.with_suffix(".md").read_text() == page

@@ -10,9 +10,9 @@ from flax import nnx
 
 from experiments import data
 from experiments.app import methods
-from experiments.nets import Sizes, make_net
 from experiments.lab.sweep import Run
 from experiments.lab.vectorized import Trainer
+from experiments.nets import Sizes, make_net
 from experiments.training.step import evaluated_logits, logits_of
 
 SEEDS, RATES = (0, 1), (0.1, 0.2)
@@ -81,22 +81,6 @@ def test_the_last_group_is_filled_up():
     trainer = Trainer(make, dataset, method, epochs=1, batch_size=100, group=2)
     runs = [Run(seed, 0.1) for seed in range(3)]
     assert list(trainer.groups(runs)) == [runs[:2], [runs[2], runs[2]]]
-
-
-def test_the_rate_is_that_of_the_best_validation_accuracy_and_other_seeds_are_tested():
-    dataset, make = settings("mnist1d")
-    method = methods.method(methods.Settings("osgd"))
-    trainer = Trainer(make, dataset, method, epochs=2, batch_size=100, group=4)
-    rates = (1e-6, 0.2)
-    tuned = tune_and_test(trainer, rates, range(2), range(2, 5))
-    assert list(tuned.validation) == list(rates)
-    assert tuned.learning_rate == max(rates, key=lambda rate: tuned.validation[rate].mean())
-    assert tuned.tests.shape == tuned.losses.shape == (3, 3)
-    # The same seeds at the same rate, trained beside others.
-    again = trainer.train([Run(seed, tuned.learning_rate) for seed in (4, 3, 2, 2)])
-    np.testing.assert_allclose(
-        trainer.scores(again, dataset.test)[0][2::-1], tuned.tests, atol=0.011
-    )
 
 
 def test_more_examples_in_a_step_than_there_are_is_refused():
