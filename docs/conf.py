@@ -9,7 +9,7 @@ from docutils import nodes
 from latex2mathml.converter import convert
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from experiments import pages  # noqa: E402 - found by the line before
+from experiments import pages
 
 project = "osgd_jax"
 release = importlib.metadata.version("osgd-jax")

@@ -12,7 +12,6 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,8 +30,8 @@ from experiments.lab import deadlines
 from experiments.lab.report import Table
 from experiments.lab.statistics import paired, standard_error
 from experiments.lab.store import Row, Store
-from experiments.lab.sweep import Question, Run, Sweep
-from experiments.lab.vectorized import MakeNet, Trainer
+from experiments.lab.sweep import Question, Sweep
+from experiments.lab.vectorized import Trained, Trainer, Training, accuracy_of
 from experiments.nets import ResNetFamily, Sizes, make_net
 from experiments.settings import flat, require
 
@@ -103,22 +102,35 @@ def compare(config: Config, progress: Progress) -> tuple[dict[str, Any], Any]:
     started = time.time()
     dataset = data.load(data.Source(config.data, config.train_size))
     sizes = Sizes(config.net, config.outputs, config.widths, config.blocks)
-    training = _Training(config, dataset, functools.partial(make_net, sizes, dataset), progress)
-    costs = osgd_jax.cost(training.make(nnx.Rngs(0)), dataset.input_shape)
-    runs = Sweep(
-        Store(None),
-        rates=lambda method: config.learning_rates,
-        score=lambda row: float(row["validation_accuracy"].mean()),
-        outcome=lambda row: row["test_accuracy"],
-    )
-    question = config.question
+    make = functools.partial(make_net, sizes, dataset)
+    costs = osgd_jax.cost(make(nnx.Rngs(0)), dataset.input_shape)
+    tasks, states = {}, {}
+
+    def make_trainer(_: str, name: str) -> Trainer:
+        length = {"epochs": config.epochs, "batch_size": config.batch_size}
+        method = dataclasses.replace(methods.method(_settings(config, name)), name=name)
+        trainer = Trainer(make, dataset, method, **length, group=config.tuning_seeds)
+        tuned = config.tuning_seeds * len(config.learning_rates)
+        calls = math.ceil(tuned / trainer.group) + math.ceil(config.seeds / trainer.group)
+        tasks[name] = progress.add_task(name, total=calls * config.epochs)
+        return trainer
+
+    def measure(trainer: Trainer, trained: Trained, stage: str) -> list[Row]:
+        if stage == "test":
+            first = jax.device_get(trainer.alone(trained.state))
+            states.setdefault(trainer.method.name, first)
+        losses = [{"losses": each} for each in np.array(trained.losses)]
+        return list(map(dict.__or__, accuracy_of(trainer, trained, stage), losses))
+
+    runs, question = Sweep(Store(None), lambda method: config.learning_rates), config.question
+    training = Training(make_trainer, measure, lambda name: progress.advance(tasks[name]))
     each_alone = [question._replace(methods=(name,)) for name in METHODS]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         # Small nets leave most of the cores to others.
         list(pool.map(lambda asked: runs.answer(asked, training), each_alone))
     scores = {name: runs.mean_scores(config.data, name, question.tuned) for name in METHODS}
-    best = training.states[max(scores, key=lambda name: max(scores[name].values()))]
-    net = nnx.merge(nnx.split(training.make(nnx.Rngs(0)))[0], best.params, best.rest)
+    best = states[max(scores, key=lambda name: max(scores[name].values()))]
+    net = nnx.merge(nnx.split(make(nnx.Rngs(0)))[0], best.params, best.rest)
     results = {
         "config": flat(config) | {"output": config.output.name},
         "seeds": {"tuning": list(question.tuned), "test": list(question.seeds)},
@@ -129,40 +141,6 @@ def compare(config: Config, progress: Progress) -> tuple[dict[str, Any], Any]:
         "deadlines": [answers._asdict() for answers in deadlines.answer(net, dataset.test)],
     }
     return results, net
-
-
-class _Training:
-    """Trains groups of nets; keeps the first test net of each method in `states`."""
-
-    def __init__(self, config: Config, dataset: data.Dataset, make: MakeNet, progress: Progress):
-        self.make, self.states = make, {}
-        self._config, self._dataset, self._progress = config, dataset, progress
-        self._prepared = functools.cache(self._prepare)
-
-    def __call__(self, _: str, name: str, stage: str, runs: list[Run]) -> Iterator[list[Row]]:
-        trainer, task = self._prepared(name)
-        split = {"tune": "validation", "test": "test"}[stage]
-        for group in trainer.groups(runs):
-            trained = trainer.train(group, advance=lambda: self._progress.advance(task))
-            accuracies = trainer.scores(trained, getattr(self._dataset, split))[0]
-            if stage == "test":
-                first = jax.device_get(trainer.alone(trained.state))
-                self.states.setdefault(name, first)
-            yield [
-                run._asdict() | {"stage": stage, "losses": losses, f"{split}_accuracy": each}
-                for run, losses, each in zip(
-                    group, np.array(trained.losses), accuracies, strict=True
-                )
-            ]
-
-    def _prepare(self, name: str) -> tuple[Trainer, Any]:
-        config = self._config
-        method = methods.method(_settings(config, name))
-        length = {"epochs": config.epochs, "batch_size": config.batch_size}
-        trainer = Trainer(self.make, self._dataset, method, **length, group=config.tuning_seeds)
-        tuned = config.tuning_seeds * len(config.learning_rates)
-        calls = math.ceil(tuned / trainer.group) + math.ceil(config.seeds / trainer.group)
-        return trainer, self._progress.add_task(name, total=calls * config.epochs)
 
 
 def _settings(config: Config, name: str) -> methods.Settings:
@@ -180,19 +158,22 @@ def _row(runs: Sweep, question: Question, name: str) -> dict[str, Any]:
     rows = runs.answers(question, problem, name)
     tuned = [row for row in rows if row["stage"] == "tune"]
     by_rate = {
-        rate: [row["validation_accuracy"] for row in tuned if row["learning_rate"] == rate]
+        rate: [row["accuracy"] for row in tuned if row["learning_rate"] == rate]
         for rate in runs.rates(name)
     }
     return {
         "method": name,
         "learning_rate": result.rate,
         "validation_accuracy_by_rate": [
-            {"learning_rate": rate, "seeds": np.array(seeds).round(4).tolist()}
-            for rate, seeds in by_rate.items()
+            {"learning_rate": rate, "seeds": _rounded(seeds, 4)} for rate, seeds in by_rate.items()
         ],
-        "test_accuracy": np.array(list(result.tests.values())).round(4).tolist(),
-        "final_losses": np.array([row["losses"] for row in result.rows]).round(6).tolist(),
+        "test_accuracy": _rounded([row["accuracy"] for row in result.rows], 4),
+        "final_losses": _rounded([row["losses"] for row in result.rows], 6),
     }
+
+
+def _rounded(values: Any, digits: int) -> Any:
+    return np.array(values, np.float32).round(digits).tolist()
 
 
 def series(results: dict[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

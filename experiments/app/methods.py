@@ -128,9 +128,16 @@ def step(settings: Settings, schedule: Any) -> optax.GradientTransformation:
         taken = optax.sgd(schedule, momentum=settings.momentum, nesterov=True)
         if decay:
             taken = optax.chain(optax.add_decayed_weights(decay), taken)
-    if settings.clip_norm is None:
-        return taken
-    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), taken)
+    return clipped(taken, settings.clip_norm)
+
+
+def clipped(
+    optimizer: optax.GradientTransformation, clip_norm: float | None
+) -> optax.GradientTransformation:
+    """Scale a gradient longer than `clip_norm` down to it before the optimizer; None does not."""
+    if clip_norm is None:
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
 
 
 def _decayed(params: Any) -> Any:

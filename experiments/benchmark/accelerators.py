@@ -29,7 +29,7 @@ from experiments.benchmark import command, compiled, steps
 from experiments.files import read_json, write_json
 from experiments.nets import NETS, TRANSFORMERS
 from experiments.pinn.problems import PROBLEMS
-from experiments.pinn.training import Settings, Trainer
+from experiments.pinn.training import Solver, SolverSettings
 from experiments.settings import require
 
 TITLE = "Training steps compiled for TPU and GPU"
@@ -295,7 +295,7 @@ def _kernels(batch: int, dtype: Any) -> steps.Problem:
 
 
 def _burgers(batch: int) -> steps.Problem:
-    trainer = Trainer(PROBLEMS["burgers"], Settings())
+    trainer = Solver(PROBLEMS["burgers"], SolverSettings())
     state = trainer.start(0, 1e-3)
 
     def losses(params: Any, rest: Any, points: Any):

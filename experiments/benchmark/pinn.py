@@ -19,7 +19,7 @@ from rich.table import Table
 from experiments.benchmark import command
 from experiments.lab.timing import operations, spread, time_in_turn
 from experiments.pinn.problems import PROBLEMS, Name
-from experiments.pinn.training import Settings, Trainer
+from experiments.pinn.training import Solver, SolverSettings
 from experiments.settings import require
 
 TITLE = "Benchmark of physics-informed nets"
@@ -58,7 +58,7 @@ class Config:
         require(self, fields=counts, at_least=1)
 
 
-class _ByJacrev(Trainer):
+class _ByJacrev(Solver):
     """Trains on the rows of `jax.jacrev`, one pull-back for all losses stacked."""
 
     def task_gradients(self, losses_of: Callable, params: Any):
@@ -82,11 +82,11 @@ def compare(config: Config, name: Name) -> list[dict[str, Any]]:
     """Time the steps of a problem in turn."""
     sizes = ("steps", "width", "layers", "points", "edge_points")
     common = {size: getattr(config, size) for size in sizes}
-    ways = {method: (Trainer, method) for method in ("sum", *config.methods)}
+    ways = {method: (Solver, method) for method in ("sum", *config.methods)}
     ways["jacrev, " + config.jacrev] = (_ByJacrev, config.jacrev)
     calls, work = {}, {}
     for way, (trainer_type, method) in ways.items():
-        trainer = trainer_type(PROBLEMS[name], Settings(method, resample=False, **common))
+        trainer = trainer_type(PROBLEMS[name], SolverSettings(method, resample=False, **common))
         state = jax.jit(trainer.start)(0, 1e-3)
         advance = functools.partial(trainer.advance, count=config.steps)
         compiled = jax.jit(advance).lower(state, 1e-3, 0).compile()

@@ -24,7 +24,7 @@ from experiments.app.machine import versions
 from experiments.benchmark import command
 from experiments.lab.timing import spread, time_in_turn
 from experiments.pinn.problems import PROBLEMS
-from experiments.pinn.training import Settings, Trainer
+from experiments.pinn.training import Solver, SolverSettings
 from experiments.settings import require
 
 TITLE = "A step on Burgers' equation by jinns and by ours"
@@ -53,7 +53,7 @@ def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
     report("Burgers")
     calls = _of_jinns(config.steps)
     for method in ("sum", "inverse_norms"):
-        trainer = Trainer(PROBLEMS["burgers"], Settings(method, resample=False))
+        trainer = Solver(PROBLEMS["burgers"], SolverSettings(method, resample=False))
         state = jax.jit(trainer.start)(0, 1e-3)
         advance = jax.jit(functools.partial(trainer.advance, count=config.steps))
         calls[f"all ours, {method}"] = functools.partial(advance, state, 1e-3, 0)

@@ -83,15 +83,16 @@ class Sweep:
     Attributes:
       store: the rows.
       rates: from a method's name to its grid of rates.
-      score: of a row with stage "tune"; the rate of the highest mean score is chosen.
-      outcome: of a row that tests.
+      score: of a row with stage "tune", the mean accuracy unless given; the rate of the highest
+        mean score is chosen, so an error is negated.
+      outcome: of a row that tests, an array; accuracies in percent unless given.
       widen: whether a grid whose best rate is at an end continues beyond this end.
     """
 
     store: Store
     rates: Callable[[str], Sequence[float]]
-    score: Callable[[Row], float]
-    outcome: Callable[[Row], np.ndarray]
+    score: Callable[[Row], float] = lambda row: float(np.mean(row["accuracy"]))
+    outcome: Callable[[Row], np.ndarray] = lambda row: 100 * np.array(row["accuracy"])
     widen: bool = False
 
     def answer(

@@ -1,5 +1,6 @@
 """Train nets, each from a seed and at a learning rate of its own, in programs compiled once."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from flax import nnx
 
 from experiments.app.methods import Method
 from experiments.data import Dataset, Split, epoch_batches
+from experiments.lab.store import Row
 from experiments.lab.sweep import Run
 from experiments.training.step import (
     Batch,
@@ -237,3 +239,42 @@ class Trainer:
         )
         losses = self.objective.losses(logits, self.batch(inputs, labels).targets)
         return accuracies(logits, labels), jnp.stack(losses)
+
+
+class Training:
+    """Trains runs for `Sweep.answer` in groups, by a trainer for each problem and method.
+
+    Args:
+      make_trainer: from the names of a problem and a method to their trainer.
+      measure: from a trainer, its trained nets and the stage to the measures of each net; the
+        default is accuracy, on validation data for "tune" and else on test data.
+      advance: called with the method's name after each epoch of a group.
+    """
+
+    def __init__(
+        self,
+        make_trainer: Callable[[str, str], Trainer],
+        measure: Callable[[Trainer, Trained, str], list[Row]] | None = None,
+        advance: Callable[[str], None] = lambda method: None,
+    ):
+        self._trainer = functools.cache(make_trainer)
+        self._measure, self._advance = measure or accuracy_of, advance
+
+    def __call__(
+        self, problem: str, method: str, stage: str, runs: list[Run]
+    ) -> Iterator[list[Row]]:
+        """Train the runs; yield the rows of each group."""
+        trainer = self._trainer(problem, method)
+        for group in trainer.groups(runs):
+            trained = trainer.train(group, advance=lambda: self._advance(method))
+            measures = self._measure(trainer, trained, stage)
+            yield [
+                run._asdict() | {"stage": stage} | each
+                for run, each in zip(group, measures, strict=True)
+            ]
+
+
+def accuracy_of(trainer: Trainer, trained: Trained, stage: str) -> list[Row]:
+    """Return the accuracies of each net, on validation data for "tune" and else on test data."""
+    split = trainer.dataset.validation if stage == "tune" else trainer.dataset.test
+    return [{"accuracy": each.tolist()} for each in trainer.scores(trained, split)[0]]

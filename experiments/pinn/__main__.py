@@ -19,7 +19,7 @@ from experiments import command_line
 from experiments.files import read_json, write_json
 from experiments.pinn.pictures import draw
 from experiments.pinn.problems import PROBLEMS, Name
-from experiments.pinn.training import Look, Settings, Trainer
+from experiments.pinn.training import Look, Solver, SolverSettings
 from experiments.settings import SEEDS, flat, require
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.devices import StoppedError, StopSignal
@@ -48,7 +48,7 @@ class Config:
     seed: int = 0
     log_every: int = 50
     save_every: int = 1000
-    settings: Settings = dataclasses.field(default_factory=Settings)
+    settings: SolverSettings = dataclasses.field(default_factory=SolverSettings)
 
     def __post_init__(self):
         require(self, fields=("learning_rate",), above=0)
@@ -73,7 +73,7 @@ def solve(config: Config, console: Console) -> dict[str, Any]:
       FloatingPointError: a loss that is not finite.
       StoppedError: on SIGTERM or SIGINT.
     """
-    trainer = Trainer(PROBLEMS[config.problem], config.settings)
+    trainer = Solver(PROBLEMS[config.problem], config.settings)
     about = open_workdir(config)
     initial = jax.jit(trainer.start)(config.seed, config.learning_rate)
     file, clock = config.folder / "results.json", None
@@ -111,7 +111,7 @@ def solve(config: Config, console: Console) -> dict[str, Any]:
 def _train(
     config: Config,
     console: Console,
-    trainer: Trainer,
+    trainer: Solver,
     checkpoints: Checkpoints,
     state: State,
 ) -> tuple[State, dict[str, float]]:

@@ -20,7 +20,7 @@ from experiments.training.step import State, initial_state
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class SolverSettings:
     """The net, its points and its training.
 
     Attributes:
@@ -87,7 +87,7 @@ class Net(nnx.Module):
       rngs: for the initial kernels.
     """
 
-    def __init__(self, problem: Problem, settings: Settings, rngs: nnx.Rngs):
+    def __init__(self, problem: Problem, settings: SolverSettings, rngs: nnx.Rngs):
         self.low, self.high = problem.low, problem.high
         glorot, count = nnx.initializers.glorot_normal(), settings.frequencies
         self.frequencies = self._draw(settings, rngs) if count else None
@@ -108,7 +108,7 @@ class Net(nnx.Module):
         return self.layers[-1](hidden)[:, 0]
 
     @staticmethod
-    def _draw(settings: Settings, rngs: nnx.Rngs) -> nnx.Variable:
+    def _draw(settings: SolverSettings, rngs: nnx.Rngs) -> nnx.Variable:
         drawn = jax.random.normal(rngs.params(), (2, settings.frequencies))
         return nnx.Variable(settings.frequency_scale * drawn)
 
@@ -127,7 +127,7 @@ class Look(NamedTuple):
     error: jax.Array
 
 
-class Trainer:
+class Solver:
     """What one training run computes, each function of one net.
 
     Seeds and learning rates may be traced, so that `jax.vmap` trains many nets at once.
@@ -140,7 +140,7 @@ class Trainer:
       ValueError: settings that do not fit the problem.
     """
 
-    def __init__(self, problem: Problem, settings: Settings):
+    def __init__(self, problem: Problem, settings: SolverSettings):
         self.problem, self.settings = problem, settings
         self.names = tuple(sorted(problem.terms))
         self.weights = _weights(settings, self.names)
@@ -243,7 +243,7 @@ class Trainer:
         return optax.with_extra_args_support(self.method.optimizer(schedule))
 
 
-def _weights(settings: Settings, names: tuple[str, ...]) -> dict[str, float]:
+def _weights(settings: SolverSettings, names: tuple[str, ...]) -> dict[str, float]:
     """Return the weight of each loss."""
     given = settings.weights or {}
     if isinstance(given, tuple):
@@ -260,7 +260,7 @@ def _weights(settings: Settings, names: tuple[str, ...]) -> dict[str, float]:
     return dict.fromkeys(names, 1.0) | given
 
 
-def method(settings: Settings, names: tuple[str, ...]) -> methods.Method:
+def method(settings: SolverSettings, names: tuple[str, ...]) -> methods.Method:
     """The method for losses of these names: how gradients are balanced, then Adam."""
     if settings.method == "m_config":
         return methods.Method("m_config", lambda rate: osgd_jax.m_config(rate, len(names)))
@@ -272,9 +272,6 @@ def method(settings: Settings, names: tuple[str, ...]) -> methods.Method:
     made = methods.method(chosen, num_tasks=len(names))
 
     def optimizer(schedule: Any) -> optax.GradientTransformation:
-        adam = optax.adam(schedule)
-        if settings.clip_norm is None:
-            return adam
-        return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adam)
+        return methods.clipped(optax.adam(schedule), settings.clip_norm)
 
     return dataclasses.replace(made, name=settings.method, optimizer=optimizer)

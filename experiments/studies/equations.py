@@ -29,7 +29,7 @@ from experiments.lab.statistics import Interval, paired_ratio
 from experiments.lab.store import Row, Store
 from experiments.lab.sweep import Question, Run, Sweep
 from experiments.pinn.problems import PROBLEMS, Name, Problem, Sampling
-from experiments.pinn.training import Settings, Trainer
+from experiments.pinn.training import Solver, SolverSettings
 from experiments.settings import require
 
 TITLE = "Physics-informed nets: which method solves which problem best"
@@ -142,11 +142,11 @@ def work(config: Config, advance: Callable[[str], None]) -> list[Table]:
         score=lambda row: -float(np.log(row["error"])),
         outcome=lambda row: np.log(row["error"]),
     )
-    runs.answer(config.question, Training(config), advance)
+    runs.answer(config.question, EquationTraining(config), advance)
     return tables(store)
 
 
-class Training:
+class EquationTraining:
     """Trains all runs of one stage at once, for `Sweep.answer`."""
 
     def __init__(self, config: Config):
@@ -178,9 +178,9 @@ class Training:
             rows.append(keys[0] | {"stage": "look"} | conflict)
         yield rows
 
-    def _compile(self, problem: str, method: str) -> tuple[Trainer, Any, Any, Any]:
+    def _compile(self, problem: str, method: str) -> tuple[Solver, Any, Any, Any]:
         """Return start, a part of the steps, and a look, each of many nets."""
-        trainer = Trainer(_problem(problem), settings(self._config, problem, method))
+        trainer = Solver(_problem(problem), settings(self._config, problem, method))
         count = trainer.settings.steps // self._config.looks
         advance = functools.partial(trainer.advance, count=count)
         return (
@@ -190,7 +190,7 @@ class Training:
             jax.jit(jax.vmap(trainer.look)),
         )
 
-    def _train(self, trainer: Trainer, programs: Any, runs: list[Run]) -> Any:
+    def _train(self, trainer: Solver, programs: Any, runs: list[Run]) -> Any:
         """Return what is seen at each look, `[looks, nets, ...]`."""
         start, advance, look = programs
         rates = jnp.array([run.learning_rate for run in runs])
@@ -207,7 +207,7 @@ def _problem(name: Any) -> Problem:
     return PROBLEMS[name]
 
 
-def settings(config: Config, problem: str, method: str) -> Settings:
+def settings(config: Config, problem: str, method: str) -> SolverSettings:
     """Return the settings of a run by a method of the table."""
     changes = dict(METHODS[method])
     names = sorted(_problem(problem).terms)
@@ -218,7 +218,7 @@ def settings(config: Config, problem: str, method: str) -> Settings:
         changes["order"] = ",".join(name for name in changes["order"].split(",") if name in names)
     changes["steps"] = int(config.steps * changes.pop("stretch", 1)) // config.looks * config.looks
     sizes = {name: getattr(config, name) for name in _SIZES}
-    return Settings(**sizes, **changes)
+    return SolverSettings(**sizes, **changes)
 
 
 def rows_of(store: Store) -> list[Row]:

@@ -26,7 +26,7 @@ from experiments.lab.statistics import paired_ratio
 from experiments.lab.store import Row, Store
 from experiments.lab.sweep import Question, Run, Sweep
 from experiments.pinn.problems import PROBLEMS, Sampling
-from experiments.pinn.training import Net, Settings, Trainer
+from experiments.pinn.training import Net, Solver, SolverSettings
 from experiments.settings import require
 
 TITLE = "ConFIG's example of Burgers' equation"
@@ -61,7 +61,7 @@ class Config:
             raise ValueError(f"steps={self.steps} must be a multiple of looks={self.looks}.")
 
 
-class _Theirs(Trainer):
+class _Theirs(Solver):
     def _net(self, seed: Any) -> Net:
         net = super()._net(seed)
         # The net scales what lies between these to [-1, 1].
@@ -101,7 +101,7 @@ def work(config: Config, advance: Callable[[str], None]) -> list[Table]:
 
 def _trained(config: Config, sampling: Sampling, method: str) -> Callable[[Run], list[float]]:
     """Return what trains a run and gives its mean squared errors at the looks, in units of 1e-3."""
-    settings = Settings(
+    settings = SolverSettings(
         method=method,
         steps=config.steps,
         width=config.width,

@@ -10,7 +10,7 @@ from osgd_jax._serving import rules
 from tests.experiments.running import SMALL, finish, refuse, summary
 
 
-def test_evaluates_and_reports_runs(tmp_path):
+def test_evaluates_a_run(tmp_path):
     workdir = tmp_path / "first"
     finish("train", *SMALL, "--workdir", workdir)
     printed = finish("evaluate", workdir)
@@ -26,17 +26,9 @@ def test_evaluates_and_reports_runs(tmp_path):
     assert (workdir / "evaluation.png").stat().st_size > 10_000
     assert "best checkpoint" not in finish("evaluate", workdir, "--checkpoint", "best")
 
-    finish("report", workdir, workdir, "--output", tmp_path / "report")
-    report = (tmp_path / "report" / "report.md").read_text()
-    assert report.count("| first |") == 2
-    assert f"{100 * accuracy[0]:.1f}" in report
-    for picture in ("curves.png", "anytime.png"):
-        assert (tmp_path / "report" / picture).stat().st_size > 5_000
 
-
-@pytest.mark.parametrize("module", ["evaluate", "report"])
-def test_a_folder_without_a_run_is_refused(tmp_path, module):
-    assert "holds no run" in refuse(module, tmp_path)
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    assert "holds no run" in refuse("evaluate", tmp_path)
 
 
 def _probabilities(predicted, confidence):

@@ -57,7 +57,7 @@ def test_the_home_directory_is_expanded_in_options(monkeypatch, option):
 
 def test_positional_paths_are_expanded_too(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    for module in ("evaluate", "export", "report"):
+    for module in ("evaluate", "export"):
         assert f"{tmp_path}/run holds no run" in refuse(module, "~/run")
     assert f"{tmp_path}/net" in refuse("predict", "~/net", "image.png")
 

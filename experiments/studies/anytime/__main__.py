@@ -15,10 +15,10 @@ from experiments import command_line
 from experiments.data import Dataset
 from experiments.lab.store import Store
 from experiments.studies.anytime import page, times
-from experiments.studies.anytime.problems import FAMILIES, IMAGES, Problem
+from experiments.studies.anytime.problems import FAMILIES, IMAGES, NetProblem
 from experiments.studies.anytime.questions import QUESTIONS
 from experiments.studies.anytime.results import sweep
-from experiments.studies.anytime.training import Training
+from experiments.studies.anytime.training import AnytimeTraining
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +58,10 @@ def main() -> None:
             def advance(line: str) -> None:
                 progress.update(task, description=line)
 
-            def load(problem: Problem) -> Dataset:
+            def load(problem: NetProblem) -> Dataset:
                 return problem.load(config.fashion_mnist, config.cifar10_jpeg)
 
-            train = Training(load)
+            train = AnytimeTraining(load)
             for name in config.questions:
                 runs.answer(QUESTIONS[name], train, advance)
             if config.times:

@@ -11,7 +11,7 @@ import optax
 import osgd_jax
 from experiments.app import methods
 from experiments.app.methods import Method
-from experiments.studies.anytime.problems import Problem
+from experiments.studies.anytime.problems import NetProblem
 from osgd_jax import weightings
 
 GRID = (0.1, 0.2, 0.4, 0.8, 1.6)
@@ -27,13 +27,13 @@ class Candidate(NamedTuple):
       epochs: times those of the problem.
     """
 
-    make: Callable[[Problem], Method]
+    make: Callable[[NetProblem], Method]
     about: str
     rates: tuple[float, ...] = GRID
     epochs: float = 1
 
 
-def _step(problem: Problem, schedule: Any, **changes: Any) -> Any:
+def _step(problem: NetProblem, schedule: Any, **changes: Any) -> Any:
     """Take the step of the catalogue, SGD unless it is changed."""
     settings: dict[str, Any] = {"momentum": problem.momentum, "weight_decay": problem.weight_decay}
     return methods.step(methods.Settings(**(settings | changes)), schedule)
@@ -43,42 +43,42 @@ _adamw = functools.partial(_step, update="adamw")
 _clipped = functools.partial(_step, clip_norm=1.0)
 
 
-def _lars(problem: Problem, schedule: Any) -> Any:
+def _lars(problem: NetProblem, schedule: Any) -> Any:
     return optax.lars(schedule, problem.weight_decay, momentum=problem.momentum, nesterov=True)
 
 
-def _warmed_up(problem: Problem, schedule: Any) -> Any:
+def _warmed_up(problem: NetProblem, schedule: Any) -> Any:
     """SGD whose rate grows from zero over the first tenth of the steps."""
     steps = _steps(problem) / 10
     growth = optax.scale_by_schedule(lambda count: jnp.minimum(1, (count + 1) / steps))
     return optax.chain(_step(problem, schedule), growth)
 
 
-def _twice(problem: Problem, schedule: Callable[[Any], Any]) -> Any:
+def _twice(problem: NetProblem, schedule: Callable[[Any], Any]) -> Any:
     """SGD whose rate falls to zero in half of the steps, and once more in the other half."""
     half = _steps(problem) // 2
     return _step(problem, lambda count: schedule(2 * (count % half)))
 
 
-def _steps(problem: Problem) -> int:
+def _steps(problem: NetProblem) -> int:
     return problem.epochs * problem.train_size // problem.batch_size
 
 
 def _candidate(
     about: str,
-    balance: Callable[[Problem], Any] | None = None,
+    balance: Callable[[NetProblem], Any] | None = None,
     optimizer: Callable[..., Any] = _step,
     scale: float = 1.0,
     epochs: float = 1,
 ) -> Candidate:
-    def make(problem: Problem) -> Method:
+    def make(problem: NetProblem) -> Method:
         balanced = None if balance is None else balance(problem)
         return Method(about, functools.partial(optimizer, problem), balanced)
 
     return Candidate(make, about, tuple(scale * rate for rate in GRID), epochs)
 
 
-def _weighted(make: Callable[[Problem], weightings.Weighting], scope: str = "shared"):
+def _weighted(make: Callable[[NetProblem], weightings.Weighting], scope: str = "shared"):
     return lambda problem: osgd_jax.aggregate(make(problem), scope, key=0)
 
 
@@ -240,7 +240,7 @@ CANDIDATES: dict[str, Candidate] = {
 
 
 def _alone(k: int) -> Candidate:
-    def make(problem: Problem) -> Method:
+    def make(problem: NetProblem) -> Method:
         return Method(f"output {k + 1} alone", functools.partial(_step, problem), output=k)
 
     return Candidate(make, f"output {k + 1} trained alone")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.lab.sweep import Sweep
-from experiments.studies.anytime.problems import FAMILIES, IMAGES, Problem
+from experiments.studies.anytime.problems import FAMILIES, IMAGES, NetProblem
 from experiments.studies.anytime.results import best_tuned, ceilings, series
 from osgd_jax import plots
 
@@ -42,7 +42,7 @@ def figure(runs: Sweep, name: str, folder: Path) -> str:
     return f"{name}.png"
 
 
-def _accuracies(runs: Sweep, problem: Problem, axes: Any) -> None:
+def _accuracies(runs: Sweep, problem: NetProblem, axes: Any) -> None:
     """Test accuracy against multiply-adds."""
     costs = [output.multiply_adds for output in problem.costs()]
     for method, style in _STYLES.items():
@@ -55,7 +55,7 @@ def _accuracies(runs: Sweep, problem: Problem, axes: Any) -> None:
     axes.set_ylabel("test accuracy, %")
 
 
-def _conflict(runs: Sweep, problem: Problem, axes: Any) -> None:
+def _conflict(runs: Sweep, problem: NetProblem, axes: Any) -> None:
     """Cosines between neighbouring outputs' gradients in training."""
     for name, style in _STYLES.items():
         for found in best_tuned(runs, problem, name):

@@ -20,7 +20,7 @@ _SHAPES = {"mnist1d": (40, 1), "fashion_mnist": (28, 28, 1), "cifar10_jpeg": (32
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class NetProblem:
     """A net, a data set and the length of training.
 
     Attributes:
@@ -111,21 +111,21 @@ class Problem:
         return osgd_jax.cost(self.make(blank, nnx.Rngs(0)), self.input_shape)
 
 
-SCREEN = Problem("mnist1d-width", "width-nested")
+SCREEN = NetProblem("mnist1d-width", "width-nested")
 
 FAMILIES = (
     SCREEN,
-    Problem("mnist1d-depth", "depth-nested", widths=(8, 8)),
-    Problem("mnist1d-branched", "branched", blocks=(2, 2)),
-    Problem("mnist1d-both", "nested"),
-    Problem("mnist1d-width-large", "width-nested", widths=(32, 32, 32), epochs=60),
-    Problem("mnist1d-branched-small", "branched", widths=(8, 8), blocks=(2, 2)),
+    NetProblem("mnist1d-depth", "depth-nested", widths=(8, 8)),
+    NetProblem("mnist1d-branched", "branched", blocks=(2, 2)),
+    NetProblem("mnist1d-both", "nested"),
+    NetProblem("mnist1d-width-large", "width-nested", widths=(32, 32, 32), epochs=60),
+    NetProblem("mnist1d-branched-small", "branched", widths=(8, 8), blocks=(2, 2)),
 )
 
 
-def _image(name: str, net: Family, widths: tuple[int, ...] = (8, 16), **changes: Any) -> Problem:
+def _image(name: str, net: Family, widths: tuple[int, ...] = (8, 16), **changes: Any) -> NetProblem:
     data = {"fashion": "fashion_mnist", "cifar": "cifar10_jpeg"}[name.partition("-")[0]]
-    return Problem(name, net, data, widths, train_size=2000, **changes)
+    return NetProblem(name, net, data, widths, train_size=2000, **changes)
 
 
 # At full resolution, six epochs are what is carried.
@@ -146,7 +146,7 @@ IMAGES = tuple(
 )
 
 
-def _setting(label: str, **changes: Any) -> Problem:
+def _setting(label: str, **changes: Any) -> NetProblem:
     return dataclasses.replace(SCREEN, name=f"{SCREEN.name}-{label}", **changes)
 
 

@@ -2,7 +2,7 @@
 
 from experiments.lab.sweep import Question
 from experiments.studies.anytime.candidates import ALONE, CANDIDATES
-from experiments.studies.anytime.problems import FAMILIES, IMAGES, SCREEN, SETTINGS, Problem
+from experiments.studies.anytime.problems import FAMILIES, IMAGES, SCREEN, SETTINGS, NetProblem
 
 # Seeds that choose a rate: two for all candidates, ten for those that the conclusions speak of.
 TWO, TEN = range(2), range(10, 20)
@@ -16,7 +16,7 @@ def kind(question: Question) -> range:
     return next(seeds for seeds in (FIRST, FRESH, TEN) if question.seeds[0] in seeds)
 
 
-def _names(*problems: Problem) -> tuple[str, ...]:
+def _names(*problems: NetProblem) -> tuple[str, ...]:
     return tuple(problem.name for problem in problems)
 
 

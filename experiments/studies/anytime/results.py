@@ -5,7 +5,7 @@ import numpy as np
 from experiments.lab.store import Row, Store
 from experiments.lab.sweep import Result, Sweep
 from experiments.studies.anytime.candidates import ALONE, METHODS
-from experiments.studies.anytime.problems import Problem
+from experiments.studies.anytime.problems import NetProblem
 from experiments.studies.anytime.questions import FIRST, TEN, TWO
 
 
@@ -21,7 +21,7 @@ def sweep(store: Store) -> Sweep:
     return Sweep(store, lambda method: METHODS[method].rates, score, outcome, widen=True)
 
 
-def best_tuned(runs: Sweep, problem: Problem, *names: str) -> list[Result]:
+def best_tuned(runs: Sweep, problem: NetProblem, *names: str) -> list[Result]:
     """Return the first tests of some methods, all at rates that ten seeds chose, or else two.
 
     Nothing is returned where tests of one of them are missing.
@@ -33,7 +33,7 @@ def best_tuned(runs: Sweep, problem: Problem, *names: str) -> list[Result]:
     return []
 
 
-def ceilings(runs: Sweep, problem: Problem) -> np.ndarray | None:
+def ceilings(runs: Sweep, problem: NetProblem) -> np.ndarray | None:
     """Return the mean test accuracy of each output trained alone, `[K]`; None if one is missing."""
     results = [runs.result(problem.name, name, TWO, FIRST) for name in ALONE[: problem.outputs]]
     if not all(results):

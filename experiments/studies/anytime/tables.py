@@ -14,7 +14,7 @@ from experiments.studies.anytime.problems import (
     PROBLEMS,
     SCREEN,
     SETTINGS,
-    Problem,
+    NetProblem,
 )
 from experiments.studies.anytime.questions import FIRST, FRESH, QUESTIONS, TEN, TWO, kind
 from experiments.studies.anytime.results import best_tuned, ceilings
@@ -272,7 +272,7 @@ def _average(found: dict[str, np.ndarray], over: str) -> Interval | None:
     return None if not found or axis is None else interval(np.mean(list(found.values()), axis))
 
 
-def _scopes(runs: Sweep, among: str) -> list[tuple[Problem, str, str, Interval]]:
+def _scopes(runs: Sweep, among: str) -> list[tuple[NetProblem, str, str, Interval]]:
     found = []
     for problem in {"all": (*FAMILIES, *IMAGES), "images": IMAGES}[among]:
         for tuned, seeds in ((TEN, FRESH), (TEN, FIRST), (TWO, FIRST)):

@@ -7,14 +7,14 @@ from experiments.data import Dataset
 from experiments.lab.store import Row, Store
 from experiments.lab.timing import spread, time_in_turn
 from experiments.studies.anytime.candidates import CANDIDATES
-from experiments.studies.anytime.problems import Problem
+from experiments.studies.anytime.problems import NetProblem
 
 TIMED = ("sgd", "sgd-clipped", "osgd-shared", "osgd-all")
 
 _ROUNDS = 40
 
 
-def measure(problem: Problem, dataset: Dataset) -> list[Row]:
+def measure(problem: NetProblem, dataset: Dataset) -> list[Row]:
     """Return the time of a step over that of SGD in the same round, a row for each method.
 
     One net is trained at a time: one step, or one epoch where a call trains on a whole one.
@@ -33,8 +33,8 @@ def measure(problem: Problem, dataset: Dataset) -> list[Row]:
 
 def complete(
     store: Store,
-    problems: Iterable[Problem],
-    load: Callable[[Problem], Dataset],
+    problems: Iterable[NetProblem],
+    load: Callable[[NetProblem], Dataset],
     advance: Callable[[str], None],
 ) -> None:
     """Measure the problems that have no times yet.

@@ -16,7 +16,7 @@ from experiments.lab.store import Row
 from experiments.lab.sweep import Run
 from experiments.lab.vectorized import Trained, Trainer
 from experiments.studies.anytime.candidates import METHODS, Candidate
-from experiments.studies.anytime.problems import PROBLEMS, Problem
+from experiments.studies.anytime.problems import PROBLEMS, NetProblem
 from experiments.studies.anytime.questions import FRESH, TWO
 from experiments.training.step import State
 
@@ -32,7 +32,7 @@ _LOOKS = 5
 _DIGITS = 4
 
 
-class Training:
+class AnytimeTraining:
     """Trains runs of the study, for `Sweep.answer`.
 
     Args:
@@ -43,8 +43,8 @@ class Training:
 
     def __init__(
         self,
-        load: Callable[[Problem], Dataset],
-        problems: dict[str, Problem] = PROBLEMS,
+        load: Callable[[NetProblem], Dataset],
+        problems: dict[str, NetProblem] = PROBLEMS,
         methods: dict[str, Candidate] = METHODS,
     ):
         self._load, self._problems, self._methods = load, problems, methods
@@ -66,7 +66,7 @@ class Training:
         return Observer(longer.trainer(dataset, candidate.make(longer), group))
 
 
-def lengthened(problem: Problem, candidate: Candidate) -> Problem:
+def lengthened(problem: NetProblem, candidate: Candidate) -> NetProblem:
     """Return the problem with as many epochs as the candidate trains for."""
     return dataclasses.replace(problem, epochs=round(candidate.epochs * problem.epochs))
 

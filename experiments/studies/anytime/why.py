@@ -9,7 +9,7 @@ import osgd_jax
 from experiments.lab.report import Table
 from experiments.lab.sweep import Result, Sweep
 from experiments.studies.anytime import times
-from experiments.studies.anytime.problems import ALL, FAMILIES, IMAGES, PROBLEMS, Problem
+from experiments.studies.anytime.problems import ALL, FAMILIES, IMAGES, PROBLEMS, NetProblem
 from experiments.studies.anytime.results import best_tuned, series
 from experiments.studies.anytime.tables import tested
 
@@ -112,7 +112,7 @@ def nested(runs: Sweep) -> Table:
     return Table("", header, rows)
 
 
-def branched_at(runs: Sweep, against: Problem, name: str, work: np.ndarray) -> np.ndarray:
+def branched_at(runs: Sweep, against: NetProblem, name: str, work: np.ndarray) -> np.ndarray:
     """Test accuracy of the best branched net on the same data at these multiply-adds.
 
     −∞ where none has as many.

@@ -19,7 +19,7 @@ from experiments.lab.sweep import Question
 from experiments.settings import require
 from experiments.studies.language import ngrams
 from experiments.studies.language.tables import draw, sweep, tables
-from experiments.studies.language.training import Training
+from experiments.studies.language.training import LanguageTraining
 from experiments.studies.language.ways import WAYS
 
 _ORDER = 5
@@ -78,7 +78,7 @@ def work(config: Config, advance: Callable[[str], None]) -> list[report.Table]:
         tuned=range(config.tuning_seeds),
         seeds=range(100, 100 + config.test_seeds),
     )
-    sweep(store).answer(question, Training(load, config.batch_size, config.looks), advance)
+    sweep(store).answer(question, LanguageTraining(load, config.batch_size, config.looks), advance)
     if not store.of(config.data, "n-grams"):
         text = load()
         bits = ngrams.bits(text.train, text.test, text.num_classes, _ORDER)

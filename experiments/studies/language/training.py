@@ -20,7 +20,7 @@ from experiments.lab.vectorized import Trained, Trainer
 from experiments.studies.language.ways import NETS, OUTPUTS, WAYS, MatFormer, Way
 
 
-class Training:
+class LanguageTraining:
     """Trains runs of the study, for `Sweep.answer`.
 
     Args:

@@ -11,7 +11,7 @@ from flax import nnx
 from experiments.pinn import solutions
 from experiments.pinn.derivatives import slope
 from experiments.pinn.problems import PROBLEMS, Sampling, mesh
-from experiments.pinn.training import Net, Settings
+from experiments.pinn.training import Net, SolverSettings
 
 _EXACT = [name for name, problem in PROBLEMS.items() if problem.exact is not None]
 
@@ -75,7 +75,7 @@ def _differences(function, points, step=1e-3):
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_residuals_of_a_net_are_the_equations_in_finite_differences(name, x64):
     problem = PROBLEMS[name]
-    net = nnx.view(Net(problem, Settings(width=8, layers=2), nnx.Rngs(0)))
+    net = nnx.view(Net(problem, SolverSettings(width=8, layers=2), nnx.Rngs(0)))
     graphdef, state = nnx.split(net)
     state = jax.tree.map(lambda leaf: jnp.asarray(leaf, float) * 1.5, state)
     net = nnx.merge(graphdef, state)

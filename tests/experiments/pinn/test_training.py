@@ -12,14 +12,14 @@ import pytest
 
 import osgd_jax
 from experiments.pinn.problems import PROBLEMS
-from experiments.pinn.training import Settings, Trainer
+from experiments.pinn.training import Solver, SolverSettings
 from tests.experiments.running import finish, metrics, parameters, refuse
 
 _TINY = {"steps": 10, "width": 6, "layers": 2, "points": 20, "edge_points": 6, "resample": False}
 
 
 def _trainer(problem="klein_gordon", **changes):
-    return Trainer(PROBLEMS[problem], Settings(**_TINY | changes))
+    return Solver(PROBLEMS[problem], SolverSettings(**_TINY | changes))
 
 
 def _start(trainer, seed=0, rate=1e-2):

@@ -15,7 +15,7 @@ from experiments.studies.anytime.candidates import CANDIDATES, METHODS, Candidat
 from experiments.studies.anytime.problems import PROBLEMS, SCREEN
 from experiments.studies.anytime.questions import FIRST, TWO
 from experiments.studies.anytime.results import sweep
-from experiments.studies.anytime.training import Observer, Training, lengthened
+from experiments.studies.anytime.training import AnytimeTraining, Observer, lengthened
 from tests.experiments.studies.storing import study
 
 _SMALL = dataclasses.replace(SCREEN, name="small", widths=(8, 8), train_size=200, epochs=2)
@@ -27,7 +27,7 @@ def dataset():
 
 
 def _training(load):
-    return Training(load, {"small": _SMALL})
+    return AnytimeTraining(load, {"small": _SMALL})
 
 
 def test_runs_are_kept_and_not_done_again(tmp_path, dataset):
