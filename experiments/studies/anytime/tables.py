@@ -1,4 +1,4 @@
-"""The tables of STUDY.md that compare methods: on one problem, and on many."""
+"""The tables of the study that compare methods: on one problem, and on many."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The tables of STUDY.md on reasons: length, direction and conflict; work; kinds of nets."""
+"""The tables of the study on reasons: length, direction and conflict; work; kinds of nets."""
 
 from typing import Any
 
