@@ -35,8 +35,9 @@ class Generating:
     """A generator and one call of it."""
 
     def __init__(self):
-        sizes = {"vocab_size": 5, "width": 16, "depth": 1, "num_outputs": 3}
-        net = nets.WidthNestedTransformer(**sizes, rngs=nnx.Rngs(0))
+        net = nets.WidthNestedTransformer(
+            vocab_size=5, width=16, depth=1, num_outputs=3, rngs=nnx.Rngs(0)
+        )
         self.engine = AnytimeGenerator(net, max_length=LENGTH)
         self.costs = [each.multiply_adds / LENGTH for each in cost(net, (LENGTH,))]
 
