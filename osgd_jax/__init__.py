@@ -24,10 +24,9 @@ from osgd_jax._balancing.stateful import (
 from osgd_jax._balancing.stateful.alternating import TaskMomentaState, m_config, task_momenta
 from osgd_jax._gradients.api import reach, task_grads, value_and_task_grads
 from osgd_jax._gradients.rows import TaskRows, densify, to_task_rows
-from osgd_jax._serving.answers import AnytimeOutput, Prediction
+from osgd_jax._serving.answers import AnytimeOutput, GeneratedToken, Generation, Prediction
 from osgd_jax._serving.generator import AnytimeGenerator
 from osgd_jax._serving.predictor import AnytimePredictor
-from osgd_jax._serving.tokens import GeneratedToken, Generation
 from osgd_jax._tasks import task_names
 from osgd_jax.nets.cost import OutputCost, cost
 

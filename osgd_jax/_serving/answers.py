@@ -1,4 +1,4 @@
-"""What a predictor gives."""
+"""The results of predictors and generators."""
 
 import dataclasses
 
@@ -37,3 +37,37 @@ class Prediction:
     exits: np.ndarray
     elapsed: float
     lateness: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GeneratedToken:
+    """The next token of each prompt.
+
+    Attributes:
+      index: how many came before.
+      tokens: `[batch]`; −1 for a prompt whose text has stopped.
+      logits: `[batch, vocab_size]`, those that the tokens were chosen by.
+      exits: `[batch]`, the index of the output that gave them; −1 where there is no token.
+      elapsed: seconds from the call of `stream` to these tokens.
+    """
+
+    index: int
+    tokens: np.ndarray
+    logits: jax.Array | np.ndarray
+    exits: np.ndarray
+    elapsed: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Generation:
+    """The answer to `AnytimeGenerator.generate`.
+
+    Attributes:
+      tokens: for each prompt the new tokens, a stop token included.
+      exits: for each prompt the index of the output that each of them is from.
+      elapsed: seconds from the call of `generate` to the last token.
+    """
+
+    tokens: list[np.ndarray]
+    exits: list[np.ndarray]
+    elapsed: float

@@ -13,6 +13,9 @@ class KeyedCache:
         self._locks: dict[Hashable, threading.Lock] = {}
         self._values: dict[Hashable, Any] = dict(values or {})
 
+    def __reduce__(self) -> Any:
+        return KeyedCache, (self.as_dict(),)
+
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """The value of `key`, from `make()` the first time; other keys do not wait for it."""
         if key not in self._values:

@@ -126,7 +126,7 @@ def read(path: str | os.PathLike[str], kind: str) -> Content:
         head, digest = file.readline(len(magic) + 16), file.readline(80).strip()
         payload = file.read()
     if not head.startswith(magic):
-        raise ValueError(f"{path} is no file that {kind}.export wrote.")
+        raise ValueError(f"{path} was not written by {kind}.export.")
     version = head.removeprefix(magic).strip().decode("ascii", "replace")
     if version != str(_VERSION):
         raise ValueError(

@@ -63,6 +63,9 @@ class Decoder:
         self.max_length = max_length
         self.programs = KeyedCache()
 
+    def __reduce__(self) -> Any:
+        return Decoder, (self.stages, self.max_length)
+
     def size(self, count: int) -> int:
         """The positions of the smallest call that holds `count`."""
         return min(1 << (count - 1).bit_length(), self.max_length)
@@ -141,6 +144,10 @@ class Text:
     Args:
       decoder: runs the stages.
       prompts: what the texts begin with.
+
+    Attributes:
+      lengths: of each text.
+      answer: of the latest output that ran.
     """
 
     def __init__(self, decoder: Decoder, prompts: list[np.ndarray]):
@@ -151,6 +158,10 @@ class Text:
         self._tokens = np.zeros((len(prompts), decoder.max_length), np.int32)
         for row, prompt in zip(self._tokens, prompts, strict=True):
             row[: len(prompt)] = prompt
+        self.answer: Answer
+
+    def __len__(self) -> int:
+        return len(self.lengths)
 
     def append(self, rows: np.ndarray, tokens: np.ndarray) -> None:
         """Add a token to each of some texts."""
@@ -161,36 +172,43 @@ class Text:
         """The positions of the call that brings stage k to the end of the texts."""
         return self._decoder.size(max(1, int((self.lengths - self._seen[k]).max())))
 
-    def advance(self, first: int, last: int, before: Answer | None = None) -> Answer:
+    def wait(self) -> None:
+        """Wait for the likeliest tokens of the latest answer, on the host."""
+        np.asarray(self.answer.likeliest)
+
+    def keep(self, rows: np.ndarray) -> np.ndarray:
+        """Return the rows: all texts go on together, as their caches are one array."""
+        return rows
+
+    def advance(self, first: int, last: int) -> jax.Array:
         """Bring stages that have come equally far to the end of the texts.
 
         Args:
-          first: the first stage.
+          first: the first stage; `answer` must be of the output before it.
           last: the last stage.
-          before: of the output before `first`, where there is one.
 
         Returns:
-          That of output `last`.
+          The logits of output `last`, `[batch, vocab_size]`, not awaited.
         """
         stages = slice(first, last + 1)
         starts, size = self._seen[first], self.size(first)
         call = Call(first, last, size, len(starts))
         states = self._states[first] if first else [self._next_tokens(starts, size)]
         following = self._states[last + 1 : last + 2]
-        answer, self._pasts[stages], left = self._decoder.run(
+        self.answer, self._pasts[stages], left = self._decoder.run(
             call,
             self._pasts[stages],
             states,
             following[0] if following else [],
             starts,
             self.lengths - starts,
-            before and before.logits,
+            self.answer.logits if first else None,
         )
         if following:
             self._states[last + 1] = left
         for k in range(first, last + 1):
             self._seen[k] = self.lengths.copy()
-        return answer
+        return self.answer.logits
 
     def _next_tokens(self, starts: np.ndarray, count: int) -> np.ndarray:
         positions = np.minimum(starts[:, None] + np.arange(count), self._tokens.shape[1] - 1)

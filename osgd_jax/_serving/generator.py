@@ -1,40 +1,28 @@
 """Text, token by token, each by as much of a net as time or need allow."""
 
 import os
-import time
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Any
 
-import jax
 import numpy as np
 
-from osgd_jax._serving import generator_file as file
-from osgd_jax._serving.decoder import (
-    Answer,
-    Decoder,
-    Text,
-    answer_of,
-)
-from osgd_jax._serving.latencies import Latencies, usual
+from osgd_jax._serving import files
+from osgd_jax._serving.answers import GeneratedToken, Generation
+from osgd_jax._serving.decoder import Answer, Decoder, Text, answer_of
+from osgd_jax._serving.engine import Engine
+from osgd_jax._serving.latencies import measure
+from osgd_jax._serving.limits import Limits, Threshold, check_limits
 from osgd_jax._serving.paths import check_target
-from osgd_jax._serving.predictor import Threshold
-from osgd_jax._serving.prompts import (
-    Limits,
-    check_limits,
-    check_prompts,
-    check_room,
-    check_stop,
-)
+from osgd_jax._serving.prompts import check_prompts, check_room, check_stop
 from osgd_jax._serving.sampling import Sampling, check_sampling, choose
 from osgd_jax._serving.token_stages import NetStages, Stages
-from osgd_jax._serving.tokens import GeneratedToken, Generation
 from osgd_jax._validation import check_positive
 from osgd_jax.nets.transformers.base import Transformer
 
 _REPEATS = 20
 
 
-class AnytimeGenerator:
+class AnytimeGenerator(Engine):
     """Generates text with a Transformer of several outputs, each token by an output of its own.
 
     Whatever outputs gave the tokens before, the logits of output k are those of
@@ -65,23 +53,14 @@ class AnytimeGenerator:
             )
         self._set_up(NetStages(net), check_positive("max_length", max_length))
 
-    def __getstate__(self) -> tuple[Any, ...]:
-        return self._decoder.stages, self.max_length, self.latencies
+    _read = staticmethod(files.read_generator)
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self._set_up(*state)
-
-    def _set_up(
-        self, stages: Stages, max_length: int, latencies: dict[int, Any] | None = None
-    ) -> None:
+    def _set_up(self, stages: Stages, max_length: int, /) -> None:
+        self._prepare(stages)
         self._decoder = Decoder(stages, max_length)
-        self._clock = time.perf_counter
-        self._latencies = Latencies(latencies or {})
 
-    @property
-    def num_outputs(self) -> int:
-        """Number of outputs."""
-        return self._decoder.stages.num_outputs
+    def _settings(self) -> dict[str, Any]:
+        return {"max_length": self.max_length}
 
     @property
     def max_length(self) -> int:
@@ -102,6 +81,7 @@ class AnytimeGenerator:
         confidence: Threshold = None,
         rule: str | Callable[[np.ndarray], Any] = "confidence",
         deadline: float | None = None,
+        budget: float | None = None,
         temperature: float = 0.0,
         top_k: int | None = None,
         stop: Any = None,
@@ -109,7 +89,7 @@ class AnytimeGenerator:
     ) -> Generation:
         """Continue one text or several.
 
-        Without `output`, `confidence` or `deadline` the last output gives every token.
+        Without `output`, `confidence`, `deadline` or `budget` the last output gives every token.
 
         Args:
           prompt: tokens, integers `[length]`; or several prompts, which may differ in length. A
@@ -119,10 +99,14 @@ class AnytimeGenerator:
           confidence: in (0, 1]: one threshold or one for each output. A token is given by the
             first output whose score by `rule` is at least this, or by the last. Later stages run
             for the whole batch where one text needs them.
-          rule: as in `AnytimePredictor.predict`, of logits `[batch, vocab_size]`.
+          rule: as in `AnytimePredictor.predict`, of logits `[texts, vocab_size]` of the texts
+            for which no output has been sure so far.
           deadline: seconds for each token, from when the one before is there. Never starts a
             stage that would end too late by the latencies of `calibrate`; output 0 is always
             computed. Without a `calibrate` for this number of prompts before, this call does it.
+          budget: multiply-adds for each token: those of a text of `max_length` tokens, as
+            `osgd_jax.cost` counts them, divided by its length. The last output that costs no more
+            gives every token.
           temperature: 0 takes the likeliest token, and so does a number below the smallest normal
             one of float32; else tokens are drawn from the softmax of the logits divided by it.
           top_k: draw from exactly so many of the likeliest alone.
@@ -146,6 +130,7 @@ class AnytimeGenerator:
             confidence=confidence,
             rule=rule,
             deadline=deadline,
+            budget=budget,
             temperature=temperature,
             top_k=top_k,
             stop=stop,
@@ -169,6 +154,7 @@ class AnytimeGenerator:
         confidence: Threshold = None,
         rule: str | Callable[[np.ndarray], Any] = "confidence",
         deadline: float | None = None,
+        budget: float | None = None,
         temperature: float = 0.0,
         top_k: int | None = None,
         stop: Any = None,
@@ -179,7 +165,15 @@ class AnytimeGenerator:
         Arguments, errors and tokens are those of `generate`.
         """
         start, vocab_size = self._clock(), self._decoder.stages.vocab_size
-        limits = check_limits(self.num_outputs, output, confidence, rule, deadline)
+        limits = check_limits(
+            self.num_outputs,
+            self._multiply_adds,
+            rule,
+            output=output,
+            confidence=confidence,
+            deadline=deadline,
+            budget=budget,
+        )
         stops = check_stop(stop, vocab_size)
         prompts = check_prompts(prompt, vocab_size)
         sampling = check_sampling(
@@ -193,22 +187,27 @@ class AnytimeGenerator:
         count = check_room(prompts, max_new_tokens, self.max_length)
         return self._tokens(start, prompts, count, limits, sampling, stops)
 
-    def calibrate(self, batch_size: int = 1, *, repeats: int = _REPEATS) -> None:
+    def calibrate(
+        self, batch_size: int = 1, *, repeats: int = _REPEATS
+    ) -> dict[int, tuple[float, ...]]:
         """Compile all stages and measure how long each takes, for so many texts at once.
 
-        Calibrate on the machine and under the load that texts will meet. `latencies` has what was
-        found; a second call replaces it.
+        Calibrate on the machine and under the load that texts will meet. A second call
+        replaces the figures of the first.
 
         Args:
           batch_size: number of texts.
           repeats: runs of each stage to measure.
 
+        Returns:
+          Seconds of each stage that 95 % of its runs keep to, by number of positions.
+
         Raises:
           ValueError: an argument is no integer of at least 1.
         """
         batch_size = check_positive("batch_size", batch_size)
-        repeats = check_positive("repeats", repeats)
-        self._latencies.renew(batch_size, lambda: self._measure(batch_size, repeats))
+        run = lambda repeats: self._measure(batch_size, repeats)  # noqa: E731
+        return self._calibrate(batch_size, run, repeats)
 
     def export(self, path: str | os.PathLike[str]) -> None:
         """Write all stages with their weights to one file, which `load` runs without the net.
@@ -222,35 +221,22 @@ class AnytimeGenerator:
         Raises:
           ValueError: there is no folder for `path`.
         """
-        file.write(check_target(path), self._decoder.stages, self.max_length)
+        files.write_generator(check_target(path), self._decoder.stages, self.max_length)
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Make a generator from a file that `export` wrote; the net's Python class is not needed.
+    def _measure(self, batch: int, repeats: int = _REPEATS) -> dict[int, tuple[float, ...]]:
+        """Return the usual seconds of each stage, by number of positions."""
 
-        Raises:
-          ValueError: the file is not one of `export`, is damaged, of another version, or needs
-            64-bit floats where JAX has them switched off.
-        """
-        generator = cls.__new__(cls)
-        generator._set_up(*file.read(path))
-        return generator
+        def seconds(size: int) -> tuple[float, ...]:
+            start = lambda: Text(self._decoder, [np.zeros(size, np.int32)] * batch)  # noqa: E731
+            return measure(start, self.num_outputs, repeats, self._clock)
 
-    def _measure(self, batch: int, repeats: int) -> dict[int, tuple[float, ...]]:
-        """Seconds of each stage that 95 % of its runs keep to, by number of positions."""
-        found = {}
-        for size in self._decoder.sizes():
-            runs = []
-            for _ in range(repeats + 1):
-                text = Text(self._decoder, [np.zeros(size, np.int32)] * batch)
-                answer, times = None, [self._clock()]
-                for k in range(self.num_outputs):
-                    answer = text.advance(k, k, answer)
-                    choose(answer, Sampling(), 0)
-                    times.append(self._clock())
-                runs.append(np.diff(times))
-            found[size] = usual(runs[1:])
-        return found
+        return {size: seconds(size) for size in self._decoder.sizes()}
+
+    def _multiply_adds(self) -> list[float]:
+        """Return the cumulative multiply-adds of each output for a token."""
+        length = self.max_length
+        costs = self._costs.get(length, lambda: self._decoder.stages.multiply_adds(length))
+        return [each / length for each in costs]
 
     def _tokens(
         self,
@@ -265,7 +251,7 @@ class AnytimeGenerator:
         going = np.ones(len(prompts), bool)
         for index in range(count):
             began = start if index == 0 else self._clock()
-            answer, exits = self._answer(text, going, limits, began)
+            answer, exits = self._next(text, going, limits, began)
             answer = answer._replace(likeliest=np.asarray(answer.likeliest))
             _check_finite(answer, going, index)
             tokens = choose(answer, sampling, index)
@@ -277,51 +263,18 @@ class AnytimeGenerator:
             rows = np.flatnonzero(going)
             text.append(rows, tokens[rows])
 
-    def _answer(
+    def _next(
         self, text: Text, going: np.ndarray, limits: Limits, began: float
     ) -> tuple[Answer, np.ndarray]:
-        """What is said of the next token of each text, and by which output."""
-        if limits.leave is not None:
-            return self._until_sure(text, going, limits.leave.sure)
+        """Return the answer for the next token of each text, and the output that gave it."""
+        seconds = None
         if limits.deadline is not None:
-            return self._until(text, began + limits.deadline)
-        last = self.num_outputs - 1 if limits.output is None else limits.output
-        return text.advance(0, last), np.full(len(going), last)
-
-    def _until_sure(
-        self, text: Text, going: np.ndarray, sure: Callable[..., np.ndarray]
-    ) -> tuple[Answer, np.ndarray]:
-        last = self.num_outputs - 1
-        exits = np.full(len(going), last)
-        unsure, before, answer = going, None, None
-        logits = None
-        for k in range(last + 1):
-            answer = text.advance(k, k, answer)
-            host = np.asarray(answer.logits)
-            logits = host.copy() if logits is None else logits
-            logits[unsure] = host[unsure]
-            if k < last:
-                leaving = unsure & sure(k, host, before)
-                exits[leaving] = k
-                unsure, before = unsure & ~leaving, host
-            if not unsure.any():
-                break
-        assert logits is not None
-        return answer_of(logits, np), exits
-
-    def _until(self, text: Text, end: float) -> tuple[Answer, np.ndarray]:
-        batch = len(text.lengths)
-        latencies = self._latencies.get(batch, lambda: self._measure(batch, _REPEATS))
-        answer, k = text.advance(0, 0), 0
-        jax.block_until_ready(answer)
-        while k + 1 < self.num_outputs:
-            seconds = latencies[text.size(k + 1)][k + 1]
-            if self._clock() + seconds > end:
-                break
-            k += 1
-            answer = text.advance(k, k, answer)
-            jax.block_until_ready(answer)
-        return answer, np.full(batch, k)
+            batch = len(text)
+            latencies = self._latencies.get(batch, lambda: self._measure(batch))
+            seconds = lambda k: latencies[text.size(k)][k]  # noqa: E731
+        rows = np.flatnonzero(going)
+        logits, exits, _ = self._answer(text, limits, rows=rows, began=began, seconds=seconds)
+        return answer_of(logits, np) if limits.leave is not None else text.answer, exits
 
 
 def _check_finite(answer: Answer, going: np.ndarray, index: int) -> None:

@@ -1,46 +1,87 @@
-"""Early exit: each example leaves with the first output that is sure enough of it."""
+"""The loops that choose an output while the stages run: by a deadline or by confidence."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from osgd_jax._serving.rules import Exit
-from osgd_jax._serving.runner import Runner
-from osgd_jax._serving.stages import Input
-from osgd_jax._validation import as_number
 
 
-def until_sure(runner: Runner, x: Input, leave: Exit) -> tuple[np.ndarray, np.ndarray]:
-    """Run each example until an output is sure of it.
+class Batch(Protocol):
+    """A batch on its way through the stages."""
 
-    Where few enough are left to fit the next smaller power of two, they go on as a batch of that
-    size, filled up with copies of one of them.
+    def __len__(self) -> int:
+        """Return the number of rows at the start."""
+        ...
+
+    def advance(self, first: int, last: int) -> Any:
+        """Run the stages from `first` to `last`; return the logits of the latter, not awaited."""
+        ...
+
+    def wait(self) -> None:
+        """Wait until the answer of the latest stage can be used."""
+        ...
+
+    def keep(self, rows: np.ndarray) -> np.ndarray:
+        """Need no other rows from now on; return the places of these in the next logits."""
+        ...
+
+
+def until_deadline(
+    batch: Batch,
+    seconds: Callable[[int], float],
+    num_outputs: int,
+    clock: Callable[[], float],
+    end: float,
+) -> tuple[Any, int, float]:
+    """Run stages as long as the next is expected to end in time, and stage 0 always.
+
+    Args:
+      batch: before stage 0.
+      seconds: the expected seconds of stage k.
+      num_outputs: number of stages.
+      clock: gives seconds; read once after each stage.
+      end: by this clock.
+
+    Returns:
+      The latest logits, their output, and the time when they were ready.
+    """
+    k = 0
+    logits = jax.block_until_ready(batch.advance(0, 0))
+    now = clock()
+    while k + 1 < num_outputs and now + seconds(k + 1) <= end:
+        k += 1
+        logits = jax.block_until_ready(batch.advance(k, k))
+        now = clock()
+    return logits, k, now
+
+
+def until_sure(
+    batch: Batch, leave: Exit, num_outputs: int, examples: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run some examples of a batch until an output is sure of each.
 
     Returns:
       Logits `[batch, …, classes]` and the output that each example's are from, `[batch]`.
     """
-    last = runner.model.num_outputs - 1
-    exits = np.full(len(x), last)
-    examples, rows = np.arange(len(x)), np.arange(len(x))  # those still unsure, and where they are
-    progress = runner.start(x)
+    last = num_outputs - 1
+    exits = np.full(len(batch), last)
+    rows = examples  # where the examples that are still unsure are
     answers = before = None
-    for k in range(last + 1):
-        logits, progress = runner.advance(k, progress)
-        host = np.asarray(logits)[rows]
-        answers = host.copy() if answers is None else _put(answers, examples, host, k)
+    for k in range(num_outputs):
+        host = np.asarray(batch.advance(k, k))
+        answers = host.copy() if answers is None else _put(answers, examples, host[rows], k)
         if k == last:
             break
+        host = host[rows]
         stay = ~leave.sure(k, host, before)
         exits[examples[~stay]] = k
         examples, rows, before = examples[stay], rows[stay], host[stay]
         if not len(rows):
             break
-        size = 1 << (len(rows) - 1).bit_length()
-        if size < progress.batch:
-            padding = np.full(size - len(rows), rows[0])
-            progress = runner.take(progress, np.concatenate([rows, padding]).astype(np.int32))
-            rows = np.arange(len(rows))
+        rows = batch.keep(rows)
     assert answers is not None
     return answers, exits
 
@@ -48,7 +89,7 @@ def until_sure(runner: Runner, x: Input, leave: Exit) -> tuple[np.ndarray, np.nd
 def stop_when_all_are_sure(
     outputs: Iterator[tuple[int, jax.Array, float]], leave: Exit
 ) -> Iterator[tuple[int, jax.Array, float]]:
-    """The outputs up to the first by which every example has been sure once."""
+    """Yield the outputs up to the first by which every example has been sure once."""
     left, before = np.array(True), None
     for k, logits, now in outputs:
         yield k, logits, now
@@ -67,17 +108,3 @@ def _put(answers: np.ndarray, examples: np.ndarray, logits: np.ndarray, k: int) 
         )
     answers[examples] = logits
     return answers
-
-
-def last_affordable(budget: float, multiply_adds: Sequence[int]) -> int:
-    """The last output that costs at most `budget`.
-
-    Raises:
-      ValueError: there is none.
-    """
-    if not as_number(budget) >= multiply_adds[0]:
-        raise ValueError(
-            f"budget={budget!r} must be at least {multiply_adds[0]}, the multiply-adds of output 0"
-            " for an example of this shape."
-        )
-    return max(k for k, work in enumerate(multiply_adds) if work <= float(budget))

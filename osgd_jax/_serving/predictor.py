@@ -1,37 +1,32 @@
 """Running a trained anytime net: every output as it comes, or as many as time or need allow."""
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from osgd_jax._serving import onnx_files
-from osgd_jax._serving import predictor_file as file
+from osgd_jax._serving import files, onnx_files
 from osgd_jax._serving.answers import AnytimeOutput, Prediction
-from osgd_jax._serving.cache import KeyedCache
 from osgd_jax._serving.combine import COMBINATIONS
+from osgd_jax._serving.engine import Engine
 from osgd_jax._serving.inputs import check_example_shape, check_input
-from osgd_jax._serving.latencies import Latencies, usual
-from osgd_jax._serving.limits import check_at_most_one, check_deadline
+from osgd_jax._serving.latencies import measure
+from osgd_jax._serving.limits import Threshold, check_at_most_one, check_limits
 from osgd_jax._serving.paths import as_folder, check_target
 from osgd_jax._serving.placement import alone, move
-from osgd_jax._serving.policies import last_affordable, stop_when_all_are_sure, until_sure
+from osgd_jax._serving.policies import stop_when_all_are_sure
 from osgd_jax._serving.rules import make_exit
-from osgd_jax._serving.runner import ExampleKey, Runner
+from osgd_jax._serving.runner import ExampleKey, Runner, RunnerBatch
 from osgd_jax._serving.stages import Input, Model, NetModel
-from osgd_jax._validation import check_choice, check_positive
-
-Threshold = float | Sequence[float | None] | np.ndarray | None
+from osgd_jax._validation import check_choice
 
 _REPEATS = 50
-_WARM_UP = 3
 
 
-class AnytimePredictor:
+class AnytimePredictor(Engine):
     """Runs a trained anytime net one stage at a time, each stage compiled.
 
     The predictor takes a copy of the weights as they are now and runs the net in evaluation mode:
@@ -66,27 +61,14 @@ class AnytimePredictor:
         check_choice("combine", combine, tuple(COMBINATIONS))
         self._set_up(NetModel(net), combine)
 
-    def _set_up(self, model: Model, combine: str) -> None:
+    _read = staticmethod(files.read_predictor)
+
+    def _set_up(self, model: Model, combine: str, /) -> None:
+        self._prepare(model)
         self._runner = Runner(model, combine)
-        self._prepare({})
 
-    def _prepare(self, latencies: dict[Any, tuple[float, ...]]) -> None:
-        # Read once when a call begins and once after each stage, or once at the end.
-        self._clock = time.perf_counter
-        self._latencies = Latencies(latencies)
-        self._costs = KeyedCache()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"runner": self._runner, "latencies": self.latencies}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._runner = state["runner"]
-        self._prepare(state["latencies"])
-
-    @property
-    def num_outputs(self) -> int:
-        """Number of outputs."""
-        return self._runner.model.num_outputs
+    def _settings(self) -> dict[str, Any]:
+        return {"combine": self._runner.combine}
 
     @property
     def latencies(self) -> dict[tuple[tuple[int, ...], str], tuple[float, ...]]:
@@ -163,17 +145,27 @@ class AnytimePredictor:
         start = self._clock()
         check_at_most_one(deadline=deadline, confidence=confidence, budget=budget)
         x = check_input(self._runner.model, x)
-        leave = make_exit(confidence, rule, self.num_outputs)
-        if deadline is not None:
-            return self._until(x, start, deadline)
-        if leave is not None:
-            logits, exits = until_sure(self._runner, x, leave)
-            answer = move("logits", logits, self._runner.model.device)
-            return Prediction(answer, exits, self._clock() - start, 0.0)
-        last = self.num_outputs - 1
-        if budget is not None:
-            last = last_affordable(budget, self._multiply_adds((x.shape[1:], x.dtype.name)))
-        return self._until_output(x, start, last)
+        limits = check_limits(
+            self.num_outputs,
+            lambda: self._multiply_adds((x.shape[1:], x.dtype.name)),
+            rule,
+            deadline=deadline,
+            confidence=confidence,
+            budget=budget,
+        )
+        seconds = None
+        if limits.deadline is not None:
+            seconds = self._latencies.get(_key(x), lambda: self._measure(x)).__getitem__
+        batch = RunnerBatch(self._runner, x)
+        rows = np.arange(len(x))
+        logits, exits, ready = self._answer(batch, limits, rows=rows, began=start, seconds=seconds)
+        if limits.leave is not None:
+            logits = move("logits", logits, self._runner.model.device)
+        elif ready is None:
+            jax.block_until_ready(logits)
+        elapsed = (self._clock() if ready is None else ready) - start
+        late = 0.0 if limits.deadline is None else max(0.0, elapsed - limits.deadline)
+        return Prediction(logits, exits, elapsed, late)
 
     def calibrate(self, x: Any, *, repeats: int = _REPEATS) -> tuple[float, ...]:
         """Compile all stages and measure how long each takes, for this shape, dtype and device.
@@ -191,10 +183,8 @@ class AnytimePredictor:
         Raises:
           ValueError: `x` has another shape or dtype, or `repeats` is less than 1.
         """
-        repeats = check_positive("repeats", repeats)
         x = check_input(self._runner.model, x)
-        self._latencies.renew(_key(x), lambda: self._measure(x, repeats))
-        return self.latencies[_key(x)]
+        return self._calibrate(_key(x), lambda repeats: self._measure(x, repeats), repeats)
 
     def export(
         self, path: str | os.PathLike[str], *, input_shape: Sequence[int] | None = None
@@ -217,7 +207,7 @@ class AnytimePredictor:
         """
         target = check_target(path)
         example = self._example(input_shape)
-        file.write(
+        files.write_predictor(
             target,
             stages=self._runner.stages(example),
             example=example,
@@ -253,19 +243,6 @@ class AnytimePredictor:
         with alone(self._runner.model.device):
             onnx_files.write(target, self._runner, example)
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Make a predictor from a file that `export` wrote; the net's Python class is not needed.
-
-        Raises:
-          ValueError: the file is not one of `export`, is damaged, of another version, or needs
-            64-bit floats where JAX has them switched off.
-        """
-        model, combine = file.read(path)
-        predictor = cls.__new__(cls)
-        predictor._set_up(model, combine)
-        return predictor
-
     def _example(self, input_shape: Any) -> ExampleKey:
         """Shape and dtype of the examples to export for."""
         model, seen = self._runner.model, self._runner.examples
@@ -281,39 +258,16 @@ class AnytimePredictor:
         return seen[0]
 
     def _outputs(self, x: Input) -> Iterator[tuple[int, jax.Array, float]]:
-        """The index, the logits and the time of each output, when it is ready."""
-        progress = self._runner.start(x)
+        """Yield the index, the logits and the time of each output, when it is ready."""
+        batch = RunnerBatch(self._runner, x)
         for k in range(self.num_outputs):
-            logits, progress = self._runner.advance(k, progress)
-            jax.block_until_ready(logits)
+            logits = jax.block_until_ready(batch.advance(k, k))
             yield k, logits, self._clock()
 
     def _measure(self, x: Input, repeats: int = _REPEATS) -> tuple[float, ...]:
         """Return the usual seconds of each stage."""
-
-        def run() -> np.ndarray:
-            start = self._clock()
-            return np.diff([start, *(now for _, _, now in self._outputs(x))])
-
-        return usual([run() for _ in range(_WARM_UP + repeats)][_WARM_UP:])
-
-    def _until(self, x: Input, start: float, deadline: float) -> Prediction:
-        deadline = check_deadline(deadline)
-        latencies = self._latencies.get(_key(x), lambda: self._measure(x))
-        outputs = self._outputs(x)
-        k, logits, now = next(outputs)
-        while k + 1 < self.num_outputs and now - start + latencies[k + 1] <= deadline:
-            k, logits, now = next(outputs)
-        elapsed = now - start
-        return Prediction(logits, np.full(len(x), k), elapsed, max(0.0, elapsed - deadline))
-
-    def _until_output(self, x: Input, start: float, last: int) -> Prediction:
-        logits, progress = self._runner.advance(0, self._runner.start(x))
-        # Nothing waits in between, so that the device gets the next stage before it is idle.
-        for k in range(1, last + 1):
-            logits, progress = self._runner.advance(k, progress)
-        jax.block_until_ready(logits)
-        return Prediction(logits, np.full(len(x), last), self._clock() - start, 0.0)
+        start = lambda: RunnerBatch(self._runner, x)  # noqa: E731
+        return measure(start, self.num_outputs, repeats, self._clock)
 
     def _multiply_adds(self, example: ExampleKey) -> list[int]:
         return self._costs.get(example, lambda: self._runner.model.multiply_adds(*example))

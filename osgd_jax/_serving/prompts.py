@@ -1,48 +1,14 @@
 """Checks of what a generator is given."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from osgd_jax._host_arrays import as_array
-from osgd_jax._serving.limits import check_at_most_one, check_deadline
-from osgd_jax._serving.rules import Exit, make_exit
 from osgd_jax._validation import as_number, check_positive
 
 _BYTES = (bytes, bytearray, memoryview)
-
-
-class Limits(NamedTuple):
-    """Which output gives each token; the last, where all are None.
-
-    Attributes:
-      output: always this one.
-      leave: the first that is sure.
-      deadline: the last that is there after so many seconds.
-    """
-
-    output: int | None
-    leave: Exit | None
-    deadline: float | None
-
-
-def check_limits(
-    num_outputs: int, output: Any, confidence: Any, rule: Any, deadline: Any
-) -> Limits:
-    """Give the arguments that choose outputs, checked.
-
-    Raises:
-      ValueError: one is wrong, or there is more than one.
-    """
-    check_at_most_one(output=output, confidence=confidence, deadline=deadline)
-    if output is not None and as_number(output) not in range(num_outputs):
-        raise ValueError(f"output={output!r} must be one from 0 to {num_outputs - 1}.")
-    return Limits(
-        None if output is None else int(output),
-        make_exit(confidence, rule, num_outputs),
-        None if deadline is None else check_deadline(deadline),
-    )
 
 
 def check_prompts(prompt: Any, vocab_size: int) -> list[np.ndarray]:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Hashable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,22 +19,6 @@ from osgd_jax._serving.stages import (
 )
 
 ExampleKey = tuple[tuple[int, ...], str]
-
-
-class Progress(NamedTuple):
-    """How far a batch has come.
-
-    Attributes:
-      example: shape and dtype of one example.
-      batch: rows of each array.
-      carry: what the next stage takes.
-      combined: what the next answer needs of the earlier ones.
-    """
-
-    example: ExampleKey
-    batch: int
-    carry: Arrays
-    combined: jax.Array | None
 
 
 class Runner:
@@ -77,26 +61,9 @@ class Runner:
             self.examples.append(example)
         return stages
 
-    def start(self, x: Input) -> Progress:
-        """Before stage 0."""
-        return Progress((x.shape[1:], x.dtype.name), len(x), [x], None)
-
-    def advance(self, k: int, progress: Progress) -> tuple[jax.Array, Progress]:
-        """Start stage k: the answer of output k, not yet awaited, and the progress after it."""
-        stage = self.stages(progress.example)[k]
-        arguments = (stage.weights, progress.carry, progress.combined)
-        program = self._programs.get(
-            (k, progress.batch, progress.example), lambda: self._compile(k, stage, arguments)
-        )
-        logits, fresh, combined = program(*arguments)
-        carry = stage.next_carry(progress.carry, fresh)
-        return logits, progress._replace(carry=carry, combined=combined)
-
-    def take(self, progress: Progress, rows: np.ndarray) -> Progress:
-        """The progress of some rows of the batch."""
-        with alone(self.model.device):
-            carry, combined = _take((progress.carry, progress.combined), rows)
-        return progress._replace(batch=len(rows), carry=carry, combined=combined)
+    def program(self, k: int, stage: Stage, batch: int, example: ExampleKey, arguments: Any) -> Any:
+        """Return stage k, compiled for a number of rows."""
+        return self._programs.get((k, batch, example), lambda: self._compile(k, stage, arguments))
 
     def run(
         self, k: int, stage: Stage, weights: Arrays, carry: Arrays, combined: jax.Array | None
@@ -111,6 +78,59 @@ class Runner:
         run = functools.partial(self.run, k, stage)
         with alone(self.model.device):
             return jax.jit(run).lower(*arguments).compile()
+
+
+class RunnerBatch:
+    """A batch on its way through the stages of a runner.
+
+    Args:
+      runner: runs the stages.
+      x: the examples.
+    """
+
+    def __init__(self, runner: Runner, x: Input):
+        self._runner = runner
+        self._example = x.shape[1:], x.dtype.name
+        self._stages = runner.stages(self._example)
+        self._size = self._rows = len(x)
+        self._carry: Arrays = [x]
+        self._combined: jax.Array | None = None
+        self._logits: jax.Array
+
+    def __len__(self) -> int:
+        return self._size
+
+    def advance(self, first: int, last: int) -> jax.Array:
+        """Start the stages from `first` to `last`; return the answer of the latter, not awaited.
+
+        Nothing waits in between, so that the device gets the next stage before it is idle.
+        """
+        for k in range(first, last + 1):
+            stage = self._stages[k]
+            arguments = (stage.weights, self._carry, self._combined)
+            run = self._runner.program(k, stage, self._rows, self._example, arguments)
+            self._logits, fresh, self._combined = run(*arguments)
+            self._carry = stage.next_carry(self._carry, fresh)
+        return self._logits
+
+    def wait(self) -> None:
+        """Wait for the latest answer."""
+        jax.block_until_ready(self._logits)
+
+    def keep(self, rows: np.ndarray) -> np.ndarray:
+        """Go on with these rows alone where they fit the next smaller power of two.
+
+        The smaller batch is filled up with copies of one of them. Return where they are now.
+        """
+        size = 1 << (len(rows) - 1).bit_length()
+        if size >= self._rows:
+            return rows
+        padding = np.full(size - len(rows), rows[0])
+        places = np.concatenate([rows, padding]).astype(np.int32)
+        with alone(self._runner.model.device):
+            self._carry, self._combined = _take((self._carry, self._combined), places)
+        self._rows = size
+        return np.arange(len(rows))
 
 
 @jax.jit

@@ -9,6 +9,7 @@ from flax import nnx
 from jax import lax
 
 from osgd_jax._serving.placement import alone, copy_to_one_device
+from osgd_jax.nets.cost import cost
 from osgd_jax.nets.transformers.attention import Past
 from osgd_jax.nets.transformers.base import Transformer
 from osgd_jax.nets.transformers.layers import Attention, TransformerLayer
@@ -83,6 +84,10 @@ class Stages(Protocol):
         """
         ...
 
+    def multiply_adds(self, length: int) -> list[int]:
+        """Cumulative multiply-adds of each output for a text of so many tokens."""
+        ...
+
 
 class NetStages:
     """The stages of a net with the weights that it has now.
@@ -132,6 +137,11 @@ class NetStages:
             state, treedef = jax.tree.flatten(following)
             self._states.append(treedef)
         return found
+
+    def multiply_adds(self, length: int) -> list[int]:
+        """As `osgd_jax.cost`."""
+        with alone(self.device):
+            return [each.multiply_adds for each in cost(self._net, (length,))]
 
     def call(self, k: int, *arguments: Any) -> tuple[jax.Array, Arrays, Arrays]:
         """As in `Stages`."""

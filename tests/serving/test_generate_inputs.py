@@ -247,7 +247,7 @@ def test_calibrations_do_not_measure_each_other(net, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(most) == 4 * 2 * 6 * 2  # calibrations, sizes, runs, stages
+    assert len(most) == 4 * 2 * 8 * 2  # calibrations, sizes, runs, stages
     assert max(most) == 1
 
 
