@@ -27,6 +27,7 @@ from osgd_jax._gradients.rows import TaskRows, densify, to_task_rows
 from osgd_jax._serving.answers import AnytimeOutput, GeneratedToken, Generation, Prediction
 from osgd_jax._serving.generator import AnytimeGenerator
 from osgd_jax._serving.predictor import AnytimePredictor
+from osgd_jax._serving.server import AnytimeServer, OverloadedError, ServedAnswer
 from osgd_jax._tasks import task_names
 from osgd_jax.nets.cost import OutputCost, cost
 
@@ -35,13 +36,16 @@ __all__ = [
     "AnytimeGenerator",
     "AnytimeOutput",
     "AnytimePredictor",
+    "AnytimeServer",
     "Diagnosis",
     "GeneratedToken",
     "Generation",
     "GradDropState",
     "MemoryState",
     "OutputCost",
+    "OverloadedError",
     "Prediction",
+    "ServedAnswer",
     "TaskMomentaState",
     "TaskRows",
     "aggregate",

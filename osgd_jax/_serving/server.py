@@ -1,0 +1,297 @@
+"""Answer requests of many threads by their deadlines, in batches through a net's stages."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from osgd_jax._serving.inputs import check_input
+from osgd_jax._serving.latencies import Latencies, measure
+from osgd_jax._serving.limits import check_deadline
+from osgd_jax._serving.predictor import AnytimePredictor
+from osgd_jax._serving.rules import Exit, make_exit
+from osgd_jax._serving.scheduler import Batch, Decision, Scheduler
+from osgd_jax._serving.states import States
+from osgd_jax._validation import check_positive
+
+_REPEATS = 20
+
+
+class OverloadedError(RuntimeError):
+    """A request was refused because not even output 0 fits before its deadline."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ServedAnswer:
+    """Result of a request to an `AnytimeServer`.
+
+    Attributes:
+      logits: `[…, classes]`.
+      output: index of the output that they are from.
+      elapsed: seconds from `submit` to the answer.
+      stages: seconds of these in which the batches with this request ran.
+      lateness: seconds by which the answer came after the deadline; 0 where it was kept.
+    """
+
+    logits: np.ndarray
+    output: int
+    elapsed: float
+    stages: float
+    lateness: float
+
+
+@dataclasses.dataclass(eq=False)
+class _Request:
+    x: np.ndarray
+    leave: Exit | None
+    start: float
+    deadline: float
+    future: concurrent.futures.Future[ServedAnswer]
+    slot: int = -1
+    output: int = -1  # none yet
+    logits: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0))
+    stages: float = 0.0
+
+
+class AnytimeServer:
+    """Answers single examples by their deadlines, on one device.
+
+    Requests that wait at the same stage run as one batch. Under light load everybody gets the last
+    output; as the load grows, requests leave with earlier outputs, and only when output 0 does not
+    fit any more are they refused. What a stage has computed for a request is kept until the request
+    leaves, so nothing is computed twice.
+
+    A server compiles all stages for all batch sizes and measures them when it is made, which takes
+    seconds to minutes. `submit` may be called from any number of threads. A server is a context
+    manager, which closes it in the end.
+
+    Args:
+      predictor: the net to serve; the server shares its weights.
+      input_shape: of one example, without the batch axis. May be left out when the predictor has
+        run on inputs of one shape only.
+      max_batch: largest batch, a power of two.
+      capacity: number of requests whose states are kept between stages; at least `max_batch`. The
+        states of `capacity` examples take memory on the device.
+
+    Raises:
+      ValueError: an argument is not one of those above.
+
+    Example:
+      >>> import jax.numpy as jnp, osgd_jax
+      >>> from flax import nnx
+      >>> net = osgd_jax.nets.BranchedResNet(
+      ...     num_classes=10, num_outputs=2, in_channels=1, widths=(4,), blocks=(2,),
+      ...     rngs=nnx.Rngs(0),
+      ... )
+      >>> predictor = osgd_jax.AnytimePredictor(net)
+      >>> with osgd_jax.AnytimeServer(predictor, input_shape=(8, 8, 1), max_batch=2) as server:
+      ...     answer = server.submit(jnp.ones((8, 8, 1)), deadline=10.0).result()
+      >>> answer.output, answer.logits.shape
+      (1, (10,))
+    """
+
+    def __init__(
+        self,
+        predictor: AnytimePredictor,
+        *,
+        input_shape: Sequence[int] | None = None,
+        max_batch: int = 32,
+        capacity: int = 128,
+    ):
+        self._model = predictor._runner.model
+        self._num_outputs = predictor.num_outputs
+        if check_positive("max_batch", max_batch).bit_count() != 1:
+            raise ValueError(f"`max_batch` must be a power of two, got {max_batch}.")
+        if check_positive("capacity", capacity) < max_batch:
+            raise ValueError(f"`capacity` must be at least max_batch={max_batch}, got {capacity}.")
+        self._make_states = functools.partial(
+            States, predictor._runner, predictor._example(input_shape), capacity
+        )
+        self._states = self._make_states()
+        self._clock = time.perf_counter
+        sizes = [1 << power for power in range(max_batch.bit_length())]
+        self.latencies = _measure(self._states, self._num_outputs, sizes, self._clock)
+        self._make_scheduler = functools.partial(
+            Scheduler[_Request], self.latencies, capacity=capacity
+        )
+        self._scheduler = self._make_scheduler()
+        self._admitted: set[_Request] = set()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._serve, name="AnytimeServer", daemon=True)
+        self._thread.start()
+
+    def __len__(self) -> int:
+        """Number of requests that wait or run."""
+        return len(self._admitted)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def submit(
+        self,
+        x: Any,
+        *,
+        deadline: float,
+        confidence: Any = None,
+        rule: str | Callable = "confidence",
+    ) -> concurrent.futures.Future[ServedAnswer]:
+        """Ask for an answer to one example.
+
+        Args:
+          x: `input_shape`, floating; integers for a net that takes no floats.
+          deadline: seconds from now by which the answer must be ready.
+          confidence: as in `AnytimePredictor.predict`: the request leaves with the first output
+            that is sure enough, and by the deadline in any case.
+          rule: as in `AnytimePredictor.predict`.
+
+        Returns:
+          A future of the answer. It fails with `OverloadedError` if output 0 does not fit before
+          the deadline, now or, where batches take longer than measured, later.
+
+        Raises:
+          ValueError: an argument is not one of those above.
+          RuntimeError: the server is closed.
+        """
+        start = self._clock()
+        array = np.asarray(x)[None]
+        x = np.asarray(check_input(self._model, array))[0]
+        self._states.check(x)
+        leave = make_exit(confidence, rule, self._num_outputs)
+        future: concurrent.futures.Future[ServedAnswer] = concurrent.futures.Future()
+        future.set_running_or_notify_cancel()
+        request = _Request(x, leave, start, start + check_deadline(deadline), future)
+        with self._changed:
+            if self._closing:
+                raise RuntimeError("The server is closed and takes no further requests.")
+            admitted = self._scheduler.admit(request, request.deadline, self._clock())
+            if admitted:
+                self._admitted.add(request)
+                self._changed.notify()
+        if not admitted:
+            future.set_exception(_overloaded())
+        return future
+
+    def close(self) -> None:
+        """Refuse further requests, answer those that wait, and stop."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            try:
+                self._run(batch)
+            except Exception as error:
+                self._fail(error)
+
+    def _next_batch(self) -> Batch[_Request] | None:
+        """Wait for requests; return None when the server is closed and all are answered."""
+        while True:
+            with self._changed:
+                decision = self._scheduler.next(self._clock())
+                if decision.batch is None and not (decision.leaving or decision.refused):
+                    if self._closing:
+                        return None
+                    self._changed.wait()
+            self._settle(decision)
+            if decision.batch is not None:
+                return decision.batch
+
+    def _settle(self, decision: Decision[_Request]) -> None:
+        for request in decision.refused:
+            self._admitted.discard(request)
+            request.future.set_exception(_overloaded())
+        self._answer(decision.leaving)
+
+    def _run(self, batch: Batch[_Request]) -> None:
+        k, requests = batch.stage, batch.keys
+        start = self._clock()
+        if k == 0:
+            for request, slot in zip(requests, self._states.take(len(requests)), strict=True):
+                request.slot = slot
+        slots = [request.slot for request in requests]
+        logits = self._states.advance(k, slots, [request.x for request in requests])
+        seconds = self._clock() - start
+        sure = set()
+        for request, row in zip(requests, logits, strict=True):
+            before = None if request.output < 0 else request.logits[None]
+            if request.leave is not None and request.leave.sure(k, row[None], before)[0]:
+                sure.add(request)
+            request.output, request.logits = k, row
+            request.stages += seconds
+        with self._changed:
+            leaving = self._scheduler.finish(sure)
+        self._answer(leaving)
+
+    def _answer(self, requests: Sequence[_Request]) -> None:
+        now = self._clock()
+        for request in requests:
+            self._states.free(request.slot)
+            self._admitted.discard(request)
+            late = max(0.0, now - request.deadline)
+            request.future.set_result(
+                ServedAnswer(
+                    request.logits, request.output, now - request.start, request.stages, late
+                )
+            )
+
+    def _fail(self, error: Exception) -> None:
+        """Fail all requests and start anew: a program that failed may have lost the states."""
+        with self._changed:
+            failed, self._admitted = self._admitted, set()
+            self._scheduler, self._states = self._make_scheduler(), self._make_states()
+        for request in failed:
+            request.future.set_exception(error)
+
+
+def _overloaded() -> OverloadedError:
+    return OverloadedError("output 0 does not fit before the deadline; allow more time or retry.")
+
+
+class _Rehearsal:
+    """A batch of blank examples, to measure the stages; only while no request has a slot."""
+
+    def __init__(self, states: States, size: int):
+        self._states, self._slots, self._size = states, range(size), size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def advance(self, first: int, last: int) -> np.ndarray:
+        """Run one stage."""
+        del last
+        return self._states.advance(first, self._slots, [self._states.example] * self._size)
+
+    def wait(self) -> None:
+        """Return at once: the answer is on the host."""
+
+    def keep(self, rows: np.ndarray) -> np.ndarray:
+        """Return the rows as they are."""
+        return rows
+
+
+def _measure(
+    states: States, num_outputs: int, sizes: Sequence[int], clock: Callable[[], float]
+) -> list[tuple[float, ...]]:
+    """Return the seconds of each stage that 95 % of its runs keep to, by size, `[K][sizes]`."""
+    latencies = Latencies()
+    by_size = [
+        latencies.get(
+            size,
+            lambda size=size: measure(
+                lambda: _Rehearsal(states, size), num_outputs, _REPEATS, clock
+            ),
+        )
+        for size in sizes
+    ]
+    return list(zip(*by_size, strict=True))
