@@ -9,7 +9,7 @@ ALL_EXTRAS := experiments,data,docs,notebooks,test,lint
 PYTEST := pytest -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo benchmark accelerators paper-scale study-smoke docs notebooks test test-guards test-slow test-peer test-onnx test-accelerators test-newest test-oldest check format lock dist clean
+.PHONY: help demo benchmark accelerators paper-scale study-smoke docs notebooks test test-guards test-slow test-peer test-onnx test-serve test-accelerators test-newest test-oldest check format lock dist clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ test-peer: .venv-peer/ready ## Compare with TorchJD and with Llama in transforme
 
 test-onnx: .venv-onnx/ready ## Run ONNX files under onnxruntime, in an environment of their own
 	.venv-onnx/bin/python -m pytest tests/serving/test_onnx.py
+
+test-serve: .venv-serve/ready ## Run the server with Ray Serve and ask it as many clients do, under bad requests and lost replicas
+	.venv-serve/bin/python -m pytest tests/experiments/serve
 
 test-accelerators: .venv-tpu/ready .venv-gpu/ready ## Check what steps compiled for TPU v5e and H100 send, round and scatter (several GB, no device)
 	.venv-tpu/bin/python -m pytest tests/experiments/benchmark/test_accelerators.py
@@ -100,7 +103,7 @@ dist: ## Build the sdist and the wheel into dist/ and check them
 	.venv-dist/bin/python -m twine check --strict dist/*
 
 clean: ## Remove the environment, caches and runs
-	rm -rf .venv .venv-lock .venv-peer .venv-onnx .venv-tpu .venv-gpu .venv-newest .venv-oldest .venv-dist .pytest_cache .ruff_cache .hypothesis runs build dist
+	rm -rf .venv .venv-lock .venv-peer .venv-onnx .venv-serve .venv-tpu .venv-gpu .venv-newest .venv-oldest .venv-dist .pytest_cache .ruff_cache .hypothesis runs build dist
 
 .venv/demo-ready: pyproject.toml requirements.txt
 	$(PYTHON) -m venv .venv
@@ -123,6 +126,12 @@ clean: ## Remove the environment, caches and runs
 	$(PYTHON) -m venv .venv-peer
 	.venv-peer/bin/python -m pip install --quiet --upgrade pip
 	.venv-peer/bin/python -m pip install --quiet --constraint requirements.txt -e '.[test,peer]'
+	@touch $@
+
+.venv-serve/ready: pyproject.toml requirements.txt
+	$(PYTHON) -m venv .venv-serve
+	.venv-serve/bin/python -m pip install --quiet --upgrade pip
+	.venv-serve/bin/python -m pip install --quiet --constraint requirements.txt -e '.[serve,test,test-serve]'
 	@touch $@
 
 .venv-tpu/ready .venv-gpu/ready: .venv-%/ready: pyproject.toml requirements.txt

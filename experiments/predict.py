@@ -51,7 +51,7 @@ def predict(
     Raises:
       ValueError: the file is no exported net for images, or the limits are out of range.
     """
-    predictor, about, images = AnytimePredictor.load(file), _about(file), list(images)
+    predictor, about, images = AnytimePredictor.load(file), description(file), list(images)
     if np.iterable(confidence):  # each batch reads it
         confidence = list(confidence)
     shape = tuple(about["input_shape"])
@@ -77,14 +77,19 @@ def predict(
                 yield {"image": str(path)} | _answer(logits, output, about["classes"])
 
 
-def _about(file: Path) -> dict[str, Any]:
-    description = file.with_name(f"{file.name}.json")
-    if not description.exists():
-        raise ValueError(f"{description} does not exist; copy it along with {file.name}.")
-    about = read_json(description, "classes", "input_shape", "dtype")
+def description(file: Path) -> dict[str, Any]:
+    """Return what `experiments.export` wrote beside a file.
+
+    Raises:
+      ValueError: it is missing or describes another file.
+    """
+    beside = file.with_name(f"{file.name}.json")
+    if not beside.exists():
+        raise ValueError(f"{beside} does not exist; copy it along with {file.name}.")
+    about = read_json(beside, "classes", "input_shape", "dtype")
     # Files of earlier versions have no digest.
     if about.get("sha256", found := digest(file)) != found:
-        raise ValueError(f"{description} describes another file; copy it along with {file.name}.")
+        raise ValueError(f"{beside} describes another file; copy it along with {file.name}.")
     return about
 
 

@@ -1,0 +1,1 @@
+"""Exported nets behind HTTP, and what anytime nets are worth under load."""
