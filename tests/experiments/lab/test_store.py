@@ -68,7 +68,9 @@ def test_rows_of_other_settings_are_not_mixed(tmp_path):
         Store(path, {"rates": [0.3]})
 
 
-@pytest.mark.parametrize("text", [b"no gzip", gzip.compress(b"no JSON"), gzip.compress(b"{}\n")])
+@pytest.mark.parametrize(
+    "text", [b"no gzip", gzip.compress(b"no JSON", mtime=0), gzip.compress(b"{}\n", mtime=0)]
+)
 def test_file_that_holds_no_rows_is_named(tmp_path, text):
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(text)
