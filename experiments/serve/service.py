@@ -43,7 +43,7 @@ class Limits(NamedTuple):
 
 
 class Recorder(Protocol):
-    """Where counts go: a `Metrics`, here or in another process."""
+    """A `Metrics`, in this process or another."""
 
     def record(self, status: int, answers: Sequence[tuple[int, float, float]]) -> None:
         """Count one response."""
