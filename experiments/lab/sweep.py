@@ -1,7 +1,7 @@
 """A study as data: problems × methods × rates × seeds give rows, and rows give comparisons."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -84,7 +84,7 @@ class Sweep:
       store: the rows.
       rates: from a method's name to its grid of rates.
       score: of a row with stage "tune", the mean accuracy unless given; the rate of the highest
-        mean score is chosen, so an error is negated.
+        mean score is chosen, so an error is negated. A rate with a NaN score is never chosen.
       outcome: of a row that tests, an array; accuracies in percent unless given.
       widen: whether a grid whose best rate is at an end continues beyond this end.
     """
@@ -135,10 +135,10 @@ class Sweep:
             return [run for rate in rates for seed in seeds if (run := Run(seed, rate)) not in done]
 
         first = missing(grid)
-        if first or not self.widen:
+        if first or not self.widen or len(grid) == 1:
             return first
-        scores = self.tuning(problem, method, seeds)
-        best = max(grid, key=lambda rate: np.mean(list(scores[rate].values())))
+        means = self.mean_scores(problem, method, seeds)
+        best = _best({rate: means[rate] for rate in grid})
         if best not in (grid[0], grid[-1]):
             return []
         factor = (grid[1] / grid[0]) ** len(grid)
@@ -161,7 +161,7 @@ class Sweep:
         """Return the rate with the highest mean score.
 
         Raises:
-          ValueError: no run has tuned, and the grid has several rates.
+          ValueError: no run has tuned, and the grid has several rates; or every rate has diverged.
         """
         means = self.mean_scores(problem, method, seeds)
         grid = self.rates(method)
@@ -170,7 +170,7 @@ class Sweep:
                 f"`tuned` must choose from {len(grid)} rates of {method}, got {seeds}, of which no"
                 " seed has run; name seeds that tune."
             )
-        return max(means, key=lambda rate: means[rate]) if means else grid[0]
+        return _best(means) if means else grid[0]
 
     def at(self, problem: str, method: str, stage: str, rate: float, seeds: range) -> list[Row]:
         """Return the rows of one stage at one rate."""
@@ -199,3 +199,14 @@ class Sweep:
         rows = self.at(problem, method, "test", rate, tested)
         tests = {row["seed"]: self.outcome(row) for row in rows}
         return Result(method, rate, rate in (tried[0], tried[-1]), tests, rows) if rows else None
+
+
+def _best(means: Mapping[float, float]) -> float:
+    """Return the rate with the highest mean score, without rates at which a run diverged."""
+    finite = {rate: mean for rate, mean in means.items() if not np.isnan(mean)}
+    if not finite:
+        raise ValueError(
+            f"`rates` must have one at which no run diverges, got {sorted(means)}, all with NaN"
+            " scores; add lower rates."
+        )
+    return max(finite, key=lambda rate: finite[rate])

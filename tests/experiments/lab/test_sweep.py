@@ -81,3 +81,25 @@ def test_a_single_rate_needs_no_tuning():
     assert trained == [("near", "test", seed, 3.0) for seed in (5, 6, 7)]
     with pytest.raises(ValueError, match="`tuned` must choose from 3 rates of near"):
         sweep.answer(_QUESTION._replace(tuned=range(0)), train)
+    widened = dataclasses.replace(alone, widen=True)
+    widened.answer(_QUESTION._replace(tuned=range(2)), train)
+    assert list(widened.mean_scores("net", "far", range(2))) == [3.0]
+
+
+@pytest.mark.parametrize("widen", [False, True])
+@pytest.mark.parametrize("diverged", [(1.0,), (2.0, 4.0), _GRID])
+def test_a_rate_at_which_a_run_diverged_is_not_chosen(diverged, widen):
+    sweep, _, _ = _sweep(widen)
+
+    def train(problem, method, stage, runs):
+        for run in runs:
+            nan = run.learning_rate in diverged and run.seed == 1
+            error = float("nan") if nan else _error(method, run)
+            yield [run._asdict() | {"stage": stage, "error": error}]
+
+    if diverged == _GRID:
+        with pytest.raises(ValueError, match="`rates` must have one at which no run diverges"):
+            sweep.answer(_QUESTION, train)
+        return
+    sweep.answer(_QUESTION._replace(methods=("near",)), train)
+    assert sweep.best_rate("net", "near", range(2)) == {1.0: 2.0, 2.0: 1.0}[diverged[0]]
