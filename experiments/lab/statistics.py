@@ -46,7 +46,16 @@ def interval(values: Values) -> Interval:
 
 
 def paired(first: Values, second: Values) -> Interval:
-    """Return the mean difference of values from the same seeds; its `sign` is the paired test."""
+    """Return the mean difference of values from the same seeds; its `sign` is the paired test.
+
+    Raises:
+      ValueError: the numbers of values differ.
+    """
+    if len(first) != len(second):
+        raise ValueError(
+            f"`first` and `second` must be as many, got {len(first)} and {len(second)}; keep the"
+            " values of common seeds."
+        )
     return interval(np.asarray(first) - np.asarray(second))
 
 

@@ -38,6 +38,8 @@ def test_paired_differences_are_those_of_the_paired_t_test():
     assert f"{found:+.3f}" == f"{found.mean:+.3f} ± {found.half_width:.3f}"
     ratio = paired_ratio(2 * second, second)
     assert ratio.as_ratio() == "2 (2 to 2)"
+    with pytest.raises(ValueError, match="must be as many, got 12 and 1"):
+        paired(first, second[:1])
 
 
 def test_a_single_value_has_no_interval():
