@@ -13,10 +13,12 @@ import experiments
 from experiments import command_line, files
 from tests.experiments.running import refuse
 
+# Modules that need packages of other environments.
+_APART = ("torchjd", "pinn_jinns", "serve.deployment", "serve.metrics", "serve.service")
 _PROGRAMS = [
     name
     for _, name, _ in pkgutil.walk_packages(experiments.__path__, "experiments.")
-    if "torchjd" not in name and not name.endswith("pinn_jinns")
+    if not any(part in name for part in _APART)
 ]
 
 
