@@ -1,19 +1,11 @@
-"""What all benchmarks share: the command line, and tables of the figures in Markdown."""
+"""The command line of all benchmarks, which also writes their tables in Markdown."""
 
-import dataclasses
-import json
-import shlex
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from experiments import command_line
-from experiments.app.machine import machine
-from experiments.files import open_file, write_json, write_text
+from experiments.files import write_json, write_text
 from experiments.lab import report
 
 
@@ -25,69 +17,40 @@ def run(
     tables: Callable[[dict[str, Any]], Sequence[Table]],
     title: str,
 ) -> None:
-    """The command line of a benchmark: measures, prints tables, writes them beside the figures.
+    """Run a benchmark: measure, print tables, and write them beside the figures.
 
     Args:
-      module: that is run.
-      description: shown by `--help`.
-      config_type: dataclass of the settings, with the file for the figures as `output`.
-      measure: gives figures by name; calls its second argument with what is being measured. A
-        `ValueError` or `OSError` from it or from `config_type` ends the program with a sentence.
-      tables: of the figures.
-      title: of the page of tables.
+      module: as for `report.run`, like `description`, `config_type` and `measure`.
+      description: see above.
+      config_type: see above.
+      measure: see above.
+      tables: returns the tables of the figures.
+      title: heading of the page of tables.
     """
-    console = Console()
-    # Tables are not cut where the output goes to a file.
-    console.width = max(console.width, 140)
-    try:
-        config = command_line.read(config_type, module, description)
-        open_file(config.output)
-        with console.status("") as status:
-            figures = measure(config, lambda text: status.update(text))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    for table in tables(figures):
-        console.print(table)
-    written = {
-        "command": command_of(module, sys.argv[1:]),
-        "config": described(config),
-        "machine": machine(),
-        **figures,
-    }
-    write_json(config.output, written)
-    write_text(config.output.with_suffix(".md"), page(title, written, tables(figures)))
-    console.print(
-        f"Wrote {config.output} and its tables beside it.", highlight=False, soft_wrap=True
-    )
+
+    def work(config: Any, progress: Callable[[str], None]) -> list[report.Table]:
+        figures = measure(config, progress)
+        written = report.about(module) | {"config": report.described(config)} | figures
+        shown = tables(figures)
+        write_json(config.output, written)
+        write_text(config.output.with_suffix(".md"), page(title, written, shown))
+        return list(map(_converted, shown))
+
+    report.program(module, description, config_type, work)
 
 
 def page(title: str, written: dict[str, Any], tables: Sequence[Table]) -> str:
-    """A page of tables.
+    """Return a Markdown page of tables.
 
     Args:
-      title: of the page.
+      title: heading of the page.
       written: a file of figures, with the `command` that measured them and the `machine`.
-      tables: of the figures.
+      tables: the tables of the figures.
     """
-    where = written["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    on = f"{where['device']}, {where['platform']}, {where['cpus']} cores"
-    text = f"# {title}\n\n`{written['command']}` on {where['date']}: {on}; {versions}.\n"
-    return text + "".join(f"\n## {table.title}\n\n{_markdown(table)}" for table in tables)
+    return report.page(title, written, map(_converted, tables))
 
 
-def described(config: Any) -> dict[str, Any]:
-    """A dataclass of settings for JSON, with the last part of paths only."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=lambda path: path.name))
-
-
-def command_of(module: str, arguments: Sequence[str]) -> str:
-    """The command line that a user would type, with the last part of paths only."""
-    shown = [Path(each).name if "/" in each else each for each in arguments]
-    return shlex.join(["python", "-m", module, *shown])
-
-
-def _markdown(table: Table) -> str:
+def _converted(table: Table) -> report.Table:
     columns = [[str(cell) for cell in column.cells] for column in table.columns]
     header = [str(column.header) for column in table.columns]
-    return report.Table("", header, list(zip(*columns, strict=True))).markdown
+    return report.Table(str(table.title), header, list(zip(*columns, strict=True)))

@@ -180,6 +180,16 @@ def read_image(path: Path, input_shape: tuple[int, ...], dtype: str) -> np.ndarr
     return cut_square(read(path, Kind(channels, dtype), str(path)), side)
 
 
+def size_of(file: io.BytesIO, name: str) -> tuple[int, int]:
+    """Return width and height of an image before it is decoded.
+
+    Raises:
+      CorruptImageError: it cannot be read.
+    """
+    with _named(name, file), Image.open(file) as image:
+        return image.size
+
+
 def cut_square(image: np.ndarray, side: int) -> np.ndarray:
     """Scale the shorter side of `[height, width, channels]` to `side` and cut out the middle."""
     height, width, channels = image.shape

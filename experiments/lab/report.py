@@ -64,13 +64,17 @@ def page(title: str, results: dict[str, Any], tables: Iterable[Table]) -> str:
 
     Args:
       title: heading of the page.
-      results: as `run` stores them, with `command` and `machine`.
+      results: as `run` stores them, with `command` and `machine`; `revision` names the one whose
+        command this is, if it was another.
       tables: the tables of the results.
     """
     where = results["machine"]
     used = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     on = f"{where['device']}, {where['platform']}, {where['cpus']} cores"
-    text = f"# {title}\n\n`{results['command']}` on {where['date']}: {on}; {used}.\n"
+    made = f"`{results['command']}`"
+    if "revision" in results:
+        made += f" of `{results['revision']}`"
+    text = f"# {title}\n\n{made} on {where['date']}: {on}; {used}.\n"
     return text + "".join(f"\n## {table.title}\n\n{table.markdown}" for table in tables)
 
 

@@ -49,6 +49,8 @@ class Config:
         require(self, fields=("port",), at_least=1, at_most=65535)
         require(self, fields=("deadline",), above=0)
         require(self, fields=("gpus",), at_least=0)
+        if self.max_batch.bit_count() != 1:
+            raise ValueError(f"max_batch={self.max_batch} must be a power of two.")
 
 
 def main() -> None:
@@ -68,9 +70,9 @@ def main() -> None:
             signal.signal(number, lambda *_: stopped.set())
         print(f"Serving {config.file} at http://{config.host}:{config.port}/", flush=True)
         stopped.wait()
-        print("Answering those that wait, then stopping.", flush=True)
+        print("Answering the requests in progress, then stopping.", flush=True)
         deployment.stop()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:  # Ray raises RuntimeErrors
         sys.exit(f"error: {error}")
 
 

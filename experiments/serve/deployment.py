@@ -80,7 +80,7 @@ def start(config: Any) -> None:
     about = description(config.file)
     ray.init(address=config.address, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": config.host, "port": config.port})
-    metrics = ray.remote(Metrics).options(num_cpus=0).remote()
+    metrics = ray.remote(Metrics).options(num_cpus=0, max_restarts=-1).remote()
     limits = Limits(config.deadline / 1000, config.max_body, examples=config.max_batch)
     options = {"num_cpus": 0, "num_gpus": config.gpus}
     deployment: Any = Replica

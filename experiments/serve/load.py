@@ -7,30 +7,21 @@ machine.
 """
 
 import functools
-import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
 
-from experiments import command_line
-from experiments.app.machine import machine
 from experiments.data import Dataset
-from experiments.files import open_folder, write_json
+from experiments.lab import report
 from experiments.lab.report import Table
 from experiments.lab.statistics import interval
 from experiments.serve import picture, ways
-from experiments.serve.policies import (
-    Reply,
-)
+from experiments.serve.policies import Reply
 from experiments.serve.ways import Config, Way, trained_nets, ways_to_serve
-from experiments.settings import flat
 from osgd_jax._serving.scheduler import Scheduler
-
-_TIMES = ("p50", "p99")
 
 
 class Outcome(NamedTuple):
@@ -38,7 +29,7 @@ class Outcome(NamedTuple):
 
     Attributes:
       in_time: share of the requests with an answer before their deadline.
-      accuracy: of these answers.
+      accuracy: of these answers; None without any, like the times.
       goodput: answers a second that are right and in time, over the arrivals a second.
       refused: share of the requests that were refused.
       p50: median seconds from arrival to answer.
@@ -47,18 +38,18 @@ class Outcome(NamedTuple):
     """
 
     in_time: float
-    accuracy: float
+    accuracy: float | None
     goodput: float
     refused: float
-    p50: float
-    p99: float
+    p50: float | None
+    p99: float | None
     outputs: tuple[float, ...]
 
 
 def send(way: Way, dataset: Dataset, rate: float, config: Config, seed: int) -> Outcome:
     """Send requests at a rate for some seconds and wait for all answers."""
     rng = np.random.default_rng(seed)
-    count = int(rate * config.seconds)
+    count = max(1, int(rate * config.seconds))
     arrivals = np.cumsum(rng.exponential(1 / rate, count))
     examples = rng.integers(dataset.test.size, size=count)
     ends = np.full(count, np.inf)
@@ -106,12 +97,12 @@ def _outcome(
     outputs = [reply.output for reply in replies if reply is not None]
     return Outcome(
         in_time=float(in_time.mean()),
-        accuracy=float(right[in_time].mean()) if in_time.any() else float("nan"),
+        accuracy=float(right[in_time].mean()) if in_time.any() else None,
         goodput=float((right & in_time).mean()),
         refused=float(1 - answered.mean()),
-        p50=float(np.median(seconds)),
-        p99=float(np.quantile(seconds, 0.99)),
-        outputs=tuple((np.bincount(outputs, minlength=3) / len(outputs)).tolist()),
+        p50=float(np.median(seconds)) if outputs else None,
+        p99=float(np.quantile(seconds, 0.99)) if outputs else None,
+        outputs=tuple((np.bincount(outputs, minlength=3) / max(1, len(outputs))).tolist()),
     )
 
 
@@ -150,59 +141,44 @@ def overhead(seconds: Sequence[Sequence[float]], rate: float, config: Config) ->
     return spent / busy
 
 
-def measure(config: Config) -> dict[str, Any]:
-    """Train, serve, and return all that load.json holds."""
+def measure(config: Config, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Train, serve, draw, and return the results."""
+    progress("training")
     dataset = ways.load(config)
     compared, about = ways_to_serve(config, dataset, trained_nets(config, dataset))
     rows = []
     for repetition in range(config.repetitions):
         for load in config.loads:
             for way in compared:
+                progress(f"repetition {repetition}, load {load:g}, {way.name}")
                 outcome = send(way, dataset, load * about["capacity"], config, repetition)
                 row = {"way": way.name, "load": load, "repetition": repetition}
                 rows.append(row | outcome._asdict())
+    picture.draw(rows, config.output.with_suffix(".png"))
     busiest = max(config.loads) * about["capacity"]
-    return {
-        "config": flat(config) | {"output": config.output.name},
-        "machine": machine(),
-        **about,
-        "scheduler_overhead": overhead(about["stage_seconds"], busiest, config),
-        "runs": rows,
-    }
+    spent = overhead(about["stage_seconds"], busiest, config)
+    return {**about, "scheduler_overhead": spent, "runs": rows}
 
 
-def table(results: dict[str, Any]) -> Table:
-    """Return the means of each way at each load with their 95 % intervals."""
+def tables(results: dict[str, Any]) -> list[Table]:
+    """Return the means of each way at each load with their 95 % intervals, and the overhead."""
     columns = ("load", "way", "in time, %", "right, %", "right in time, %", "p50, ms", "p99, ms")
     shown = Table("Requests with a deadline", columns, words=2)
-    for load in results["config"]["loads"]:
-        for way in dict.fromkeys(row["way"] for row in results["runs"]):
-            rows = [r for r in results["runs"] if (r["load"], r["way"]) == (load, way)]
-            shares = [
-                format(interval([100 * row[field] for row in rows]), ".1f")
-                for field in ("in_time", "accuracy", "goodput")
-            ]
-            times = [f"{1000 * np.mean([row[field] for row in rows]):.0f}" for field in _TIMES]
-            shown.add(f"{load:g}", way, *shares, *times)
-    return shown
+    runs = results["runs"]
+    for load, way in dict.fromkeys((row["load"], row["way"]) for row in runs):
+        rows = [row for row in runs if (row["load"], row["way"]) == (load, way)]
+        shares = [_mean(rows, field, 100, ".1f") for field in ("in_time", "accuracy", "goodput")]
+        times = [_mean(rows, field, 1000, ".0f") for field in ("p50", "p99")]
+        shown.add(f"{load:g}", way, *shares, *times)
+    spent = Table("Scheduler, at the highest load", ("time over that of the stages, %",), words=0)
+    spent.add(f"{100 * results['scheduler_overhead']:.1f}")
+    return [shown, spent]
 
 
-def main() -> None:
-    """Command line."""
-    try:
-        config = command_line.read(Config, "experiments.serve.load", __doc__)
-        open_folder(config.output, "output")
-        results = measure(config)
-        write_json(config.output / "load.json", results)
-        picture.draw(results, config.output / "load.png")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    console = Console()
-    console.print(table(results))
-    console.print(
-        f"The scheduler takes {100 * results['scheduler_overhead']:.1f} % of the stages' time."
-    )
+def _mean(rows: Sequence[dict[str, Any]], field: str, unit: float, spec: str) -> str:
+    values = [unit * row[field] for row in rows if row[field] is not None]
+    return format(interval(values), spec) if values else "–"
 
 
 if __name__ == "__main__":
-    main()
+    report.run("experiments.serve.load", __doc__, Config, measure, tables)

@@ -12,16 +12,14 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
-from rich.console import Console
 
-from experiments import command_line
-from experiments.app.machine import machine
-from experiments.files import open_file, write_json
+from experiments.lab import report
 from experiments.lab.report import Table
 from experiments.predict import description
 from experiments.settings import require
@@ -47,8 +45,9 @@ class Config:
         require(self, fields=("requests",), at_least=1)
 
 
-def measure(config: Config) -> dict[str, Any]:
+def measure(config: Config, progress: Callable[[str], None]) -> dict[str, Any]:
     """Start the server, send the requests, and return all that the output holds."""
+    progress("starting the server")
     body = io.BytesIO()
     np.save(body, np.zeros(description(config.file)["input_shape"], np.float32))
     command = [sys.executable, "-m", "experiments.serve", config.file, "--port", config.port]
@@ -60,7 +59,7 @@ def measure(config: Config) -> dict[str, Any]:
     finally:
         server.terminate()
         server.wait()
-    return {"machine": machine(), "requests": config.requests, "rows": rows}
+    return {"rows": rows}
 
 
 def _sent(config: Config, body: bytes, threads: int) -> dict[str, float]:
@@ -82,26 +81,14 @@ def _sent(config: Config, body: bytes, threads: int) -> dict[str, float]:
     return {"threads": threads, "seconds": total, "added": added, "per_second": rate}
 
 
-def table(results: dict[str, Any]) -> Table:
+def tables(results: dict[str, Any]) -> list[Table]:
     """Return the medians of a request's time and of what HTTP adds to it."""
     shown = Table("Through HTTP", ("client threads", "request, ms", "of it HTTP, ms", "requests/s"))
     for row in results["rows"]:
         times = [f"{1000 * row[field]:.1f}" for field in ("seconds", "added")]
         shown.add(row["threads"], *times, f"{row['per_second']:.0f}")
-    return shown
-
-
-def main() -> None:
-    """Command line."""
-    try:
-        config = command_line.read(Config, "experiments.serve.overhead", __doc__)
-        open_file(config.output)
-        results = measure(config)
-        write_json(config.output, results)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    Console().print(table(results))
+    return [shown]
 
 
 if __name__ == "__main__":
-    main()
+    report.run("experiments.serve.overhead", __doc__, Config, measure, tables)

@@ -1,5 +1,6 @@
 """Draw goodput against load."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +13,19 @@ from experiments.lab.statistics import interval
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#888888", "#CC79A7", "#E69F00")
 
 
-def draw(results: dict[str, Any], file: Path) -> None:
+def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
     """Draw the share of requests with a right answer in time against the load."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    loads = results["config"]["loads"]
-    for way, color in zip(dict.fromkeys(r["way"] for r in results["runs"]), _COLORS, strict=False):
+    loads = list(dict.fromkeys(run["load"] for run in runs))
+    for way, color in zip(dict.fromkeys(run["way"] for run in runs), _COLORS, strict=False):
         shares = [
-            100
-            * np.array(
-                [r["goodput"] for r in results["runs"] if (r["way"], r["load"]) == (way, load)]
-            )
+            [100 * run["goodput"] for run in runs if (run["way"], run["load"]) == (way, load)]
             for load in loads
         ]
-        means, widths = zip(*(interval(share) for share in shares), strict=True)
-        axes.errorbar(
-            loads,
-            means,
-            np.nan_to_num(widths, posinf=0),
-            marker="o",
-            capsize=3,
-            color=color,
-            label=way,
-        )
+        means, widths = zip(*map(interval, shares), strict=True)
+        error = np.nan_to_num(widths, posinf=0)
+        style = {"marker": "o", "capsize": 3, "color": color, "label": way}
+        axes.errorbar(loads, means, error, **style)
     axes.set_xlabel("arrivals over the capacity of the last output")
     axes.set_ylabel("right answers in time, % of requests")
     axes.set_ylim(bottom=0)

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -18,12 +19,12 @@ from starlette.responses import (  # pyright: ignore[reportMissingImports]
     Response,
 )
 
-from experiments.data.images import CorruptImageError, Kind, cut_square, read
-from experiments.serve.metrics import Metrics
+from experiments.data.images import CorruptImageError, Kind, cut_square, read, size_of
 from osgd_jax import AnytimeServer, OverloadedError, ServedAnswer
 
 _PAGE = Path(__file__).with_name("page.html")
 _NPY = b"\x93NUMPY"
+_PIXELS = 50_000_000  # a small file may hold an image that fills the memory
 
 
 class Limits(NamedTuple):
@@ -32,18 +33,18 @@ class Limits(NamedTuple):
     Attributes:
       deadline: seconds for requests that name none, and the most that one may ask for.
       body_bytes: largest body.
-      body_seconds: time for the body to arrive.
       examples: most examples in one body.
+      body_seconds: time for the body to arrive.
     """
 
-    deadline: float = 1.0
-    body_bytes: int = 16_000_000
+    deadline: float
+    body_bytes: int
+    examples: int
     body_seconds: float = 10.0
-    examples: int = 32
 
 
 class Recorder(Protocol):
-    """A `Metrics`, in this process or another."""
+    """Counts of responses; `Metrics` in another process."""
 
     def record(self, status: int, answers: Sequence[tuple[int, float, float]]) -> None:
         """Count one response."""
@@ -52,21 +53,6 @@ class Recorder(Protocol):
     async def text(self) -> str:
         """Return all counts in the Prometheus text format."""
         ...
-
-
-class LocalRecorder:
-    """Counts in this process."""
-
-    def __init__(self):
-        self._metrics = Metrics()
-
-    def record(self, status: int, answers: Sequence[tuple[int, float, float]]) -> None:
-        """Count one response."""
-        self._metrics.record(status, answers)
-
-    async def text(self) -> str:
-        """Return all counts in the Prometheus text format."""
-        return self._metrics.text()
 
 
 class _RefusedError(Exception):
@@ -106,7 +92,11 @@ class Service:
             return _error(404, f"There is no {request.url.path}; use POST /predict.")
         if request.method != method:
             return _error(405, f"{request.url.path} takes {method}, not {request.method}.")
-        return await route(request)
+        try:
+            return await route(request)
+        except Exception:  # a client gets one sentence; the log gets the rest
+            logging.getLogger(__name__).exception("A request failed.")
+            return _error(500, "The server failed on this request.")
 
     async def _page(self, request: Request) -> Response:
         milliseconds = str(round(1000 * self._limits.deadline))
@@ -190,6 +180,9 @@ class Service:
             raise _RefusedError(400, f"The net takes arrays of shape {self._shape}; send .npy.")
         kind = Kind(self._shape[-1], self._about["dtype"])
         try:
+            width, height = size_of(io.BytesIO(body), "The image")
+            if width * height > _PIXELS:
+                raise _RefusedError(413, f"The image must have at most {_PIXELS} pixels.")
             image = cut_square(read(io.BytesIO(body), kind, "The image"), self._shape[0])
         except CorruptImageError as error:
             raise _RefusedError(400, str(error)) from None

@@ -30,6 +30,17 @@ from experiments.settings import require
 _CONFIDENCES = np.linspace(0.5, 0.99, 50)
 _POINTS_TO_LOSE = 0.005  # of validation accuracy, by answers of confident outputs
 _TIMED = 20
+# Settings that the trained nets depend on.
+_TRAINING = (
+    "data",
+    "train_size",
+    "net",
+    "widths",
+    "blocks",
+    "epochs",
+    "learning_rate",
+    "batch_size",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +61,7 @@ class Config:
       loads: arrivals over the capacity of the last output.
       seconds: of one run.
       repetitions: runs of each way at each load.
-      output: folder for load.json, load.png and the trained nets.
+      output: file for the results; a figure and the trained nets are written beside it.
     """
 
     data: str = "digits"
@@ -66,7 +77,7 @@ class Config:
     loads: tuple[float, ...] = (0.4, 0.7, 1.0, 1.3, 1.5)
     seconds: float = 4.0
     repetitions: int = 5
-    output: Path = Path("runs/load")
+    output: Path = Path("runs/load/load.json")
 
     def __post_init__(self):
         require(self, fields=("epochs", "batch_size", "max_batch", "repetitions"), at_least=1)
@@ -87,23 +98,33 @@ class Way(NamedTuple):
 
 
 def load(config: Config) -> Dataset:
-    """Return the data in float32, as a server gets it."""
+    """Return the data in memory, standardized."""
     dataset = data.load(data.Source(config.data, config.train_size))
     splits = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
     read = {name: split.read(np.arange(split.size)) for name, split in splits.items()}
-    floats = {name: s._replace(inputs=s.inputs.astype(np.float32)) for name, s in read.items()}
-    return dataclasses.replace(dataset, **floats)
+    ready = {name: s._replace(inputs=dataset.standardise(s.inputs)) for name, s in read.items()}
+    return dataclasses.replace(dataset, **ready)
 
 
 def trained_nets(config: Config, dataset: Dataset) -> list[Any]:
-    """Return the anytime net and the zoo, trained now or read from the output folder."""
-    stored = config.output / "nets.pickle"
+    """Return the anytime net and the zoo, trained now or read from the folder of the output.
+
+    Raises:
+      ValueError: the folder has nets of other settings.
+    """
+    stored = config.output.with_name("nets.pickle")
+    settings = {name: getattr(config, name) for name in _TRAINING}
     make = functools.partial(make_net, Sizes(config.net, 3, config.widths, config.blocks), dataset)
     if stored.exists():
-        states = pickle.loads(stored.read_bytes())
+        found, states = pickle.loads(stored.read_bytes())
+        if found != settings:
+            raise ValueError(
+                f"{stored} holds nets of other settings, {found}; name another --output or"
+                " remove it."
+            )
     else:
         states = [_trained(config, dataset, make, output) for output in (None, 0, 1, 2)]
-        stored.write_bytes(pickle.dumps(states))
+        stored.write_bytes(pickle.dumps((settings, states)))
     nets = []
     for output, state in zip((None, 0, 1, 2), states, strict=True):
         net = make(nnx.Rngs(0))

@@ -1,5 +1,6 @@
 """The base of predictor and generator: latencies, the choice of an output, loading."""
 
+import copy
 import os
 import time
 from collections.abc import Callable
@@ -30,6 +31,10 @@ class Engine:
         self._clock = time.perf_counter
         self._latencies = Latencies()
         self._costs = KeyedCache()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Calibrating a copy must not change the original.
+        return vars(self) | copy.deepcopy({"_latencies": self._latencies, "_costs": self._costs})
 
     def __repr__(self) -> str:
         settings = {

@@ -65,7 +65,7 @@ class FileModel(_File):
         return self._stages
 
     def multiply_adds(self, input_shape: tuple[int, ...], dtype: Any) -> list[int]:
-        """As counted when the file was written."""
+        """Return the counts that the file holds."""
         del input_shape, dtype
         return self._content.manifest["multiply_adds"]
 
@@ -86,11 +86,11 @@ class FileStages(_File):
         self._calls: list[Any] = [exported.call for exported in self._exported]
 
     def call(self, k: int, *arguments: Any) -> tuple[jax.Array, Arrays, Arrays]:
-        """As in `Stages`."""
+        """Run a stage; see `Stages.call`."""
         return self._calls[k](*arguments)
 
     def multiply_adds(self, length: int) -> list[int]:
-        """As counted when the file was written, for its `max_length`.
+        """Return the counts that the file holds, for its `max_length`.
 
         Raises:
           ValueError: the file has none.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from osgd_jax._serving.cache import KeyedCache
-from osgd_jax._serving.policies import Batch
+from osgd_jax._serving.policies import Advancing
 
 # A stage of which one run in twenty takes longer than assumed makes few answers late, as most
 # deadlines leave some slack. A higher quantile of so few runs would be a matter of one hiccup.
@@ -43,7 +43,7 @@ def _alone(measure: Callable[[], Any]) -> Any:
 
 
 def measure(
-    start: Callable[[], Batch],
+    start: Callable[[], Advancing],
     num_outputs: int,
     repeats: int,
     clock: Callable[[], float],

@@ -81,7 +81,7 @@ def last_affordable(budget: float, multiply_adds: Sequence[float]) -> int:
     """
     if not as_number(budget) >= multiply_adds[0]:
         raise ValueError(
-            f"budget={budget!r} must be at least {multiply_adds[0]:.12g}, the multiply-adds of"
+            f"budget={budget!r} must be at least {multiply_adds[0]!r}, the multiply-adds of"
             " output 0."
         )
     return max(k for k, work in enumerate(multiply_adds) if work <= float(budget))

@@ -9,12 +9,8 @@ import numpy as np
 from osgd_jax._serving.rules import Exit
 
 
-class Batch(Protocol):
-    """A batch on its way through the stages."""
-
-    def __len__(self) -> int:
-        """Return the number of rows at the start."""
-        ...
+class Advancing(Protocol):
+    """Something that passes the stages one after the other."""
 
     def advance(self, first: int, last: int) -> Any:
         """Run the stages from `first` to `last`; return the logits of the latter, not awaited."""
@@ -22,6 +18,14 @@ class Batch(Protocol):
 
     def wait(self) -> None:
         """Wait until the answer of the latest stage can be used."""
+        ...
+
+
+class Batch(Advancing, Protocol):
+    """A batch on its way through the stages."""
+
+    def __len__(self) -> int:
+        """Return the number of rows at the start."""
         ...
 
     def keep(self, rows: np.ndarray) -> np.ndarray:

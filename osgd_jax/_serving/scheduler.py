@@ -1,4 +1,4 @@
-"""Decide which requests pass which stage of an net next, so that all are answered in time."""
+"""Decide which requests pass which stage of a net next, so that all are answered in time."""
 
 import bisect
 import itertools

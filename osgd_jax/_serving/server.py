@@ -2,7 +2,7 @@
 
 import concurrent.futures
 import dataclasses
-import functools
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from osgd_jax._host_arrays import as_array
 from osgd_jax._serving.inputs import check_input
 from osgd_jax._serving.latencies import Latencies, measure
 from osgd_jax._serving.limits import check_deadline
@@ -56,6 +57,7 @@ class _Request:
     output: int = -1  # none yet
     logits: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0))
     stages: float = 0.0
+    error: Exception | None = None  # of its rule
 
 
 class AnytimeServer:
@@ -109,17 +111,12 @@ class AnytimeServer:
             raise ValueError(f"`max_batch` must be a power of two, got {max_batch}.")
         if check_positive("capacity", capacity) < max_batch:
             raise ValueError(f"`capacity` must be at least max_batch={max_batch}, got {capacity}.")
-        self._make_states = functools.partial(
-            States, predictor._runner, predictor._example(input_shape), capacity
-        )
-        self._states = self._make_states()
+        self._states = States(predictor._runner, predictor._example(input_shape), capacity)
         self._clock = time.perf_counter
         sizes = [1 << power for power in range(max_batch.bit_length())]
         self.latencies = _measure(self._states, self._num_outputs, sizes, self._clock)
-        self._make_scheduler = functools.partial(
-            Scheduler[_Request], self.latencies, capacity=capacity
-        )
-        self._scheduler = self._make_scheduler()
+        self._capacity = capacity
+        self._scheduler: Scheduler[_Request] = Scheduler(self.latencies, capacity=capacity)
         self._admitted: set[_Request] = set()
         self._changed = threading.Condition()
         self._closing = False
@@ -148,7 +145,7 @@ class AnytimeServer:
 
         Args:
           x: `input_shape`, floating; integers for a net that takes no floats.
-          deadline: seconds from now by which the answer must be ready.
+          deadline: seconds from now by which the answer must be ready, finite.
           confidence: as in `AnytimePredictor.predict`: the request leaves with the first output
             that is sure enough, and by the deadline in any case.
           rule: as in `AnytimePredictor.predict`.
@@ -162,13 +159,16 @@ class AnytimeServer:
           RuntimeError: the server is closed.
         """
         start = self._clock()
-        array = np.asarray(x)[None]
-        x = np.asarray(check_input(self._model, array))[0]
+        x = np.asarray(check_input(self._model, as_array("x", x)[None]))[0]
         self._states.check(x)
+        if not math.isfinite(check_deadline(deadline)):
+            raise ValueError(
+                f"`deadline` must be finite, so that no request waits, got {deadline}."
+            )
         leave = make_exit(confidence, rule, self._num_outputs)
         future: concurrent.futures.Future[ServedAnswer] = concurrent.futures.Future()
         future.set_running_or_notify_cancel()
-        request = _Request(x, leave, start, start + check_deadline(deadline), future)
+        request = _Request(x, leave, start, start + float(deadline), future)
         with self._changed:
             if self._closing:
                 raise RuntimeError("The server is closed and takes no further requests.")
@@ -188,11 +188,17 @@ class AnytimeServer:
         self._thread.join()
 
     def _serve(self) -> None:
-        while (batch := self._next_batch()) is not None:
-            try:
-                self._run(batch)
-            except Exception as error:
-                self._fail(error)
+        try:
+            while (batch := self._next_batch()) is not None:
+                try:
+                    self._run(batch)
+                except Exception as error:
+                    self._fail(error)
+        finally:  # also where starting anew fails: nobody waits for a thread that has ended
+            with self._changed:
+                self._closing = True
+            for request in self._admitted:
+                request.future.set_exception(RuntimeError("The server stopped after an error."))
 
     def _next_batch(self) -> Batch[_Request] | None:
         """Wait for requests; return None when the server is closed and all are answered."""
@@ -224,8 +230,7 @@ class AnytimeServer:
         seconds = self._clock() - start
         sure = set()
         for request, row in zip(requests, logits, strict=True):
-            before = None if request.output < 0 else request.logits[None]
-            if request.leave is not None and request.leave.sure(k, row[None], before)[0]:
+            if self._is_sure(request, k, row):
                 sure.add(request)
             request.output, request.logits = k, row
             request.stages += seconds
@@ -233,11 +238,24 @@ class AnytimeServer:
             leaving = self._scheduler.finish(sure)
         self._answer(leaving)
 
+    def _is_sure(self, request: _Request, k: int, row: np.ndarray) -> bool:
+        if request.leave is None:
+            return False
+        before = None if request.output < 0 else request.logits[None]
+        try:
+            return bool(request.leave.sure(k, row[None], before)[0])
+        except Exception as error:  # a rule of the caller fails its own request alone
+            request.error = error
+            return True
+
     def _answer(self, requests: Sequence[_Request]) -> None:
         now = self._clock()
         for request in requests:
             self._states.free(request.slot)
             self._admitted.discard(request)
+            if request.error is not None:
+                request.future.set_exception(request.error)
+                continue
             late = max(0.0, now - request.deadline)
             request.future.set_result(
                 ServedAnswer(
@@ -249,9 +267,10 @@ class AnytimeServer:
         """Fail all requests and start anew: a program that failed may have lost the states."""
         with self._changed:
             failed, self._admitted = self._admitted, set()
-            self._scheduler, self._states = self._make_scheduler(), self._make_states()
+            self._scheduler = Scheduler(self.latencies, capacity=self._capacity)
         for request in failed:
             request.future.set_exception(error)
+        self._states.clear()
 
 
 def _overloaded() -> OverloadedError:
@@ -262,36 +281,24 @@ class _Rehearsal:
     """A batch of blank examples, to measure the stages; only while no request has a slot."""
 
     def __init__(self, states: States, size: int):
-        self._states, self._slots, self._size = states, range(size), size
-
-    def __len__(self) -> int:
-        return self._size
+        self._states, self._slots = states, range(size)
+        self._examples = [states.example] * size
 
     def advance(self, first: int, last: int) -> np.ndarray:
         """Run one stage."""
         del last
-        return self._states.advance(first, self._slots, [self._states.example] * self._size)
+        return self._states.advance(first, self._slots, self._examples)
 
     def wait(self) -> None:
         """Return at once: the answer is on the host."""
-
-    def keep(self, rows: np.ndarray) -> np.ndarray:
-        """Return the rows as they are."""
-        return rows
 
 
 def _measure(
     states: States, num_outputs: int, sizes: Sequence[int], clock: Callable[[], float]
 ) -> list[tuple[float, ...]]:
     """Return the seconds of each stage that 95 % of its runs keep to, by size, `[K][sizes]`."""
-    latencies = Latencies()
-    by_size = [
-        latencies.get(
-            size,
-            lambda size=size: measure(
-                lambda: _Rehearsal(states, size), num_outputs, _REPEATS, clock
-            ),
-        )
-        for size in sizes
-    ]
-    return list(zip(*by_size, strict=True))
+    latencies = Latencies()  # one measurement at a time in the process
+    for size in sizes:
+        start = lambda size=size: _Rehearsal(states, size)  # noqa: E731
+        latencies.renew(size, lambda start=start: measure(start, num_outputs, _REPEATS, clock))
+    return list(zip(*latencies.as_dict().values(), strict=True))

@@ -30,13 +30,13 @@ class States:
         self._runner = runner
         self._stages = runner.stages(example)
         self._capacity = capacity
-        self._free = list(range(capacity))
         self.example = np.zeros(*example)
         self._programs = KeyedCache()
-        self._lay_out()
+        self.clear()
 
-    def _lay_out(self) -> None:
-        """Allocate an array for all that a stage adds, and note which arrays each stage reads."""
+    def clear(self) -> None:
+        """Forget all requests: allocate what the stages add, and note what each of them reads."""
+        self._free = list(range(self._capacity))
         self._arrays: Arrays = []
         self._reads: list[list[int]] = [[]]
         self._writes: list[list[int]] = []

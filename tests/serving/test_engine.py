@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from osgd_jax import AnytimeGenerator, AnytimePredictor, cost, nets
+from osgd_jax._serving.limits import last_affordable
 from tests.helpers.anytime_nets import Steps, inputs
 
 LENGTH = 4
@@ -120,6 +121,16 @@ def test_copies_have_latencies_and_costs(case, duplicate):
     assert made.latencies == case.engine.latencies
     assert expected in made.latencies.values()
     assert case.exits(made, budget=case.costs[1]).tolist() == [1, 1]
+    before = case.engine.latencies
+    case.calibrate(made, repeats=2)
+    assert case.engine.latencies == before
+
+
+def test_a_budget_is_compared_with_all_digits_of_the_least():
+    least = 1234567890123456
+    with pytest.raises(ValueError, match=f"must be at least {least}, the multiply-adds"):
+        last_affordable(least - 1, [least, 2 * least])
+    assert last_affordable(least, [least, 2 * least]) == 0
 
 
 def test_the_repr_names_outputs_and_device(case):

@@ -87,6 +87,8 @@ def test_agreement_compares_with_the_output_before(server):
     ("x", "limits", "message"),
     [
         (np.zeros((3, 2), np.float32), {"deadline": -1}, "deadline=-1 must be 0 seconds or more"),
+        (np.zeros((3, 2), np.float32), {"deadline": np.inf}, "`deadline` must be finite.*got inf"),
+        (np.ma.masked_equal(np.zeros((3, 2), np.float32), 0), {"deadline": 1}, "no masked entries"),
         (np.zeros((3, 2), np.float32), {"deadline": 1, "confidence": 2}, "confidence=2 must be"),
         (np.zeros((4, 2), np.float32), {"deadline": 1}, r"`x` must be float32 of shape \(3, 2\)"),
         (np.zeros((3, 2), np.int32), {"deadline": 1}, "must be floating"),
@@ -124,6 +126,20 @@ def test_closing_answers_those_that_wait_and_refuses_others():
         server.submit(examples(shape)[0], deadline=LONG)
 
 
+def test_a_rule_that_fails_fails_its_own_request_alone(server):
+    def broken(logits):
+        raise ArithmeticError("no rule")
+
+    xs = examples((3, 2))
+    futures = [
+        server.submit(x, deadline=LONG, **({"confidence": 1, "rule": broken} if i == 2 else {}))
+        for i, x in enumerate(xs)
+    ]
+    with pytest.raises(ArithmeticError, match="no rule"):
+        futures.pop(2).result()
+    assert {future.result().output for future in futures} == {2}
+
+
 def test_a_failing_stage_fails_its_requests_and_no_later_ones():
     predictor, shape = predictor_of(Steps)
     with AnytimeServer(predictor, input_shape=shape, max_batch=2, capacity=2) as server:
@@ -133,7 +149,9 @@ def test_a_failing_stage_fails_its_requests_and_no_later_ones():
             states.advance = advance
             raise MemoryError("out of memory")
 
+        compiled = len(states._programs.as_dict())
         states.advance = fail
         with pytest.raises(MemoryError, match="out of memory"):
             server.submit(jnp.ones(shape), deadline=LONG).result()
         assert server.submit(jnp.ones(shape), deadline=LONG).result().output == 2
+        assert len(states._programs.as_dict()) == compiled  # nothing is compiled while serving

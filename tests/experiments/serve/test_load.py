@@ -1,8 +1,10 @@
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 
-from experiments.serve import load, picture, ways
+from experiments.serve import load, ways
 from experiments.serve.load import Config
 
 pytestmark = pytest.mark.slow
@@ -19,9 +21,9 @@ def measured(tmp_path_factory):
         seconds=0.3,
         repetitions=2,
         deadline=5.0,
-        output=tmp_path_factory.mktemp("load"),
+        output=tmp_path_factory.mktemp("load") / "load.json",
     )
-    return config, load.measure(config)
+    return config, load.measure(config, lambda line: None)
 
 
 def test_all_ways_are_measured_at_all_loads(measured):
@@ -40,16 +42,31 @@ def test_all_ways_are_measured_at_all_loads(measured):
     assert outputs["output 0"] == (1.0, 0.0, 0.0)
 
 
-def test_what_is_stored_can_be_shown_again(measured, tmp_path):
-    _, results = measured
-    stored = json.loads(json.dumps(results))
-    picture.draw(stored, tmp_path / "load.png")
-    assert (tmp_path / "load.png").stat().st_size > 10_000
-    assert load.table(stored).markdown.count("\n") == 2 + 12
+def test_results_are_strict_json_and_shown_again(measured):
+    config, results = measured
+    stored = json.loads(json.dumps(results, allow_nan=False))
+    shown, spent = load.tables(stored)
+    assert len(shown.rows) == 12
+    assert len(spent.rows) == 1
+    assert config.output.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_a_run_without_an_answer_has_no_accuracy():
+    arrivals, ends = np.arange(3.0), np.full(3, np.inf)
+    outcome = load._outcome(arrivals, ends, [None] * 3, np.zeros(3), Config())
+    assert (outcome.in_time, outcome.goodput, outcome.refused) == (0, 0, 1)
+    assert outcome.accuracy is outcome.p50 is outcome.p99 is None
 
 
 def test_nets_are_trained_once(measured):
     config, _ = measured
-    before = (config.output / "nets.pickle").stat().st_mtime_ns
+    before = config.output.with_name("nets.pickle").stat().st_mtime_ns
     ways.trained_nets(config, ways.load(config))
-    assert (config.output / "nets.pickle").stat().st_mtime_ns == before
+    assert config.output.with_name("nets.pickle").stat().st_mtime_ns == before
+
+
+def test_nets_of_other_settings_are_refused(measured):
+    config, _ = measured
+    other = dataclasses.replace(config, epochs=2)
+    with pytest.raises(ValueError, match=r"nets of other settings.*name another --output"):
+        ways.trained_nets(other, ways.load(other))

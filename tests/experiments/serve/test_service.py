@@ -16,6 +16,7 @@ applications = pytest.importorskip("starlette.applications")
 routing = pytest.importorskip("starlette.routing")
 testclient = pytest.importorskip("starlette.testclient")
 service = pytest.importorskip("experiments.serve.service")
+metrics = pytest.importorskip("experiments.serve.metrics")
 
 SHAPE = (2, 2, 3)
 CLASSES = ["ant", "bee", "cat"]
@@ -30,13 +31,20 @@ class Colors(Given):
         return carry.reshape(carry.shape[0], 4, 3)[:, k], carry
 
 
+class Counts(metrics.Metrics):
+    """Metrics in this process."""
+
+    async def text(self):
+        return super().text()
+
+
 @pytest.fixture(scope="module")
 def client():
     predictor = AnytimePredictor(Colors())
     about = {"classes": CLASSES, "input_shape": SHAPE, "dtype": "uint8"}
-    limits = service.Limits(deadline=5.0, body_bytes=10_000, body_seconds=5, examples=4)
+    limits = service.Limits(deadline=5.0, body_bytes=100_000, body_seconds=5, examples=4)
     with AnytimeServer(predictor, input_shape=SHAPE, max_batch=4, capacity=8) as server:
-        handle = service.Service(server, about, limits, service.LocalRecorder()).handle
+        handle = service.Service(server, about, limits, Counts()).handle
         routes = [routing.Route("/{path:path}", handle, methods=["GET", "POST", "PUT"])]
         yield testclient.TestClient(applications.Starlette(routes=routes))
 
@@ -103,7 +111,8 @@ def header(shape, kind="<f4"):
         ("", npy(np.zeros((0, *SHAPE))), 400, "1 to 4 examples, got (0, 2, 2, 3)"),
         ("", npy(np.zeros((3, 3, 3))), 400, "must have the shape (2, 2, 3)"),
         ("", npy(np.array(["a"] * 12).reshape(SHAPE)), 400, "must hold numbers, got <U1"),
-        ("", b"x" * 10_001, 413, "at most 10000 bytes"),
+        ("", png(np.zeros((8000, 7000), np.uint8), "GIF"), 413, "at most 50000000 pixels"),
+        ("", b"x" * 100_001, 413, "at most 100000 bytes"),
         ("deadline=0", npy(np.zeros(SHAPE)), 400, "deadline must be above 0 and at most 5000 ms"),
         ("deadline=nan", npy(np.zeros(SHAPE)), 400, "deadline must be above 0"),
         ("deadline=6000", npy(np.zeros(SHAPE)), 400, "at most 5000 ms, got 6000"),
@@ -121,7 +130,7 @@ def test_bad_requests_get_a_status_and_one_sentence(client, query, body, status,
 
 
 def test_a_body_of_unknown_length_is_cut_at_the_limit(client):
-    response = client.post("/predict", content=(b"x" * 1000 for _ in range(100)))
+    response = client.post("/predict", content=(b"x" * 1000 for _ in range(200)))
     assert response.status_code == 413
 
 
