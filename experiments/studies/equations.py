@@ -75,7 +75,7 @@ _TESTS = 1000  # the first seed that tests
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to compare.
+    """Settings of the study.
 
     Attributes:
       problems: to solve.

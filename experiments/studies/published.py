@@ -37,7 +37,7 @@ _PUBLISHED = {"sum": (1e-4, 31.0), "config": (1e-4, 6.4), "m_config": (5e-4, 1.9
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How much of it to run.
+    """Settings of the run.
 
     Attributes:
       seeds: how many.

@@ -46,7 +46,7 @@ class GeneratedToken:
     Attributes:
       index: how many came before.
       tokens: `[batch]`; −1 for a prompt whose text has stopped.
-      logits: `[batch, vocab_size]`, those that the tokens were chosen by.
+      logits: `[batch, vocab_size]`, from which the tokens were chosen.
       exits: `[batch]`, the index of the output that gave them; −1 where there is no token.
       elapsed: seconds from the call of `stream` to these tokens.
     """

@@ -68,7 +68,7 @@ class Runner:
     def run(
         self, k: int, stage: Stage, weights: Arrays, carry: Arrays, combined: jax.Array | None
     ) -> tuple[jax.Array, Arrays, jax.Array | None]:
-        """What is compiled: the answer of output k, what is new in the carry, and `combined`."""
+        """Return the answer of output k, what is new in the carry, and `combined`, compiled."""
         logits, fresh = stage.call(weights, carry)
         combine = COMBINATIONS[self.combine]
         logits, combined = combine(k, self.model.num_outputs, logits, combined)

@@ -23,7 +23,7 @@ _TRACED_BATCH = 2
 
 
 class Stage(NamedTuple):
-    """What it takes to get from one output to the next.
+    """The program from one output to the next.
 
     Attributes:
       call: pure `(weights, carry) -> (logits, fresh)`; the carry of stage 0 is `[x]`.

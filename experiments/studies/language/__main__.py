@@ -27,7 +27,7 @@ _ORDER = 5
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to compare.
+    """Settings of the study.
 
     Attributes:
       ways: names of rows of the table.
