@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from osgd_jax._math import safe_hypot, safe_sqrt, squared_norms
 from osgd_jax._tasks import Tasks, numbered
@@ -18,6 +17,7 @@ from osgd_jax._validation import (
 )
 from osgd_jax.weightings._base import Weighting, named
 from osgd_jax.weightings._by_task import by_position, index_of
+from osgd_jax.weightings._solvers import rounding, shortest_combination
 from osgd_jax.weightings._tools import check_num_tasks
 from osgd_jax.weightings._unit_rows import UnitRows, unit_rows
 
@@ -134,108 +134,11 @@ def _nearest(rows: UnitRows, wanted: jax.Array, primary: int) -> jax.Array:
     missing = jnp.where(
         is_primary, jnp.finfo(wanted.dtype).min, (wanted - rows.cosines[primary]) / largest
     )
-    coefficients = jnp.where(is_primary, 1 / largest, _multipliers(rows.cosines, missing))
+    coefficients = jnp.where(is_primary, 1 / largest, shortest_combination(rows.cosines, missing))
 
     squared_norm = coefficients @ rows.cosines @ coefficients
-    has_direction = squared_norm > _rounding(rows.cosines) * jnp.sum(coefficients) ** 2
+    has_direction = squared_norm > 4 * rounding(rows.cosines) * jnp.sum(coefficients) ** 2
     has_direction &= rows.active[primary]
     length = jnp.sqrt(jnp.where(has_direction, squared_norm, 1))
     weights = rows.norms[primary] / length * coefficients / rows.norms
     return jnp.where(has_direction, weights, 0)
-
-
-class _Search(NamedTuple):
-    """Where `_multipliers` stands: constraint `entering` is violated if `going`."""
-
-    x: jax.Array
-    active: jax.Array
-    entering: jax.Array
-    going: jax.Array
-    possible: jax.Array
-    steps: jax.Array
-
-
-@jax.custom_jvp
-def _multipliers(cosines: jax.Array, missing: jax.Array) -> jax.Array:
-    """Find the x >= 0 whose sum_j x_j u_j is the shortest c with <u_j, c> >= missing_j for all j.
-
-    The u_j are unit vectors, given by their cosines. Where there is no such c, x is zero.
-
-    The dual active-set method of Goldfarb and Idnani, Mathematical Programming 27, 1983. The
-    constraint that is violated most enters: its multiplier grows until it holds, and those that
-    become zero on the way leave. No vector enters that depends on those inside, so the x stay
-    small where the interior-point method of `_solvers` lets them grow without bound.
-    """
-    return _goldfarb_idnani(cosines, missing)
-
-
-@_multipliers.defjvp
-def _(primals, tangents):
-    (cosines, missing), (d_cosines, d_missing) = primals, tangents
-    x = _goldfarb_idnani(cosines, missing)
-    # The constraints with a multiplier go on to hold with equality.
-    held = x > 0
-    inside = jnp.where(held[:, None] & held[None], cosines, jnp.eye(len(x), dtype=x.dtype))
-    change = jnp.where(held, d_missing, 0) - jnp.where(held, d_cosines @ x, 0)
-    return x, jnp.linalg.solve(inside, change)
-
-
-@jax.jit
-def _goldfarb_idnani(cosines: jax.Array, missing: jax.Array) -> jax.Array:
-    tasks = jnp.arange(len(missing))
-    rounding = _rounding(cosines)
-
-    def most_violated(x, active):
-        slack = jnp.where(active, 0, cosines @ x - missing)
-        entering = jnp.argmin(slack)
-        return entering, slack[entering] < -rounding * (1 + jnp.sum(x) / 8)
-
-    def step(search: _Search) -> _Search:
-        x, active, entering, *_ = search
-        column = cosines[entering]
-        both = active[:, None] & active[None]
-        inside = jnp.where(both, cosines, jnp.eye(len(x), dtype=x.dtype))
-        parts = jnp.where(active, jnp.linalg.solve(inside, jnp.where(active, column, 0)), 0)
-        rest = 1 - column @ parts
-
-        shrinking = active & (parts > rounding)
-        until_zero = jnp.where(shrinking, x / jnp.where(shrinking, parts, 1), jnp.inf)
-        leaving = jnp.argmin(until_zero)
-        until_held = jnp.where(
-            rest > rounding,
-            (missing[entering] - column @ x) / jnp.where(rest > rounding, rest, 1),
-            jnp.inf,
-        )
-        length = jnp.minimum(until_zero[leaving], until_held)
-        possible = jnp.isfinite(length)
-        length = jnp.where(possible, length, 0)
-        enters = until_held <= until_zero[leaving]
-
-        leaves = (tasks == leaving) & ~enters
-        x = jnp.maximum(x - length * parts, 0) + jnp.where(tasks == entering, length, 0)
-        x = jnp.where(leaves, 0, x)
-        # Beyond, what holds and what does not is lost in the rounding.
-        possible &= jnp.sum(x) < 0.1 / rounding
-        active = (active & ~leaves) | ((tasks == entering) & enters)
-        following, violated = most_violated(x, active)
-        return _Search(
-            x,
-            active,
-            jnp.where(enters, following, entering),
-            possible & (violated | ~enters),
-            possible,
-            search.steps + 1,
-        )
-
-    def goes_on(search: _Search) -> jax.Array:
-        # Rounding could make a constraint enter and leave for ever.
-        return search.going & (search.steps < 10 * len(missing))
-
-    x, active = jnp.zeros_like(missing), jnp.zeros_like(missing, bool)
-    start = _Search(x, active, *most_violated(x, active), jnp.array(True), jnp.array(0))
-    end = lax.while_loop(goes_on, step, start)
-    return jnp.where(end.possible & ~end.going, end.x, 0)
-
-
-def _rounding(cosines: jax.Array) -> float:
-    return 8 * len(cosines) * float(jnp.finfo(cosines.dtype).eps)

@@ -1,13 +1,14 @@
-"""The small convex problems behind the weightings, each in a bounded number of Newton steps.
+"""The small convex problems behind the weightings, each solved in a bounded number of steps.
 
-All three work on a Gramian of unit gradients (ones on the diagonal), K <= 64 or so, under `jit` and
+All four work on a Gramian of unit gradients (ones on the diagonal), K <= 64 or so, under `jit` and
 `vmap`, without a callback or a solver package.
 
 Existing JAX solvers were considered. qpax solves general quadratic programs, with constraints as
 matrices of their own, and advises tolerances of no less than 1e-5 in float32. jaxopt is no longer
 developed. optimistix has no inequalities. mpax is for large linear and quadratic programs, by
-first-order steps that need thousands of iterations for six digits. Here the only constraint is a
-sign, and an interior-point method for that alone takes forty lines.
+first-order steps that need thousands of iterations for six digits. Three of the
+problems have no constraint but a sign, for which an interior-point method takes forty lines; the
+fourth is for an active-set method, because its multipliers must stay small.
 
 Derivatives are those of the conditions that the solution meets, not of the steps towards it: exact
 where the solution is smooth, finite everywhere. Every solver is compiled by itself, so that calls
@@ -17,7 +18,7 @@ outside of `jit` compile once.
 import functools
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -184,7 +185,7 @@ def balanced_point(matrix: jax.Array, targets: jax.Array, exponent: float | jax.
     Returns:
       Array `[K]`.
     """
-    matrix = matrix + _rounding(matrix) * jnp.eye(len(targets), dtype=matrix.dtype)
+    matrix = matrix + rounding(matrix) * jnp.eye(len(targets), dtype=matrix.dtype)
     # A path for p = 0.01, where p is not known yet: its steps at p = 1 do nothing.
     smallest = 0.01 if is_traced(exponent) else min(1.0, float(exponent))
     path_length = math.ceil(-math.log(smallest) / math.log(_PATH_RATIO) - 1e-9)
@@ -220,16 +221,110 @@ def _(path_length, primals, tangents):
     return x, -_factor(matrix, p * targets * x ** (-p - 1))(change)
 
 
+class _Search(NamedTuple):
+    """Where `shortest_combination` stands: constraint `entering` is violated if `going`."""
+
+    x: jax.Array
+    active: jax.Array
+    entering: jax.Array
+    going: jax.Array
+    possible: jax.Array
+    steps: jax.Array
+
+
+@jax.custom_jvp
+def shortest_combination(cosines: jax.Array, missing: jax.Array) -> jax.Array:
+    """Find the x >= 0 whose sum_j x_j u_j is the shortest c with <u_j, c> >= missing_j for all j.
+
+    The u_j are unit vectors, given by their cosines. Where there is no such c, x is zero.
+
+    The dual active-set method of Goldfarb and Idnani, Mathematical Programming 27, 1983. The
+    constraint that is violated most enters: its multiplier grows until it holds, and those that
+    become zero on the way leave. No vector enters that depends on those inside, so the x stay
+    small where `nonnegative_qp` lets them grow without bound.
+    """
+    return _goldfarb_idnani(cosines, missing)
+
+
+@shortest_combination.defjvp
+def _(primals, tangents):
+    (cosines, missing), (d_cosines, d_missing) = primals, tangents
+    x = _goldfarb_idnani(cosines, missing)
+    # The constraints with a multiplier go on to hold with equality.
+    held = x > 0
+    inside = jnp.where(held[:, None] & held[None], cosines, jnp.eye(len(x), dtype=x.dtype))
+    change = jnp.where(held, d_missing, 0) - jnp.where(held, d_cosines @ x, 0)
+    return x, jnp.linalg.solve(inside, change)
+
+
+@jax.jit
+def _goldfarb_idnani(cosines: jax.Array, missing: jax.Array) -> jax.Array:
+    tasks = jnp.arange(len(missing))
+    tolerance = 4 * rounding(cosines)
+
+    def most_violated(x, active):
+        slack = jnp.where(active, 0, cosines @ x - missing)
+        entering = jnp.argmin(slack)
+        return entering, slack[entering] < -tolerance * (1 + jnp.sum(x) / 8)
+
+    def step(search: _Search) -> _Search:
+        x, active, entering, *_ = search
+        column = cosines[entering]
+        both = active[:, None] & active[None]
+        inside = jnp.where(both, cosines, jnp.eye(len(x), dtype=x.dtype))
+        parts = jnp.where(active, jnp.linalg.solve(inside, jnp.where(active, column, 0)), 0)
+        rest = 1 - column @ parts
+
+        shrinking = active & (parts > tolerance)
+        until_zero = jnp.where(shrinking, x / jnp.where(shrinking, parts, 1), jnp.inf)
+        leaving = jnp.argmin(until_zero)
+        until_held = jnp.where(
+            rest > tolerance,
+            (missing[entering] - column @ x) / jnp.where(rest > tolerance, rest, 1),
+            jnp.inf,
+        )
+        length = jnp.minimum(until_zero[leaving], until_held)
+        possible = jnp.isfinite(length)
+        length = jnp.where(possible, length, 0)
+        enters = until_held <= until_zero[leaving]
+
+        leaves = (tasks == leaving) & ~enters
+        x = jnp.maximum(x - length * parts, 0) + jnp.where(tasks == entering, length, 0)
+        x = jnp.where(leaves, 0, x)
+        # Beyond, what holds and what does not is lost in the rounding.
+        possible &= jnp.sum(x) < 0.1 / tolerance
+        active = (active & ~leaves) | ((tasks == entering) & enters)
+        following, violated = most_violated(x, active)
+        return _Search(
+            x,
+            active,
+            jnp.where(enters, following, entering),
+            possible & (violated | ~enters),
+            possible,
+            search.steps + 1,
+        )
+
+    def goes_on(search: _Search) -> jax.Array:
+        # Rounding could make a constraint enter and leave for ever.
+        return search.going & (search.steps < 10 * len(missing))
+
+    x, active = jnp.zeros_like(missing), jnp.zeros_like(missing, bool)
+    start = _Search(x, active, *most_violated(x, active), jnp.array(True), jnp.array(0))
+    end = lax.while_loop(goes_on, step, start)
+    return jnp.where(end.possible & ~end.going, end.x, 0)
+
+
 def _factor(matrix: jax.Array, diagonal: jax.Array) -> Callable[[jax.Array], jax.Array]:
     """Return the solver for (matrix + diag(diagonal)) x = b."""
     # The ridge is in the factor only, not in the residuals that the steps bring to zero, so it
     # slows the last digits of the least certain directions but does not move the solution.
-    ridge = _rounding(matrix) * jnp.maximum(1, jnp.max(matrix))
+    ridge = rounding(matrix) * jnp.maximum(1, jnp.max(matrix))
     lower = jnp.linalg.cholesky(matrix + jnp.diag(diagonal + ridge))
     return lambda b: cho_solve((lower, True), b)
 
 
-def _rounding(matrix: jax.Array) -> float:
+def rounding(matrix: jax.Array) -> float:
+    """Return a bound on the rounding errors of sums over the K tasks of numbers of order one."""
     return 2 * matrix.shape[0] * float(jnp.finfo(matrix.dtype).eps)
 
 
