@@ -4,15 +4,11 @@ import importlib
 from typing import Any
 
 from osgd_jax import nets, weightings
-from osgd_jax._balancing.aggregate import (
-    AggregateState,
-    aggregate,
-    orthogonalize,
-    osgd,
-)
+from osgd_jax._balancing.aggregate import AggregateState, aggregate
 from osgd_jax._balancing.diagnose import Diagnosis, diagnose
 from osgd_jax._balancing.gramians import combine, gramian, task_cosines
 from osgd_jax._balancing.norms import clip_task_norms, normalize_task_norms, task_norms
+from osgd_jax._balancing.orthogonalize import orthogonalize, osgd
 from osgd_jax._balancing.stateful import (
     GradDropState,
     MemoryState,

@@ -27,7 +27,7 @@ def by_position(argument: str, values: Any, tasks: Tasks) -> Any:
     """
     if isinstance(values, Mapping):
         names, numbers = task_names(dict(values)), jax.tree.leaves(dict(values))
-        _check_names(argument, values, names, tasks)
+        check_names(argument, values, names, tasks)
         ordered = [numbers[names.index(name)] for name in tasks.names]
         return jnp.stack(ordered) if is_traced(ordered) else tuple(ordered)
     example = "{" + ", ".join(f"{name!r}: ..." for name in tasks.names) + "}"
@@ -67,25 +67,6 @@ def indices_of(argument: str, chosen: Sequence[Any], tasks: Tasks) -> list[int]:
     return [index_of(argument, task, tasks) for task in chosen]
 
 
-def permutation_of(argument: str, order: Any, tasks: Tasks) -> Any:
-    """Return an order of all tasks by their indices; one that is traced stays as it is.
-
-    Raises:
-      ValueError: not each task once, or indices for tasks from a dict.
-    """
-    if is_named(order):
-        _check_names(argument, order, order, tasks)
-        return tuple(map(tasks.names.index, order))
-    check_ordered(argument, order, tasks, example_order(tasks))
-    known = range(len(tasks.names)) if is_traced(order) else sorted(order)
-    if len(order) != len(tasks.names) or list(known) != list(range(len(tasks.names))):
-        raise ValueError(
-            f"{argument}={order!r} is not a permutation of the {len(tasks.names)} tasks: each of"
-            f" 0 .. {len(tasks.names) - 1} must appear once."
-        )
-    return order
-
-
 def check_ordered(argument: str, value: Any, tasks: Tasks, example: str) -> None:
     """Raise a ValueError for a value by position where nobody wrote the tasks in their order."""
     if not tasks.ordered:
@@ -95,19 +76,8 @@ def check_ordered(argument: str, value: Any, tasks: Tasks, example: str) -> None
         )
 
 
-def example_order(tasks: Tasks) -> str:
-    """Return a call with an order by names, for an error message."""
-    return f"osgd_jax.orthogonalize(order={tasks.names!r}), with the most protected first"
-
-
-def is_named(tasks: Any) -> bool:
-    """Tell whether these are names of tasks."""
-    if isinstance(tasks, str) or is_traced(tasks):
-        return False
-    return len(tasks) > 0 and all(isinstance(task, str) for task in tasks)
-
-
-def _check_names(argument: str, value: Any, names: Sequence[str], tasks: Tasks) -> None:
+def check_names(argument: str, value: Any, names: Sequence[str], tasks: Tasks) -> None:
+    """Raise a ValueError unless `names` are those of all tasks, each once."""
     if sorted(names) != sorted(tasks.names) or len(set(names)) < len(names):
         raise ValueError(
             f"{argument}={value!r} must name each of {_listed(tasks.names)} once.{_hint(tasks)}"

@@ -14,13 +14,7 @@ from osgd_jax._math import squared_norms
 from osgd_jax._tasks import Tasks, numbered
 from osgd_jax._validation import is_traced
 from osgd_jax.weightings._base import Weighting, named, stateless
-from osgd_jax.weightings._by_task import (
-    check_ordered,
-    example_order,
-    indices_of,
-    is_named,
-    permutation_of,
-)
+from osgd_jax.weightings._by_task import check_names, check_ordered, indices_of
 from osgd_jax.weightings._tools import UNROLLED_TASKS
 
 Order = Literal["first_to_last", "last_to_first", "random"] | Sequence[int] | Sequence[str]
@@ -107,7 +101,7 @@ def known_order(order: Order) -> Any:
         with contextlib.suppress(TypeError):
             # An array is read at once: under `jit` its elements would be traced.
             tasks = tuple(np.asarray(given) if isinstance(given, jax.Array) else given)
-            named = is_named(tasks)
+            named = _is_named(tasks)
             return tuple(task if named else operator.index(task) for task in tasks)
     raise ValueError(
         f"order={order!r} is unknown; use 'first_to_last', 'last_to_first', 'random' or a"
@@ -131,12 +125,34 @@ def known_hold(hold: Hold) -> tuple[Any, ...]:
 
 
 def _order_for(order: Any, tasks: Tasks) -> Any:
-    """Return an order with indices in place of names."""
-    if not isinstance(order, str):
-        return permutation_of("order", order, tasks)
-    if order != "random":
-        check_ordered("order", order, tasks, example_order(tasks))
+    """Return an order with indices in place of names; one that is traced stays as it is.
+
+    Raises:
+      ValueError: not each task once, or an order by position for tasks from a dict.
+    """
+    if isinstance(order, str) and order == "random":
+        return order
+    if _is_named(order):
+        check_names("order", order, order, tasks)
+        return tuple(map(tasks.names.index, order))
+    example = f"osgd_jax.orthogonalize(order={tasks.names!r}), with the most protected first"
+    check_ordered("order", order, tasks, example)
+    if isinstance(order, str):
+        return order
+    known = range(len(tasks.names)) if is_traced(order) else sorted(order)
+    if len(order) != len(tasks.names) or list(known) != list(range(len(tasks.names))):
+        raise ValueError(
+            f"order={order!r} is not a permutation of the {len(tasks.names)} tasks: each of"
+            f" 0 .. {len(tasks.names) - 1} must appear once."
+        )
     return order
+
+
+def _is_named(order: Any) -> bool:
+    """Tell whether these are names of tasks."""
+    if isinstance(order, str) or is_traced(order):
+        return False
+    return len(order) > 0 and all(isinstance(task, str) for task in order)
 
 
 def _permutation(order: Any, num_tasks: int, key: jax.Array | None) -> Any:
