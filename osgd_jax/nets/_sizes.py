@@ -1,45 +1,137 @@
-"""The sizes of a net, from which its family makes each stage: those of today and those to come."""
+"""The sizes of a net: the keywords of its constructor, checked, and what follows from them.
+
+A family describes its sizes once, as a dataclass. The dataclass gives the constructor its keywords
+(`keywords_of`) and makes the stages; the net keeps it, and `grow` makes the sizes of the larger net
+from it.
+"""
 
 import dataclasses
-from typing import ClassVar, Self
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from flax import nnx
+from jax.typing import DTypeLike
 
+from osgd_jax._validation import check_choice, check_positive, check_rngs
 from osgd_jax.nets.layers import Layers
+from osgd_jax.nets.resnets.blocks import STEMS
 from osgd_jax.nets.stripes import stripe_sizes
 
+P = ParamSpec("P")
+SizesT = TypeVar("SizesT")
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class NetSizes:
-    """The sizes that a family makes its stages from, checked.
+    """The keywords that all families share; each family adds those of its nets.
 
-    A net keeps them, without the source of initial parameters, so that it can grow.
-
-    Attributes:
-      layers: makes the layers.
-      num_outputs: number of stages.
+    Fields without `init` follow from the keywords. A net keeps its sizes, without the source of
+    initial parameters, so that it can grow.
     """
 
-    layers: Layers
-    num_outputs: int
+    num_outputs: int = 3
+    rngs: nnx.Rngs
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = float
+    remat: bool = False
 
-    growable: ClassVar[tuple[str, ...]] = ()  # keywords of `grown`
+    def __post_init__(self):
+        check_rngs(self.rngs)
+        self._set(num_outputs=check_positive("num_outputs", self.num_outputs))
+        _ = self.layers  # which checks its arguments
 
-    def with_rngs(self, rngs: nnx.Rngs | None) -> Self:
-        """Return the same sizes with another source of initial parameters."""
-        return dataclasses.replace(self, layers=dataclasses.replace(self.layers, rngs=rngs))
+    def _set(self, **values: Any) -> None:
+        """Set fields while the sizes are made."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def changed(self, **values: Any) -> Self:
+        """Return the sizes with other fields, which are not checked and from which none follows."""
+        changed = object.__new__(type(self))
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        changed._set(**{**fields, **values})
+        return changed
+
+    @functools.cached_property
+    def layers(self) -> Layers:
+        """What makes the layers."""
+        return Layers(self.rngs, dtype=self.dtype, param_dtype=self.param_dtype, remat=self.remat)
+
+    def interface(self) -> dict[str, Any]:
+        """Return the arguments of `AnytimeNet` that describe input and output."""
+        raise NotImplementedError
 
     def first(self, num_outputs: int) -> Self:
         """Return the sizes of the first outputs alone."""
-        return dataclasses.replace(self, num_outputs=num_outputs)
+        return self.changed(num_outputs=num_outputs)
 
     def grown(self, num_outputs: int) -> Self:
         """Return the sizes of a net with more outputs, whose first stages are the same.
 
-        A family may take more arguments, those of `growable`: sizes of that net in place of its
-        defaults. It raises a ValueError if the first stages would not be the same.
+        A family may take more arguments: sizes of that net in place of its defaults. It raises a
+        ValueError if the first stages would not be the same.
         """
-        return dataclasses.replace(self, num_outputs=num_outputs)
+        return self.changed(num_outputs=num_outputs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageSizes(NetSizes):
+    """The keywords of nets for images and signals."""
+
+    num_classes: int
+    in_channels: int = 3
+    spatial_dims: int = 2
+    norm: str = "batch"
+    stem: str = "cifar"
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("num_classes", "in_channels"):
+            self._set(**{name: check_positive(name, getattr(self, name))})
+        check_choice("stem", self.stem, STEMS)
+
+    @functools.cached_property
+    def layers(self) -> Layers:
+        """What makes the layers."""
+        return Layers(
+            self.rngs, self.spatial_dims, self.norm, self.dtype, self.param_dtype, self.remat
+        )
+
+    def interface(self) -> dict[str, Any]:
+        """Return the arguments of `AnytimeNet` that describe input and output."""
+        return {
+            "num_classes": self.num_classes,
+            "in_channels": self.in_channels,
+            "spatial_dims": self.layers.spatial_dims,
+        }
+
+
+def keywords_of(
+    sizes: Callable[P, SizesT],
+) -> Callable[[Callable[[Any, SizesT], None]], Callable[Concatenate[Any, P], None]]:
+    """Let a constructor that takes sizes take their keywords instead."""
+    # Those without a default first, as in the documents.
+    keywords = sorted(
+        (
+            each.replace(annotation=getattr(each.annotation, "type", each.annotation))
+            for each in inspect.signature(sizes).parameters.values()
+        ),
+        key=lambda each: each.default is not each.empty,
+    )
+
+    def decorate(init: Callable[[Any, SizesT], None]) -> Callable[Concatenate[Any, P], None]:
+        @functools.wraps(init)
+        def init_by_keywords(self: Any, *args: P.args, **kwargs: P.kwargs) -> None:
+            init(self, sizes(*args, **kwargs))
+
+        this, _ = inspect.signature(init).parameters.values()
+        signature = inspect.Signature([this, *keywords], return_annotation=None)
+        init_by_keywords.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
+        return init_by_keywords
+
+    return decorate
 
 
 def even_ends(start: int, total: int, count: int) -> tuple[int, ...]:

@@ -60,7 +60,12 @@ class AnytimeNet(nnx.Module):
         self.in_channels: Any = in_channels  # of image nets an integer
         self.spatial_dims: Any = spatial_dims
         # The sizes are static, the keys of an `nnx.Rngs` are not.
-        self.stage_sizes: Any = sizes and sizes.with_rngs(None)
+        self.stage_sizes: Any = sizes and sizes.changed(rngs=None)
+
+    def _assemble(self, sizes: NetSizes) -> None:
+        """Make the stages of a family's net."""
+        stages = [self.make_stage(k, sizes) for k in range(sizes.num_outputs)]
+        AnytimeNet.__init__(self, stages, **sizes.interface(), sizes=sizes)
 
     @property
     def num_outputs(self) -> int:

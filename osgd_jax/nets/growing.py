@@ -1,6 +1,7 @@
 """Nets that get more outputs after they were trained."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any, SupportsIndex, TypeVar
 
@@ -80,16 +81,17 @@ def grow(net: NetT, num_outputs: int, *, rngs: nnx.Rngs, **sizes: Any) -> NetT:
             " fewer."
         )
     check_rngs(rngs)
-    unknown = sizes.keys() - set(net.stage_sizes.growable)
+    _, *growable = inspect.signature(net.stage_sizes.grown).parameters
+    unknown = sizes.keys() - set(growable)
     if unknown:
-        known = " and ".join(f"{name}=" for name in net.stage_sizes.growable) or "no sizes"
+        known = " and ".join(f"{name}=" for name in growable) or "no sizes"
         raise ValueError(
             f"{unknown.pop()}= must not be given: {type(net).__name__} takes {known} to grow."
         )
     grown_sizes = net.stage_sizes.first(old).grown(num_outputs, **sizes)
     graphdef, state = nnx.split(net)
     grown = nnx.merge(graphdef, jax.tree.map(jnp.copy, state))
-    source = grown_sizes.with_rngs(rngs)
+    source = grown_sizes.changed(rngs=rngs)
     new = [net.make_stage(k, source) for k in range(old, num_outputs)]
     grown.stages = nnx.List([*grown.stages, *new])
     grown.stage_sizes = grown_sizes

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -155,7 +154,7 @@ class Layers:
     """Makes the layers of one net: what they have in common is said once.
 
     Attributes:
-      rngs: source of the initial parameters; None in the sizes of a net that is made.
+      rngs: source of the initial parameters.
       spatial_dims: 1 or 2.
       norm: "batch" or "group".
       dtype: of the computation; None takes that of input and parameters together.
@@ -164,7 +163,7 @@ class Layers:
         keeping it.
     """
 
-    rngs: Any
+    rngs: nnx.Rngs
     spatial_dims: int = 2
     norm: str = "batch"
     dtype: DTypeLike | None = None
@@ -172,8 +171,7 @@ class Layers:
     remat: bool = False
 
     def __post_init__(self):
-        if self.rngs is not None:
-            check_rngs(self.rngs)
+        check_rngs(self.rngs)
         check_choice("norm", self.norm, ("batch", "group"))
         object.__setattr__(self, "spatial_dims", check_spatial_dims(self.spatial_dims))
         check_bool("remat", self.remat)

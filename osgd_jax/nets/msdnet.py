@@ -5,10 +5,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
-
-from flax import nnx
-from jax.typing import DTypeLike
+from typing import Any, Self
 
 from osgd_jax._validation import (
     as_number,
@@ -24,10 +21,8 @@ from osgd_jax.nets._scales import (
     ScaleHead,
     Stage,
 )
-from osgd_jax.nets._sizes import NetSizes
+from osgd_jax.nets._sizes import ImageSizes, keywords_of
 from osgd_jax.nets.base import AnytimeNet
-from osgd_jax.nets.layers import Layers
-from osgd_jax.nets.resnets.blocks import STEMS
 
 POSITIONS = ("even", "lin_grow")
 
@@ -47,38 +42,64 @@ def _gap(k: int, positions: str, step: int) -> int:
     return step if positions == "even" else step * k + 1
 
 
-@dataclasses.dataclass(frozen=True)
-class _Sizes(NetSizes):
-    """What the stages of an `MSDNet` are made of: its arguments and what follows from them.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MSDNetSizes(ImageSizes):
+    """The keywords of `MSDNet`.
 
     Attributes:
-      features: of each layer, before they are multiplied by the growth factor of the scale.
       ends: the layer after which each classifier stands.
       period: layers from one drop of the finest scale to the next.
     """
 
-    num_classes: int
-    in_channels: int
-    channels: int
-    growth_rate: int
-    growth_factors: tuple[int, ...]
-    bottleneck_factors: tuple[int, ...]
-    reduction: float
-    stem: str
-    step: int
-    positions: str
-    ends: tuple[int, ...]
-    period: int
+    channels: int = 16
+    growth_rate: int = 6
+    growth_factors: Sequence[int] = (1, 2, 4)
+    bottleneck_factors: Sequence[int] = (1, 2, 4)
+    base: dataclasses.InitVar[int] = 4
+    step: int = 2
+    positions: str = "even"
+    reduction: float = 0.5
+    ends: tuple[int, ...] = dataclasses.field(init=False)
+    period: int = dataclasses.field(init=False)
 
-    growable: ClassVar[tuple[str, ...]] = ("step",)
+    def __post_init__(self, base: int):
+        super().__post_init__()
+        check_choice("positions", self.positions, POSITIONS)
+        if not 0 < as_number(self.reduction) <= 1:
+            raise ValueError(
+                f"reduction={self.reduction!r} must be a number above 0 and at most 1."
+            )
+        for name in ("channels", "growth_rate", "step"):
+            self._set(**{name: check_positive(name, getattr(self, name))})
+        for name in ("growth_factors", "bottleneck_factors"):
+            self._set(**{name: check_all_positive(name, getattr(self, name))})
+        self._check_scales()
+        base = check_positive("base", base)
+        ends = classifier_layers(self.num_outputs, self.positions, base, self.step)
+        period = math.ceil(ends[-1] / self.num_scales)
+        self._set(reduction=float(self.reduction), ends=ends, period=period)
+
+    def _check_scales(self) -> None:
+        growth, bottleneck = self.growth_factors, self.bottleneck_factors
+        if len(growth) != len(bottleneck):
+            raise ValueError(
+                f"growth_factors={growth} and bottleneck_factors={bottleneck} must have one entry"
+                " for each scale."
+            )
+        if any(self.growth_rate * factor % 2 for factor in growth[1:]):
+            raise ValueError(
+                f"growth_rate={self.growth_rate} times each of growth_factors={growth} but the"
+                " first must be even: half of the new features come from the finer scale."
+            )
 
     @property
     def num_scales(self) -> int:
+        """The number of scales."""
         return len(self.growth_factors)
 
     def first(self, num_outputs: int) -> Self:
         """Return the sizes of the first outputs alone."""
-        return dataclasses.replace(self, num_outputs=num_outputs, ends=self.ends[:num_outputs])
+        return self.changed(num_outputs=num_outputs, ends=self.ends[:num_outputs])
 
     def grown(self, num_outputs: int, step: Any = None) -> Self:
         """Return the sizes of a deeper net with the same first layers; see `NetSizes`.
@@ -89,7 +110,7 @@ class _Sizes(NetSizes):
         new = range(self.num_outputs, num_outputs)
         gaps = (_gap(k, self.positions, step) for k in new)
         ends = tuple(itertools.accumulate(gaps, initial=self.ends[-1]))
-        return dataclasses.replace(self, num_outputs=num_outputs, ends=self.ends + ends[1:])
+        return self.changed(num_outputs=num_outputs, ends=self.ends + ends[1:])
 
     def finest(self, layer: int) -> int:
         """The finest scale that a layer still has."""
@@ -101,6 +122,7 @@ class _Sizes(NetSizes):
 
     @functools.cached_property
     def features(self) -> list[int]:
+        """Channels of each layer, before they are multiplied by the growth factor of the scale."""
         features = [self.channels]
         for layer in range(1, self.ends[-1] + 1):
             grown = features[-1] + self.growth_rate
@@ -161,12 +183,7 @@ class MSDNet(AnytimeNet):
     authors' code, the earlier ones less, and no parameter of a stage is without use for its output.
 
     Args:
-      num_classes: logits of each output.
       num_outputs: number of classifiers.
-      in_channels: channels of the input.
-      spatial_dims: 1 or 2.
-      norm: "batch" or "group".
-      rngs: source of the initial parameters.
       channels: of the first layer, times the growth factor of the scale.
       growth_rate: channels that each layer appends, times the growth factor of the scale.
       growth_factors: one for each scale, finest first.
@@ -178,87 +195,16 @@ class MSDNet(AnytimeNet):
       reduction: share of the channels that stays where a scale is dropped.
       stem: "cifar" or "imagenet", which goes down by four. It also sets the heads' channels: 128,
         or as many as the coarsest scale has.
-      dtype: of the computation, such as `jnp.bfloat16`; None takes that of input and parameters
-        together.
-      param_dtype: of the parameters; `float` is float32, or float64 under `jax.enable_x64`.
-      remat: compute the inside of each layer again in the backward pass instead of keeping it.
+      **others: as for `ResNet`.
 
     Raises:
       ValueError: an argument is not one of those above.
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        num_outputs: int = 3,
-        in_channels: int = 3,
-        spatial_dims: int = 2,
-        norm: str = "batch",
-        rngs: nnx.Rngs,
-        channels: int = 16,
-        growth_rate: int = 6,
-        growth_factors: Sequence[int] = (1, 2, 4),
-        bottleneck_factors: Sequence[int] = (1, 2, 4),
-        base: int = 4,
-        step: int = 2,
-        positions: str = "even",
-        reduction: float = 0.5,
-        stem: str = "cifar",
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = float,
-        remat: bool = False,
-    ):
-        layers = Layers(rngs, spatial_dims, norm, dtype, param_dtype, remat)
-        check_choice("positions", positions, POSITIONS)
-        check_choice("stem", stem, STEMS)
-        growth_rate = check_positive("growth_rate", growth_rate)
-        if not 0 < as_number(reduction) <= 1:
-            raise ValueError(f"reduction={reduction!r} must be a number above 0 and at most 1.")
-        scales = _check_scales(growth_factors, bottleneck_factors, growth_rate)
-        num_outputs, step = check_positive("num_outputs", num_outputs), check_positive("step", step)
-        ends = classifier_layers(num_outputs, positions, check_positive("base", base), step)
-        sizes = _Sizes(
-            layers,
-            num_outputs,
-            num_classes=check_positive("num_classes", num_classes),
-            in_channels=check_positive("in_channels", in_channels),
-            channels=check_positive("channels", channels),
-            growth_rate=growth_rate,
-            **scales,
-            reduction=float(reduction),
-            stem=stem,
-            step=step,
-            positions=positions,
-            ends=ends,
-            period=math.ceil(ends[-1] / len(scales["growth_factors"])),
-        )
-        super().__init__(
-            [self.make_stage(k, sizes) for k in range(num_outputs)],
-            num_classes=sizes.num_classes,
-            in_channels=sizes.in_channels,
-            spatial_dims=layers.spatial_dims,
-            sizes=sizes,
-        )
+    @keywords_of(MSDNetSizes)
+    def __init__(self, sizes: MSDNetSizes):
+        self._assemble(sizes)
 
-    def make_stage(self, k: int, sizes: _Sizes) -> Stage:
+    def make_stage(self, k: int, sizes: MSDNetSizes) -> Stage:
         """Make the cells and the head of output k."""
         return sizes.make_stage(k)
-
-
-def _check_scales(
-    growth_factors: Any, bottleneck_factors: Any, growth_rate: int
-) -> dict[str, tuple[int, ...]]:
-    growth = check_all_positive("growth_factors", growth_factors)
-    bottleneck = check_all_positive("bottleneck_factors", bottleneck_factors)
-    if len(growth) != len(bottleneck):
-        raise ValueError(
-            f"growth_factors={growth} and bottleneck_factors={bottleneck} must have one entry for"
-            " each scale."
-        )
-    if any(growth_rate * factor % 2 for factor in growth[1:]):
-        raise ValueError(
-            f"growth_rate={growth_rate} times each of growth_factors={growth} but the first must be"
-            " even: half of the new features come from the finer scale."
-        )
-    return {"growth_factors": growth, "bottleneck_factors": bottleneck}

@@ -5,16 +5,11 @@ import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Self
 
-from flax import nnx
-from jax.typing import DTypeLike
-
-from osgd_jax._validation import check_all_positive, check_choice, check_positive
-from osgd_jax.nets._sizes import NetSizes, default_width, more_stripes
+from osgd_jax._validation import check_all_positive, check_choice
+from osgd_jax.nets._sizes import ImageSizes, default_width, keywords_of, more_stripes
 from osgd_jax.nets.base import AnytimeNet
-from osgd_jax.nets.layers import Layers
 from osgd_jax.nets.resnets.blocks import (
     BLOCKS,
-    STEMS,
     Head,
     ResidualBlock,
     Stem,
@@ -24,40 +19,33 @@ from osgd_jax.nets.resnets.streams import Transition
 from osgd_jax.nets.stripes import check_fractions, geometric_fractions, stripe_sizes
 
 
-@dataclasses.dataclass(frozen=True)
-class Sizes(NetSizes):
-    """What the stages of a residual net are made of, checked.
+def check_levels(widths: Any, blocks: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return channels and numbers of blocks of each level of resolution as tuples.
 
-    Attributes:
-      layers: makes the layers.
-      num_outputs: number of stages.
-      num_classes: logits of each output.
-      in_channels: channels of the input.
-      widths: channels of each level of resolution.
-      blocks: residual blocks of each level.
-      block: "basic" or "bottleneck".
-      stem: "cifar" or "imagenet".
+    Raises:
+      ValueError: not integers of at least one, or not as many of both.
     """
+    widths, blocks = check_all_positive("widths", widths), check_all_positive("blocks", blocks)
+    if len(widths) != len(blocks):
+        raise ValueError(
+            f"widths={widths} and blocks={blocks} must have one entry for each level of resolution."
+        )
+    return widths, blocks
 
-    num_classes: int
-    in_channels: int
-    widths: Sequence[int]
-    blocks: Sequence[int]
-    block: str
-    stem: str
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes(ImageSizes):
+    """The keywords of `ResNet`."""
+
+    widths: Sequence[int] = (16, 32, 64)
+    blocks: Sequence[int] = (1, 1, 1)
+    block: str = "basic"
 
     def __post_init__(self):
-        for name in ("num_classes", "num_outputs", "in_channels"):
-            object.__setattr__(self, name, check_positive(name, getattr(self, name)))
-        for name in ("widths", "blocks"):
-            object.__setattr__(self, name, check_all_positive(name, getattr(self, name)))
-        if len(self.widths) != len(self.blocks):
-            raise ValueError(
-                f"widths={self.widths} and blocks={self.blocks} must have one entry for each level"
-                " of resolution."
-            )
+        super().__post_init__()
+        widths, blocks = check_levels(self.widths, self.blocks)
+        self._set(widths=widths, blocks=blocks)
         check_choice("block", self.block, BLOCKS)
-        check_choice("stem", self.stem, STEMS)
 
     def leaving(self, width: int) -> int:
         """Channels that leave a block of this width."""
@@ -82,25 +70,32 @@ class Sizes(NetSizes):
         return Head(self.layers, features, self.num_classes, inherited=inherited)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StripedSizes(Sizes):
-    """The sizes of a net whose channels are cut into stripes.
+    """The keywords of a `ResNet` whose channels are cut into stripes, one for each output.
 
     Attributes:
       stripes: for each level, the channels of each stripe; they sum to its width.
       ratio: how many times as wide the next output is, unless its width is given.
     """
 
-    stripes: tuple[tuple[int, ...], ...] = ()
-    ratio: float = 2.0
+    fractions: dataclasses.InitVar[Sequence[float] | None] = None
+    stripes: tuple[tuple[int, ...], ...] = dataclasses.field(init=False)
 
-    growable: ClassVar[tuple[str, ...]] = ("widths",)
+    ratio: ClassVar[float] = 2.0
+
+    def __post_init__(self, fractions: Sequence[float] | None):
+        super().__post_init__()
+        if fractions is None:
+            fractions = geometric_fractions(self.num_outputs, self.ratio)
+        fractions = check_fractions(fractions, self.num_outputs)
+        self._set(stripes=tuple(stripe_sizes(width, fractions) for width in self.widths))
 
     def with_stripes(self, stripes: Iterable[tuple[int, ...]]) -> Self:
         """Return the sizes of a net of these stripes."""
         stripes = tuple(stripes)
-        return dataclasses.replace(
-            self, num_outputs=len(stripes[0]), widths=tuple(map(sum, stripes)), stripes=stripes
+        return self.changed(
+            num_outputs=len(stripes[0]), widths=tuple(map(sum, stripes)), stripes=stripes
         )
 
     def first(self, num_outputs: int) -> Self:
@@ -149,73 +144,6 @@ class ResNet(AnytimeNet):
       ValueError: an argument is not one of those above.
     """
 
-    sizes_type: ClassVar[type[Sizes]] = Sizes
-
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        num_outputs: int = 3,
-        in_channels: int = 3,
-        spatial_dims: int = 2,
-        norm: str = "batch",
-        rngs: nnx.Rngs,
-        widths: Sequence[int] = (16, 32, 64),
-        blocks: Sequence[int] = (1, 1, 1),
-        block: str = "basic",
-        stem: str = "cifar",
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = float,
-        remat: bool = False,
-    ):
-        layers = Layers(rngs, spatial_dims, norm, dtype, param_dtype, remat)
-        chosen = num_classes, in_channels, widths, blocks, block, stem
-        self._assemble(self.sizes_type(layers, num_outputs, *chosen))
-
-    def _assemble(self, sizes: Sizes) -> None:
-        super().__init__(
-            [self.make_stage(k, sizes) for k in range(sizes.num_outputs)],
-            num_classes=sizes.num_classes,
-            in_channels=sizes.in_channels,
-            spatial_dims=sizes.layers.spatial_dims,
-            sizes=sizes,
-        )
-
-
-class StripedResNet(ResNet):
-    """A `ResNet` whose channels are cut into stripes, one for each output.
-
-    Args:
-      num_classes: as for `ResNet`, and so all others but:
-      widths: channels of each level of resolution at the last output.
-      fractions: cumulative fraction of the width for each output, the last of them 1.
-    """
-
-    default_ratio: ClassVar[float] = 2.0
-
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        num_outputs: int = 3,
-        in_channels: int = 3,
-        spatial_dims: int = 2,
-        norm: str = "batch",
-        rngs: nnx.Rngs,
-        widths: Sequence[int] = (16, 32, 64),
-        blocks: Sequence[int] = (1, 1, 1),
-        fractions: Sequence[float] | None = None,
-        block: str = "basic",
-        stem: str = "cifar",
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = float,
-        remat: bool = False,
-    ):
-        layers = Layers(rngs, spatial_dims, norm, dtype, param_dtype, remat)
-        chosen = num_classes, in_channels, widths, blocks, block, stem
-        sizes = StripedSizes(layers, num_outputs, *chosen, ratio=self.default_ratio)
-        if fractions is None:
-            fractions = geometric_fractions(sizes.num_outputs, self.default_ratio)
-        fractions = check_fractions(fractions, sizes.num_outputs)
-        stripes = (stripe_sizes(width, fractions) for width in sizes.widths)
-        self._assemble(sizes.with_stripes(stripes))
+    @keywords_of(Sizes)
+    def __init__(self, sizes: Sizes):
+        self._assemble(sizes)

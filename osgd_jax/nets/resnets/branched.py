@@ -2,14 +2,13 @@
 
 import collections
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import jax
 from flax import nnx
 
-from osgd_jax._validation import check_all_positive
-from osgd_jax.nets._sizes import even_ends
-from osgd_jax.nets.resnets.base import ResNet, Sizes
+from osgd_jax.nets._sizes import even_ends, keywords_of
+from osgd_jax.nets.resnets.base import ResNet, Sizes, check_levels
 from osgd_jax.nets.resnets.blocks import Head, SkipBlock, Stem
 
 
@@ -30,29 +29,25 @@ class _Stage(nnx.Module):
         return logits, x
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrunkSizes(Sizes):
-    """The sizes of a trunk with heads.
+    """The keywords of `BranchedResNet`.
 
     Attributes:
       ends: blocks of the trunk before each head; heads are at even distances by default.
     """
 
-    ends: tuple[int, ...] = ()
-
-    growable: ClassVar[tuple[str, ...]] = ("widths", "blocks")
+    ends: tuple[int, ...] = dataclasses.field(init=False)
 
     def __post_init__(self):
         super().__post_init__()
-        if self.ends:
-            return
         total = sum(self.blocks)
         if self.num_outputs > total:
             raise ValueError(
                 f"num_outputs={self.num_outputs} must be at most the number of residual blocks,"
                 f" sum(blocks) = {total}; add blocks or ask for fewer outputs."
             )
-        object.__setattr__(self, "ends", even_ends(0, total, self.num_outputs))
+        self._set(ends=even_ends(0, total, self.num_outputs))
 
     @property
     def plan(self) -> list[tuple[int, int]]:
@@ -63,8 +58,7 @@ class TrunkSizes(Sizes):
         """Return the sizes of the trunk up to a head."""
         ends = self.ends[:num_outputs]
         levels = collections.Counter(level for level, _ in self.plan[: ends[-1]])
-        return dataclasses.replace(
-            self,
+        return self.changed(
             num_outputs=num_outputs,
             widths=self.widths[: len(levels)],
             blocks=tuple(levels.values()),
@@ -77,11 +71,11 @@ class TrunkSizes(Sizes):
         By default the last level gets, for each new output, as many blocks as the last stage has.
         """
         count = num_outputs - self.num_outputs
-        widths = self.widths if widths is None else check_all_positive("widths", widths)
+        widths = self.widths if widths is None else widths
         if blocks is None:
             last = self.ends[-1] - (0, *self.ends)[-2]
             blocks = (*self.blocks[:-1], self.blocks[-1] + count * last)
-        blocks = check_all_positive("blocks", blocks)
+        widths, blocks = check_levels(widths, blocks)
         levels, start = len(self.widths), self.ends[-1]
         if (
             widths[:levels] != self.widths
@@ -95,9 +89,7 @@ class TrunkSizes(Sizes):
                 " last level or in new ones."
             )
         ends = self.ends + even_ends(start, sum(blocks), count)
-        return dataclasses.replace(
-            self, num_outputs=num_outputs, widths=widths, blocks=blocks, ends=ends
-        )
+        return self.changed(num_outputs=num_outputs, widths=widths, blocks=blocks, ends=ends)
 
 
 class BranchedResNet(ResNet):
@@ -113,7 +105,9 @@ class BranchedResNet(ResNet):
       ValueError: an argument is not one of those above.
     """
 
-    sizes_type: ClassVar[type[Sizes]] = TrunkSizes
+    @keywords_of(TrunkSizes)
+    def __init__(self, sizes: TrunkSizes):
+        self._assemble(sizes)
 
     def make_stage(self, k: int, sizes: TrunkSizes) -> _Stage:
         """As in `ResNet`: the blocks up to head k."""

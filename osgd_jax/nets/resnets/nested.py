@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 import jax
 from flax import nnx
 
-from osgd_jax.nets.resnets.base import StripedResNet, StripedSizes
+from osgd_jax.nets._sizes import keywords_of
+from osgd_jax.nets.resnets.base import ResNet, StripedSizes
 from osgd_jax.nets.resnets.blocks import Head, ResidualBlock, Stem
 from osgd_jax.nets.resnets.streams import WideningStream
 from osgd_jax.nets.stripes import extend
@@ -30,7 +31,13 @@ class _Stage(nnx.Module):
         return logits, {"image": carry["image"], "origin": origin, "levels": levels}
 
 
-class NestedResNet(StripedResNet):
+class NestedSizes(StripedSizes):
+    """The keywords of `NestedResNet`."""
+
+    ratio: ClassVar[float] = math.sqrt(2)
+
+
+class NestedResNet(ResNet):
     """A residual net that grows in width and in depth from output to output (Wan et al. 2020).
 
     The stream of output k + 1 has a new block after each block of output k, as in
@@ -50,7 +57,9 @@ class NestedResNet(StripedResNet):
       ValueError: an argument is not one of those above, or a level is too narrow for its stripes.
     """
 
-    default_ratio: ClassVar[float] = math.sqrt(2)
+    @keywords_of(NestedSizes)
+    def __init__(self, sizes: NestedSizes):
+        self._assemble(sizes)
 
     def make_stage(self, k: int, sizes: StripedSizes) -> _Stage:
         """As in `ResNet`: stream k."""

@@ -5,8 +5,9 @@ from typing import Any, Self
 import jax
 from flax import nnx
 
+from osgd_jax.nets._sizes import keywords_of
 from osgd_jax.nets.resnets.assembled import assemble
-from osgd_jax.nets.resnets.base import StripedResNet, StripedSizes
+from osgd_jax.nets.resnets.base import ResNet, StripedSizes
 from osgd_jax.nets.resnets.blocks import Head, SkipBlock, Stem
 
 
@@ -28,7 +29,7 @@ class _Stage(nnx.Module):
         return logits, {"image": carry["image"], "memories": memories, "pooled": pooled}
 
 
-class WidthNestedResNet(StripedResNet):
+class WidthNestedResNet(ResNet):
     """A residual net whose channels are cut into stripes, one for each output (Wan et al. 2020).
 
     Output k uses the stripes 0 … k of every layer; stripe k reads no later stripe. The widest
@@ -45,6 +46,10 @@ class WidthNestedResNet(StripedResNet):
     Raises:
       ValueError: an argument is not one of those above, or a level is too narrow for its stripes.
     """
+
+    @keywords_of(StripedSizes)
+    def __init__(self, sizes: StripedSizes):
+        self._assemble(sizes)
 
     def make_stage(self, k: int, sizes: StripedSizes) -> _Stage:
         """As in `ResNet`: stripe k of all layers."""

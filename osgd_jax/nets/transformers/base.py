@@ -10,13 +10,11 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 
 from osgd_jax._host_arrays import as_operand
 from osgd_jax._validation import as_number, check_positive
-from osgd_jax.nets._sizes import NetSizes, more_stripes
+from osgd_jax.nets._sizes import NetSizes, keywords_of, more_stripes
 from osgd_jax.nets.base import AnytimeNet, Carry
-from osgd_jax.nets.layers import Layers
 from osgd_jax.nets.stripes import check_fractions, geometric_fractions, stripe_sizes
 from osgd_jax.nets.transformers.layers import (
     NOTHING,
@@ -29,35 +27,27 @@ from osgd_jax.nets.transformers.layers import (
 _UNITS_MULTIPLE = 8
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerSizes(NetSizes):
-    """What the stages of a Transformer are made of, checked.
+    """The keywords of `Transformer`.
 
     Attributes:
-      layers: makes the parameters.
-      num_outputs: number of stages.
-      vocab_size: logits of each output.
-      width: channels of the state.
-      depth: layers of attention and MLP.
-      num_heads: of the attention.
-      mlp_ratio: units of the MLP for each channel.
       parts: how channels, heads and units are cut into stripes; one, where they are not.
       head_dim: channels of a head.
     """
 
     vocab_size: int
-    width: int
-    depth: int
-    num_heads: int
-    mlp_ratio: float
-    parts: tuple[Part, ...] = ()
-    head_dim: int = 0
+    width: int = 128
+    depth: int = 3
+    num_heads: int = 4
+    mlp_ratio: float = 8 / 3
+    parts: tuple[Part, ...] = dataclasses.field(init=False)
+    head_dim: int = dataclasses.field(init=False)
 
     def __post_init__(self):
-        for name in ("vocab_size", "num_outputs", "width", "depth", "num_heads"):
-            self._set(name, check_positive(name, getattr(self, name)))
-        if self.parts:  # taken from the sizes of another net
-            return
+        super().__post_init__()
+        for name in ("vocab_size", "width", "depth", "num_heads"):
+            self._set(**{name: check_positive(name, getattr(self, name))})
         head_dim, rest = divmod(self.width, self.num_heads)
         if rest or head_dim % 2:
             raise ValueError(
@@ -66,12 +56,12 @@ class TransformerSizes(NetSizes):
             )
         if not 0 < as_number(self.mlp_ratio) < math.inf:
             raise ValueError(f"mlp_ratio={self.mlp_ratio!r} must be a number above 0.")
-        self._set("mlp_ratio", float(self.mlp_ratio))
-        self._set("head_dim", head_dim)
-        self._set("parts", (Part(self.width, self.num_heads, self.units(self.width)),))
+        self._set(mlp_ratio=float(self.mlp_ratio), head_dim=head_dim)
+        self._set(parts=(Part(self.width, self.num_heads, self.units(self.width)),))
 
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
+    def interface(self) -> dict[str, Any]:
+        """Return the arguments of `AnytimeNet` that describe input and output."""
+        return {"num_classes": self.vocab_size}
 
     def units(self, width: int) -> int:
         """Units of the MLP for so many channels."""
@@ -99,20 +89,20 @@ class TransformerSizes(NetSizes):
         return LanguageHead(self.layers, features, self.vocab_size)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StripedTransformerSizes(TransformerSizes):
-    """The sizes of a Transformer whose channels, heads and units are cut into stripes.
+    """The keywords of a `Transformer` whose channels, heads and units are cut into stripes.
 
     Attributes:
       ratio: how many times as wide the next output is, unless its width is given.
     """
 
-    ratio: float = 2.0
+    fractions: dataclasses.InitVar[Sequence[float] | None] = None
 
-    growable: ClassVar[tuple[str, ...]] = ("width",)
+    ratio: ClassVar[float] = 2.0
 
-    def cut(self, fractions: Sequence[float] | None) -> Self:
-        """Return the sizes with the one part cut into stripes, one for each output."""
+    def __post_init__(self, fractions: Sequence[float] | None):
+        super().__post_init__()
         (whole,) = self.parts
         for name, size in (("num_heads", whole.heads), ("the MLP's units", whole.units)):
             if size < self.num_outputs:
@@ -123,15 +113,14 @@ class StripedTransformerSizes(TransformerSizes):
         if fractions is None:
             fractions = geometric_fractions(self.num_outputs, self.ratio)
         fractions = check_fractions(fractions, self.num_outputs)
-        return self._with_stripes(*(stripe_sizes(size, fractions) for size in whole))
+        stripes = (stripe_sizes(size, fractions) for size in whole)
+        self._set(parts=tuple(itertools.starmap(Part, zip(*stripes, strict=True))))
 
     def _with_stripes(self, *stripes: tuple[int, ...]) -> Self:
         """Return the sizes with these stripes of channels, heads and units."""
         parts = tuple(itertools.starmap(Part, zip(*stripes, strict=True)))
         width, num_heads, _ = map(sum, stripes)
-        return dataclasses.replace(
-            self, num_outputs=len(parts), width=width, num_heads=num_heads, parts=parts
-        )
+        return self.changed(num_outputs=len(parts), width=width, num_heads=num_heads, parts=parts)
 
     def first(self, num_outputs: int) -> Self:
         """Return the sizes of the first outputs alone."""
@@ -216,30 +205,14 @@ class Transformer(AnytimeNet):
       ValueError: an argument is not one of those above.
     """
 
-    sizes_type: ClassVar[type[TransformerSizes]] = TransformerSizes
+    @keywords_of(TransformerSizes)
+    def __init__(self, sizes: TransformerSizes):
+        self._assemble(sizes)
 
-    def __init__(
-        self,
-        *,
-        vocab_size: int,
-        num_outputs: int = 3,
-        rngs: nnx.Rngs,
-        width: int = 128,
-        depth: int = 3,
-        num_heads: int = 4,
-        mlp_ratio: float = 8 / 3,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = float,
-        remat: bool = False,
-    ):
-        layers = Layers(rngs, dtype=dtype, param_dtype=param_dtype, remat=remat)
-        chosen = vocab_size, width, depth, num_heads, mlp_ratio
-        self._assemble(self.sizes_type(layers, num_outputs, *chosen))
-
-    def _assemble(self, sizes: TransformerSizes) -> None:
-        stages = [self.make_stage(k, sizes) for k in range(sizes.num_outputs)]
-        super().__init__(stages, num_classes=sizes.vocab_size, sizes=sizes)
-        self.vocab_size = sizes.vocab_size
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return self.num_classes
 
     def start(self, x: jax.Array) -> Carry:
         """The carry that `advance(0, carry)` takes; no work is done yet.
@@ -255,38 +228,6 @@ class Transformer(AnytimeNet):
     def first_state(self, tokens: jax.Array) -> Any:
         """What the first stage gets, for a family to define; here the tokens."""
         return tokens
-
-
-class StripedTransformer(Transformer):
-    """A `Transformer` whose channels, heads and units are cut into stripes, one for each output.
-
-    Args:
-      vocab_size: as for `Transformer`, and so all others but:
-      width: channels of the state at the last output; so are heads and units of the MLP.
-      fractions: cumulative fraction of the width for each output, the last of them 1.
-    """
-
-    default_ratio: ClassVar[float] = 2.0
-
-    def __init__(
-        self,
-        *,
-        vocab_size: int,
-        num_outputs: int = 3,
-        rngs: nnx.Rngs,
-        width: int = 128,
-        depth: int = 3,
-        num_heads: int = 4,
-        mlp_ratio: float = 8 / 3,
-        fractions: Sequence[float] | None = None,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = float,
-        remat: bool = False,
-    ):
-        layers = Layers(rngs, dtype=dtype, param_dtype=param_dtype, remat=remat)
-        chosen = vocab_size, width, depth, num_heads, mlp_ratio
-        sizes = StripedTransformerSizes(layers, num_outputs, *chosen, ratio=self.default_ratio)
-        self._assemble(sizes.cut(fractions))
 
 
 def check_tokens(x: Any) -> Any:

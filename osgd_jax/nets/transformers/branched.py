@@ -1,13 +1,13 @@
 """The traditional anytime Transformer: one trunk with a head after each part."""
 
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import jax
 from flax import nnx
 
 from osgd_jax._validation import check_positive
-from osgd_jax.nets._sizes import even_ends
+from osgd_jax.nets._sizes import even_ends, keywords_of
 from osgd_jax.nets.transformers.base import Transformer, TransformerSizes, TransformerStage
 from osgd_jax.nets.transformers.layers import Embedding, LanguageHead, TransformerLayer
 
@@ -30,33 +30,29 @@ class _Stage(TransformerStage):
         return x, x
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrunkSizes(TransformerSizes):
-    """The sizes of a trunk with heads.
+    """The keywords of `BranchedTransformer`.
 
     Attributes:
       ends: layers of the trunk before each head; heads are at even distances by default.
     """
 
-    ends: tuple[int, ...] = ()
-
-    growable: ClassVar[tuple[str, ...]] = ("depth",)
+    ends: tuple[int, ...] = dataclasses.field(init=False)
 
     def __post_init__(self):
         super().__post_init__()
-        if self.ends:
-            return
         if self.num_outputs > self.depth:
             raise ValueError(
                 f"num_outputs={self.num_outputs} must be at most depth={self.depth}; add layers"
                 " or ask for fewer outputs."
             )
-        self._set("ends", even_ends(0, self.depth, self.num_outputs))
+        self._set(ends=even_ends(0, self.depth, self.num_outputs))
 
     def first(self, num_outputs: int) -> Self:
         """Return the sizes of the trunk up to a head."""
         ends = self.ends[:num_outputs]
-        return dataclasses.replace(self, num_outputs=num_outputs, depth=ends[-1], ends=ends)
+        return self.changed(num_outputs=num_outputs, depth=ends[-1], ends=ends)
 
     def grown(self, num_outputs: int, depth: Any = None) -> Self:
         """Return the sizes of a longer trunk; see `NetSizes`.
@@ -72,7 +68,7 @@ class TrunkSizes(TransformerSizes):
                 " the net, and one more for each new output."
             )
         ends = self.ends + even_ends(self.depth, depth, count)
-        return dataclasses.replace(self, num_outputs=num_outputs, depth=depth, ends=ends)
+        return self.changed(num_outputs=num_outputs, depth=depth, ends=ends)
 
 
 class BranchedTransformer(Transformer):
@@ -88,7 +84,9 @@ class BranchedTransformer(Transformer):
       ValueError: an argument is not one of those above.
     """
 
-    sizes_type: ClassVar[type[TransformerSizes]] = TrunkSizes
+    @keywords_of(TrunkSizes)
+    def __init__(self, sizes: TrunkSizes):
+        self._assemble(sizes)
 
     def make_stage(self, k: int, sizes: TrunkSizes) -> _Stage:
         """As in `Transformer`: the layers up to head k."""

@@ -6,11 +6,12 @@ from typing import Any, ClassVar
 
 import jax
 
+from osgd_jax.nets._sizes import keywords_of
 from osgd_jax.nets.resnets.streams import WideningStream
 from osgd_jax.nets.stripes import extend
 from osgd_jax.nets.transformers.base import (
-    StripedTransformer,
     StripedTransformerSizes,
+    Transformer,
     TransformerStage,
 )
 from osgd_jax.nets.transformers.layers import Embedding, LanguageHead
@@ -33,7 +34,13 @@ class _Stage(TransformerStage):
         return x[..., -self.new_channels :], state
 
 
-class NestedTransformer(StripedTransformer):
+class NestedTransformerSizes(StripedTransformerSizes):
+    """The keywords of `NestedTransformer`."""
+
+    ratio: ClassVar[float] = math.sqrt(2)
+
+
+class NestedTransformer(Transformer):
     """A Transformer that grows in width and in depth from output to output (Wan et al. 2020).
 
     The stream of output k + 1 has a new layer after each layer of output k, as in
@@ -54,7 +61,9 @@ class NestedTransformer(StripedTransformer):
         units for the stripes.
     """
 
-    default_ratio: ClassVar[float] = math.sqrt(2)
+    @keywords_of(NestedTransformerSizes)
+    def __init__(self, sizes: NestedTransformerSizes):
+        self._assemble(sizes)
 
     def make_stage(self, k: int, sizes: StripedTransformerSizes) -> _Stage:
         """As in `Transformer`: stream k."""

@@ -5,9 +5,10 @@ from typing import Any
 import jax
 from flax import nnx
 
+from osgd_jax.nets._sizes import keywords_of
 from osgd_jax.nets.transformers.base import (
-    StripedTransformer,
     StripedTransformerSizes,
+    Transformer,
     TransformerStage,
 )
 from osgd_jax.nets.transformers.layers import Embedding, LanguageHead, TransformerLayer
@@ -30,7 +31,7 @@ class _Stage(TransformerStage):
         return x, {"tokens": state["tokens"], "memories": kept}
 
 
-class WidthNestedTransformer(StripedTransformer):
+class WidthNestedTransformer(Transformer):
     """A Transformer whose channels, heads and MLP units are cut into stripes, one for each output.
 
     Output k uses the stripes 0 … k of everything; stripe k reads no later stripe. The widest output
@@ -48,6 +49,10 @@ class WidthNestedTransformer(StripedTransformer):
       ValueError: an argument is not one of those above, or there are too few channels, heads or
         units for the stripes.
     """
+
+    @keywords_of(StripedTransformerSizes)
+    def __init__(self, sizes: StripedTransformerSizes):
+        self._assemble(sizes)
 
     def make_stage(self, k: int, sizes: StripedTransformerSizes) -> _Stage:
         """As in `Transformer`: stripe k of all layers."""
