@@ -4,6 +4,7 @@ A hyperparameter that is traced cannot raise where it is out of range: it become
 with it the weights of a method that uses it.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsIndex
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
+from jax.tree_util import keystr
 
 from osgd_jax._host_arrays import as_operand
 
@@ -129,6 +131,50 @@ def check_input(x: Any, spatial_dims: int, in_channels: int) -> Any:
     return as_operand("x", x)
 
 
+def flatten_like(
+    tree: Any, like: Any, names: tuple[str, str], remedy: str = "", *, is_leaf: Any = None
+) -> list[Any]:
+    """Return what `tree` has in the place of each leaf of `like`.
+
+    Args:
+      tree: has the structure of `like`, or goes on where that has a leaf.
+      like: a tree.
+      names: of the two, for the error.
+      remedy: the end of the error.
+      is_leaf: as for `jax.tree.leaves`, of `like`.
+
+    Raises:
+      ValueError: another structure; the error names the first difference.
+    """
+    try:
+        return jax.tree.structure(like, is_leaf=is_leaf).flatten_up_to(tree)
+    except (ValueError, TypeError):
+        raise structure_error(tree, like, names, remedy, is_leaf=is_leaf) from None
+
+
+def structure_error(
+    tree: Any, like: Any, names: tuple[str, str], remedy: str = "", *, is_leaf: Any = None
+) -> ValueError:
+    """Return the error for a tree without the structure of another, as `flatten_like` raises it."""
+    expected = [path for path, _ in jax.tree.leaves_with_path(like, is_leaf=is_leaf)]
+    # Where `like` has a leaf, `tree` may have a tree.
+    actual = dict.fromkeys(
+        next((known for known in expected if path[: len(known)] == known), path)
+        for path, _ in jax.tree.leaves_with_path(tree, is_leaf=is_leaf or (lambda x: x is None))
+    )
+    difference = "the leaves are at the same places, but in containers of other types"
+    for place, other in itertools.zip_longest(expected, actual):
+        if place != other:
+            other = other and other[: len(place or other)]
+            shown = ["nothing" if p is None else keystr(p) or "a leaf" for p in (place, other)]
+            difference = (
+                f"the first difference is {shown[0]} in {names[1]}, {shown[1]} in {names[0]}"
+            )
+            break
+    end = f" {remedy}" if remedy else ""
+    return ValueError(f"{names[0]} must have the structure of {names[1]}; {difference}.{end}")
+
+
 def is_traced(value: Any) -> bool:
     """Tell whether a number, or one of several, is known only to the compiled program."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
@@ -154,9 +200,7 @@ def check_range(
     """
     if isinstance(value, Mapping) and most_axes:
         return jax.tree_util.tree_map_with_path(
-            lambda path, number: check_range(
-                f"{name}{jax.tree_util.keystr(path)}", number, wanted, holds
-            ),
+            lambda path, number: check_range(f"{name}{keystr(path)}", number, wanted, holds),
             dict(value),
         )
     traced = is_traced(value)

@@ -1,6 +1,5 @@
 """Combine task gradients into one update, by weights from their Gramian."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,16 +8,11 @@ import optax
 from jax import lax
 
 from osgd_jax import weightings
-from osgd_jax._balancing import common, gramians, scopes, sharded, small_arrays
+from osgd_jax._balancing import common, gramians, scopes, sharded
+from osgd_jax._balancing.blocks import combine_blocks, merge
 from osgd_jax._balancing.scopes import Scope
 from osgd_jax._balancing.sharded import AxisName
-from osgd_jax._gradients.rows import (
-    ArrayTree,
-    TaskRows,
-    accumulation_dtype,
-    is_task_rows,
-    max_abs,
-)
+from osgd_jax._gradients.rows import ArrayTree, accumulation_dtype
 from osgd_jax.weightings import Weighting
 from osgd_jax.weightings._base import resolve
 
@@ -117,101 +111,60 @@ def aggregate(
         del params
         return AggregateState(common.random_key(key), weighting.init())
 
-    def update(
-        updates: ArrayTree,
-        state: Any,
-        params: ArrayTree | None = None,
-        *,
-        losses: Any = None,
-        others: ArrayTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[ArrayTree, Any]:
+    def combine(
+        grads: common.TaskGradients, state: AggregateState, others: Any = None, **extra_args: Any
+    ) -> tuple[list[jax.Array], AggregateState]:
         del extra_args
         _check_others(weighting, others)
-        # The leaves of one batch, or of two.
-        batches = [gramians.leaves_of(updates, params)]
+        batches = [grads.leaves]
         if others is not None:
-            batches = list(gramians.paired(updates, others, params))
-        leaves = batches[0]
-        if not leaves:
-            return updates, state
-        for each in batches:
-            sharded.check(each, axis_name)
+            batches = gramians.paired(grads.tree, others, grads.params)
+        for leaves in batches:
+            sharded.check(leaves, axis_name)
+        dtype = accumulation_dtype([leaf for leaves in batches for leaf in leaves])
+        losses = None if grads.losses is None else grads.losses.astype(dtype)
+        for_tasks = resolve(weighting, grads.tasks)
         next_key, step_key = common.split_key(state.key)
-        groups = scopes.group(scope, leaves, updates, params, axis_name)
-        labels = groups.labels()
-        if others is not None:
-            labels = gramians.pair_labels(labels, *batches)
-        blocks = [small_arrays.merge(each, labels, axis_name) for each in batches]
-        shares = [[sharded.scatter(block, axis_name) for block in each.rows] for each in blocks]
-        copies = [sharded.copies(block, axis_name) for block in blocks[0].rows]
-        dtype = accumulation_dtype([leaf for each in batches for leaf in each])
-        values = common.stack_losses(losses, leaves[0].num_tasks, dtype)
-        weights, weighting_state = _weigh(
-            resolve(weighting, common.tasks_of(leaves, losses)),
-            shares,
-            copies,
-            groups.at([members[0] for members in blocks[0].members]),
-            state.weighting,
-            values,
-            step_key,
-            axis_name,
-        )
-        if not axis_name:
-            # Cutting a combined buffer up takes longer to compile than combining its parts.
-            weights = small_arrays.spread(weights, blocks[0])
-            combined = _combine(batches, weights)
-        else:
-            arrays = [
-                sharded.gather(array, block, axis_name)
-                for array, block in zip(_combine(shares, weights), blocks[0].rows, strict=True)
-            ]
-            combined = small_arrays.split(arrays, blocks[0], leaves)
-        treedef = jax.tree.structure(updates, is_leaf=is_task_rows)
-        return treedef.unflatten(combined), AggregateState(next_key, weighting_state)
 
-    return common.Aggregator(init, update)
+        groups = scopes.group(scope, batches[0], grads.tree, grads.params, axis_name)
+        blocks = merge(batches, groups.labels(), axis_name)
+        groups = groups.at([block.members[0] for block in blocks])
+        stepped = [task not in for_tasks.hold for task in range(blocks[0].num_tasks)]
+        own = [jnp.array(stepped, dtype)] * len(blocks)
+        if jax.tree.leaves(state.weighting):
+            common.check_one_group(groups, "this weighting")
+        if groups.num_groups == 0:
+            return combine_blocks(blocks, own), AggregateState(next_key, state.weighting)
 
+        largest = groups.max([block.largest(dtype) for block in blocks], blocks)
+        # No result depends on the scales.
+        largest = lax.stop_gradient(sharded.largest(largest, axis_name))
+        scales = _scales(for_tasks.scaling, largest)
+        products = [
+            block.gramian(scales_of_block)
+            for block, scales_of_block in zip(blocks, groups.of_each(scales), strict=True)
+        ]
+        totals = sharded.total(groups.sum(products, blocks), axis_name)
+        weights, next_state = _weigh(for_tasks, totals, scales, state.weighting, losses, step_key)
+        # Not all weightings let a NaN through, and not all arrays of a group have the row with it.
+        finite = jnp.all(jnp.isfinite(largest), axis=1, keepdims=True)
+        weights = jnp.where(finite, common.saturate(weights, largest), jnp.nan).astype(dtype)
+        next_state = common.unless_spoiled(next_state, state.weighting, jnp.all(finite))
+        combined = combine_blocks(blocks, groups.select(own, groups.of_each(weights)))
+        return combined, AggregateState(next_key, next_state)
 
-def _combine(batches: list[list[TaskRows]], weights: list[jax.Array]) -> list[jax.Array]:
-    """Add up the rows of each leaf with their weights; the mean of it over the batches."""
-    sums = [
-        [gramians.combine_leaf(*each) for each in zip(leaves, weights, strict=True)]
-        for leaves in batches
-    ]
-    return sums[0] if len(sums) == 1 else [0.5 * a + 0.5 * b for a, b in zip(*sums, strict=True)]
+    return common.aggregator(init, combine)
 
 
 def _weigh(
-    weighting, batches, copies, groups, state, losses, key, axis_name
-) -> tuple[list[jax.Array], Any]:
-    """Find the weights `[K]` for each leaf, and the weighting's next state.
-
-    From the leaves of one batch, or of two.
-    """
-    leaves = batches[0]
-    dtype = accumulation_dtype([leaf for each in batches for leaf in each])
-    stepped = [task not in weighting.hold for task in range(leaves[0].num_tasks)]
-    own = jnp.array(stepped, dtype)
-    if groups.num_groups == 0:
-        return [own] * len(leaves), state
-    if jax.tree.leaves(state):
-        common.check_one_group(groups, "this weighting")
-    largest = [groups.max([max_abs(leaf, dtype) for leaf in each], each) for each in batches]
-    largest = sharded.largest(functools.reduce(jnp.maximum, largest), axis_name)
-    # No result depends on the scales.
-    largest = lax.stop_gradient(largest)
-    scales = _scales(weighting.scaling, largest)
-    products = [
-        gramians.leaf_gramian(leaf, scales[group], *other)
-        for leaf, *other, group in zip(*batches, groups.ids, strict=True)
-    ]
-    # What each device has in full counts once in the sum over them.
-    products = [
-        each if count == 1 else each / count for each, count in zip(products, copies, strict=True)
-    ]
-    totals = sharded.total(groups.sum(products, leaves), axis_name)
-    finite = jnp.all(jnp.isfinite(largest), axis=1, keepdims=True)
+    weighting: Weighting,
+    gramians: jax.Array,
+    scales: jax.Array,
+    state: Any,
+    losses: jax.Array | None,
+    key: jax.Array | None,
+) -> tuple[jax.Array, Any]:
+    """Return the weights `[groups, K]` for Gramians `[groups, K, K]`, and the next state."""
 
     def weigh(gramian, scales, state):
         kwargs = {"scales": scales} if weighting.scaling == "row" else {}
@@ -219,18 +172,11 @@ def _weigh(
         with jax.default_matmul_precision("highest"):
             return weighting.weigh(gramian, state, losses=losses, key=key, **kwargs)
 
-    if groups.num_groups == 1:
-        weights, next_state = weigh(totals[0], scales[0], state)
-        weights = weights[None]
-        state = common.unless_spoiled(next_state, state, finite[0, 0])
-    else:
-        weights, _ = jax.vmap(weigh, in_axes=(0, 0, None))(totals, scales, state)
-    # Not all weightings let a NaN through, and not all arrays of a group have the row with it.
-    weights = jnp.where(finite, common.saturate(weights, largest), jnp.nan).astype(dtype)
-    return [
-        _select(private, own, weights[group])
-        for private, group in zip(groups.private, groups.ids, strict=True)
-    ], state
+    if len(gramians) == 1:
+        weights, next_state = weigh(gramians[0], scales[0], state)
+        return weights[None], next_state
+    weights, _ = jax.vmap(weigh, in_axes=(0, 0, None))(gramians, scales, state)
+    return weights, state
 
 
 def _check_others(weighting: Weighting, others: Any) -> None:
@@ -246,12 +192,6 @@ def _check_others(weighting: Weighting, others: Any) -> None:
             "others, the task gradients of a second batch, must be left out for this weighting:"
             " only weightings.modo and weightings.sdmgrad use them."
         )
-
-
-def _select(private: Any, own: jax.Array, weights: jax.Array) -> jax.Array:
-    if isinstance(private, bool):
-        return own if private else weights
-    return jnp.where(private, own, weights)
 
 
 def _check_weighting(weighting: Any) -> None:

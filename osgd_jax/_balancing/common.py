@@ -1,7 +1,7 @@
 """What all transformations share that balance task gradients: losses, keys, and bad numbers."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import optax
 from osgd_jax import _tasks
 from osgd_jax._balancing import gramians
 from osgd_jax._balancing.scopes import Groups
-from osgd_jax._gradients.rows import TaskRows
+from osgd_jax._gradients.rows import ArrayTree, TaskRows, is_task_rows
 from osgd_jax._tasks import Tasks
 
 try:
@@ -21,14 +21,70 @@ except ImportError:  # an older optax
     Aggregator = optax.GradientTransformationExtraArgs
 
 
-def stack_losses(losses: Any, num_tasks: int, dtype: Any) -> jax.Array | None:
-    """Give the losses, an array or a tree of K scalars, as an array `[K]`; None for none.
+class TaskGradients(NamedTuple):
+    """The arguments of an update, checked.
+
+    Attributes:
+      leaves: task gradients of each parameter array.
+      tree: the same, as they were given.
+      params: the parameters, or None.
+      tasks: the K tasks.
+      losses: `[K]`, or None.
+    """
+
+    leaves: list[TaskRows]
+    tree: ArrayTree
+    params: ArrayTree | None
+    tasks: Tasks
+    losses: jax.Array | None
+
+
+class Combine(Protocol):
+    """One step of a method: from task gradients to an update."""
+
+    def __call__(
+        self, grads: TaskGradients, state: Any, **extra_args: Any
+    ) -> tuple[list[jax.Array], Any]:
+        """Return an array for each parameter, and the next state."""
+        ...
+
+
+def aggregator(
+    init: optax.TransformInitFn, combine: Combine
+) -> optax.GradientTransformationExtraArgs:
+    """Make a transformation of a function that combines task gradients.
+
+    Its `update` raises a ValueError for gradients or losses that do not fit the rest. A tree
+    without arrays is its own update.
+    """
+
+    def update(
+        updates: ArrayTree,
+        state: Any,
+        params: ArrayTree | None = None,
+        *,
+        losses: Any = None,
+        **extra_args: Any,
+    ) -> tuple[ArrayTree, Any]:
+        leaves = gramians.leaves_of(updates, params)
+        if not leaves:
+            return updates, state
+        values = None if losses is None else _stacked(losses, leaves[0].num_tasks)
+        tasks = tasks_of(leaves, losses)
+        grads = TaskGradients(leaves, updates, params, tasks, values)
+        combined, next_state = combine(grads, state, **extra_args)
+        treedef = jax.tree.structure(updates, is_leaf=is_task_rows)
+        return treedef.unflatten(combined), next_state
+
+    return Aggregator(init, update)
+
+
+def _stacked(losses: Any, num_tasks: int) -> jax.Array:
+    """Return the losses, an array or a tree of K scalars, as an array `[K]`.
 
     Raises:
       ValueError: something else than K real numbers.
     """
-    if losses is None:
-        return None
     values, _ = _tasks.as_values(losses)
     values = jnp.stack(values) if isinstance(values, tuple) else values
     if len(values) != num_tasks:
@@ -36,7 +92,7 @@ def stack_losses(losses: Any, num_tasks: int, dtype: Any) -> jax.Array | None:
             f"losses has {len(values)} losses; the gradients are of {num_tasks} tasks, and each"
             " needs one."
         )
-    return values.astype(dtype)
+    return values
 
 
 def tasks_of(leaves: Sequence[TaskRows], losses: Any) -> Tasks:

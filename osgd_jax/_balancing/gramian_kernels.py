@@ -1,9 +1,12 @@
-"""Products of the rows of one parameter's task gradients, in a form that suits the device."""
+"""Products and sums of the rows of one parameter, in forms that suit the device."""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
+
+from osgd_jax._gradients.rows import TaskRows, of_tasks
+from osgd_jax._math import at_least_float32
 
 # Up to this many rows are multiplied pair by pair: a product of matrices fills a fraction of the
 # units of an accelerator, and of the time of a CPU.
@@ -12,6 +15,34 @@ _PAIRWISE_ROWS = 4
 _BLOCK_ELEMENTS = 2**15
 # On CPU, products that are added up one by one; then their sums are.
 _SUMMED = 512
+
+
+def leaf_gramian(scales: jax.Array, leaf: TaskRows, other: TaskRows | None = None) -> jax.Array:
+    """Compute the Gramian `[tasks, tasks]` of one leaf's rows over their scales, of `[K]`.
+
+    With the rows of another batch, of the same tasks, compute the symmetrized products with these.
+    """
+    factors = 1 / of_tasks(scales, leaf.tasks)
+    if other is None:
+        return row_products(leaf.rows, factors)
+    return symmetrized(row_products(leaf.rows, factors, other.rows, factors))
+
+
+def combine_leaf(leaf: TaskRows, weights: jax.Array) -> jax.Array:
+    """Add up one leaf's rows, with weights `[K]`, in the dtype of the rows."""
+    if not leaf.tasks:
+        return leaf.rows.sum(axis=0)  # zeros, sharded as the parameter
+    dtype = at_least_float32(weights.dtype, leaf.rows.dtype)
+    first, *others = [
+        weights[task].astype(dtype) * leaf.rows[i].astype(dtype)
+        for i, task in enumerate(leaf.tasks)
+    ]
+    return sum(others, first).astype(leaf.rows.dtype)
+
+
+def symmetrized(matrix: jax.Array) -> jax.Array:
+    """Return the mean of a matrix and its transpose."""
+    return 0.5 * matrix + 0.5 * matrix.T
 
 
 # Compiled by itself, so that leaves of one shape are traced once.

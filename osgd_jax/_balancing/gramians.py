@@ -1,15 +1,15 @@
 """The Gramian of the task gradients, and their weighted sum."""
 
 import dataclasses
-import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from osgd_jax._balancing import scopes, small_arrays
-from osgd_jax._balancing.gramian_kernels import row_products
+from osgd_jax._balancing import scopes
+from osgd_jax._balancing.blocks import merge
+from osgd_jax._balancing.gramian_kernels import combine_leaf, row_products, symmetrized
 from osgd_jax._gradients.rows import (
     ArrayTree,
     TaskRows,
@@ -19,7 +19,8 @@ from osgd_jax._gradients.rows import (
     max_abs,
     of_tasks,
 )
-from osgd_jax._math import at_least_float32, safe_sqrt, squared_norms
+from osgd_jax._math import safe_sqrt, squared_norms
+from osgd_jax._validation import structure_error
 
 # What gradients look like that have no task axis.
 _ORDINARY = (
@@ -60,34 +61,31 @@ def gramian(grads: ArrayTree, others: ArrayTree | None = None) -> jax.Array:
     """
     if others is not None:
         return _cross_gramian(*paired(grads, others))
-    leaves = leaves_of(grads)
-    leaves = small_arrays.merge(leaves, [0] * len(leaves)).rows
-    scales = scales_of(leaves)
-    products = [leaf_gramian(leaf, scales) for leaf in leaves]
-    (scaled,) = scopes.one_group(leaves).sum(products, leaves)
+    blocks = merge([leaves_of(grads)])
+    scales = scales_of([block.rows[0] for block in blocks])
+    products = [block.gramian(scales) for block in blocks]
+    (scaled,) = scopes.one_group(blocks).sum(products, blocks)
     return scales[:, None] * scaled * scales[None]
 
 
 def _cross_gramian(leaves: list[TaskRows], others: list[TaskRows]) -> jax.Array:
-    labels = pair_labels([0] * len(leaves), leaves, others)
-    leaves, others = (small_arrays.merge(each, labels).rows for each in (leaves, others))
+    blocks = merge([leaves, others])
     dtype = accumulation_dtype([*leaves, *others])
-    scales, other_scales = (scales_of(each).astype(dtype) for each in (leaves, others))
+    scales, other_scales = (
+        scales_of(list(batch)).astype(dtype)
+        for batch in zip(*(block.rows for block in blocks), strict=True)
+    )
     products = [
         row_products(
-            leaf.rows,
-            1 / of_tasks(scales, leaf.tasks),
-            other.rows,
-            1 / of_tasks(other_scales, leaf.tasks),
+            block.rows[0].rows,
+            1 / of_tasks(scales, block.tasks),
+            block.rows[1].rows,
+            1 / of_tasks(other_scales, block.tasks),
         )
-        for leaf, other in zip(leaves, others, strict=True)
+        for block in blocks
     ]
-    (scaled,) = scopes.one_group(leaves).sum(products, leaves)
-    return _symmetrized(scales[:, None] * scaled * other_scales[None])
-
-
-def _symmetrized(matrix: jax.Array) -> jax.Array:
-    return 0.5 * matrix + 0.5 * matrix.T
+    (scaled,) = scopes.one_group(blocks).sum(products, blocks)
+    return symmetrized(scales[:, None] * scaled * other_scales[None])
 
 
 def paired(
@@ -102,11 +100,7 @@ def paired(
     flat, treedef = jax.tree_util.tree_flatten_with_path(others, is_leaf=is_task_rows)
     paths = [path for path, _ in flat]
     if treedef != jax.tree.structure(grads, is_leaf=is_task_rows):
-        plain = jax.tree.map(lambda _: 0, grads, is_leaf=is_task_rows)
-        raise ValueError(
-            "others must have the structure of grads, but"
-            f" {_first_difference(plain, paths, ('grads', 'others'))}."
-        )
+        raise structure_error(others, grads, ("others", "grads"), is_leaf=is_task_rows)
     for path, leaf, other in zip(paths, leaves, other_leaves, strict=True):
         ours, theirs = ((each.num_tasks, *each.rows.shape[1:]) for each in (leaf, other))
         if ours != theirs:
@@ -125,19 +119,6 @@ def _of_same_tasks(leaf: TaskRows, other: TaskRows) -> tuple[TaskRows, TaskRows]
     everything = tuple(range(leaf.num_tasks))
     dense = [dataclasses.replace(x, rows=densify(x), tasks=everything) for x in (leaf, other)]
     return dense[0], dense[1]
-
-
-def pair_labels(
-    labels: Sequence[Hashable], leaves: Sequence[TaskRows], others: Sequence[TaskRows]
-) -> list[Hashable]:
-    """Refine labels so that `small_arrays.merge` puts the same leaves of both batches together."""
-    refined: list[Hashable] = []
-    for label, *pair in zip(labels, leaves, others, strict=True):
-        kinds = [jax.typeof(leaf.rows) for leaf in pair]
-        alone = label is None or any(any(kind.sharding.spec) for kind in kinds)
-        key = (label, *((kind.dtype, kind.manual_axis_type) for kind in kinds))
-        refined.append(None if alone else key)
-    return refined
 
 
 def combine(grads: ArrayTree, weights: jax.Array) -> ArrayTree:
@@ -205,7 +186,10 @@ def leaves_of(grads: ArrayTree, params: ArrayTree | None = None) -> list[TaskRow
         check_dtype(name, leaf.rows.dtype)
         leaves.append(leaf)
     if params is not None:
-        _check_against(params, [path for path, _ in flat], leaves, treedef)
+        if jax.tree.structure(params) != treedef:
+            names = "the task gradients", "params"
+            raise structure_error(grads, params, names, is_leaf=is_task_rows)
+        _check_against(params, [path for path, _ in flat], leaves)
     for (path, _), leaf in zip(flat, leaves, strict=True):
         if leaf.num_tasks != leaves[0].num_tasks:
             raise ValueError(
@@ -237,12 +221,7 @@ def check_dtype(name: str, dtype: Any) -> None:
         )
 
 
-def _check_against(params: ArrayTree, paths: list, leaves: list[TaskRows], treedef: Any) -> None:
-    if jax.tree.structure(params) != treedef:
-        raise ValueError(
-            "the task gradients do not have the structure of params:"
-            f" {_first_difference(params, paths)}."
-        )
+def _check_against(params: ArrayTree, paths: list, leaves: list[TaskRows]) -> None:
     for path, leaf, param in zip(paths, leaves, jax.tree.leaves(params), strict=True):
         if leaf.rows.shape[1:] != jnp.shape(param):
             hint = ""
@@ -256,18 +235,6 @@ def _check_against(params: ArrayTree, paths: list, leaves: list[TaskRows], treed
                 f" {leaf.rows.shape} with the task axis in front; the parameter has shape"
                 f" {jnp.shape(param)}.{hint}"
             )
-
-
-def _first_difference(
-    params: ArrayTree, paths: list, trees: tuple[str, str] = ("params", "the gradients")
-) -> str:
-    """Describe the first place where a tree with leaves at these paths is not built as params."""
-    of_params = [path for path, _ in jax.tree.leaves_with_path(params)]
-    for theirs, ours in itertools.zip_longest(of_params, paths):
-        if theirs != ours:
-            names = ["no array" if p is None else jax.tree_util.keystr(p) for p in (theirs, ours)]
-            return f"where {trees[0]} have {names[0]}, {trees[1]} have {names[1]}"
-    return "the arrays are at the same places, in containers of other types"
 
 
 def scales_of(leaves: Sequence[TaskRows]) -> jax.Array:
@@ -287,26 +254,3 @@ def row_scales(largest: jax.Array) -> jax.Array:
     # At most 2^126 in float32, whose reciprocal is no subnormal: compilers divide by multiplying.
     exponents = jnp.minimum(exponents - 1, jnp.finfo(largest.dtype).maxexp - 2)
     return jnp.ldexp(jnp.ones_like(largest), exponents)
-
-
-def leaf_gramian(leaf: TaskRows, scales: jax.Array, other: TaskRows | None = None) -> jax.Array:
-    """Compute the Gramian `[tasks, tasks]` of one leaf's rows over their scales, of `[K]`.
-
-    With the rows of another batch, of the same tasks, the symmetrized products with these.
-    """
-    factors = 1 / of_tasks(scales, leaf.tasks)
-    if other is None:
-        return row_products(leaf.rows, factors)
-    return _symmetrized(row_products(leaf.rows, factors, other.rows, factors))
-
-
-def combine_leaf(leaf: TaskRows, weights: jax.Array) -> jax.Array:
-    """Add up one leaf's rows, with weights `[K]`, in the dtype of the rows."""
-    if not leaf.tasks:
-        return leaf.rows.sum(axis=0)  # zeros, sharded as the parameter
-    dtype = at_least_float32(weights.dtype, leaf.rows.dtype)
-    first, *others = [
-        weights[task].astype(dtype) * leaf.rows[i].astype(dtype)
-        for i, task in enumerate(leaf.tasks)
-    ]
-    return sum(others, first).astype(leaf.rows.dtype)

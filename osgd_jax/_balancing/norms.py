@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from osgd_jax._balancing import common, gramians, scopes, sharded, small_arrays
+from osgd_jax._balancing import common, gramians, scopes, sharded
+from osgd_jax._balancing.blocks import merge
 from osgd_jax._gradients.rows import (
     ArrayTree,
     TaskRows,
@@ -83,8 +84,7 @@ def task_norms(grads: ArrayTree) -> jax.Array:
       ValueError: a tree without leaves, leaves that disagree on K, or are not of a real floating
         dtype.
     """
-    leaves = gramians.leaves_of(grads)
-    leaves = small_arrays.merge(leaves, [0] * len(leaves)).rows
+    leaves = [block.rows[0] for block in merge([gramians.leaves_of(grads)])]
     scales = gramians.scales_of(leaves)
     sums = [_squares(leaf, 1 / scales) for leaf in leaves]
     (squares,) = scopes.one_group(leaves).sum(sums, leaves)

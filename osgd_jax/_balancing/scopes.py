@@ -1,7 +1,7 @@
 """Which parameters take part in the balancing, and together with which others."""
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,25 @@ from osgd_jax._gradients.rows import (
     max_abs,
     of_all_tasks,
 )
+from osgd_jax._validation import flatten_like
 
 Scope = str | ArrayTree | Callable[[ArrayTree], ArrayTree]
 
 NAMED_SCOPES = ("shared", "all", "leaf", "reach")
+
+
+class OfTasks(Protocol):
+    """Something that some of the K tasks have a part in: a `TaskRows` or a block of parameters."""
+
+    @property
+    def tasks(self) -> tuple[int, ...]:
+        """Indices of these tasks, ascending."""
+        ...
+
+    @property
+    def num_tasks(self) -> int:
+        """The number of all tasks, K."""
+        ...
 
 
 class Groups(NamedTuple):
@@ -54,26 +69,37 @@ class Groups(NamedTuple):
         ]
 
     def sum(
-        self, values: Sequence[jax.Array], leaves: Sequence[TaskRows] | None = None
+        self, values: Sequence[jax.Array], leaves: Sequence[OfTasks] | None = None
     ) -> jax.Array:
         """Add up one array for each parameter by group: `[num_groups, ...]`.
 
         Args:
           values: of the same shape, or with `leaves` each over the tasks of its leaf.
-          leaves: the parameters' task gradients.
+          leaves: what the values are of.
         """
         return self._reduce(values, leaves, jnp.sum, jax.ops.segment_sum)
 
     def max(
-        self, values: Sequence[jax.Array], leaves: Sequence[TaskRows] | None = None
+        self, values: Sequence[jax.Array], leaves: Sequence[OfTasks] | None = None
     ) -> jax.Array:
         """Elementwise maximum of one non-negative array for each parameter by group."""
         return self._reduce(values, leaves, jnp.max, _segment_max)
 
+    def of_each(self, values: jax.Array) -> list[jax.Array]:
+        """Return the value of each parameter's group, from one for each group."""
+        return [values[group] for group in self.ids]
+
+    def select(self, private: Sequence[jax.Array], shared: Sequence[jax.Array]) -> list[jax.Array]:
+        """Return for each parameter the first value where it is private, else the second."""
+        return [
+            (own if known else other) if isinstance(known, bool) else jnp.where(known, own, other)
+            for known, own, other in zip(self.private, private, shared, strict=True)
+        ]
+
     def _reduce(
         self,
         values: Sequence[jax.Array],
-        leaves: Sequence[TaskRows] | None,
+        leaves: Sequence[OfTasks] | None,
         reduce: Callable,
         by_segment: Callable,
     ) -> jax.Array:
@@ -104,7 +130,7 @@ def _segment_max(values: jax.Array, ids: jax.Array, num_segments: int) -> jax.Ar
     return jnp.zeros((num_segments, *values.shape[1:]), values.dtype).at[ids].max(values)
 
 
-def one_group(leaves: Sequence[TaskRows]) -> Groups:
+def one_group(leaves: Sequence[OfTasks]) -> Groups:
     """Make one group of all arrays."""
     return Groups(np.zeros(len(leaves), int), [False] * len(leaves), 1)
 
@@ -190,14 +216,9 @@ def _labels(scope: Any, grads: ArrayTree, params: ArrayTree | None) -> list[Hash
                 " update(grads, state, params)."
             )
         scope = scope(params)
-    treedef = jax.tree.structure(grads, is_leaf=is_task_rows)
-    try:
-        return treedef.flatten_up_to(scope)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"the labels given as scope do not fit the structure of the parameters: {error} For an"
-            " nnx.State too, jax.tree.map(label_of, params) makes labels that fit."
-        ) from None
+    remedy = "For an nnx.State too, jax.tree.map(label_of, params) makes labels that fit."
+    names = "the labels given as scope", "the parameters"
+    return flatten_like(scope, grads, names, remedy, is_leaf=is_task_rows)
 
 
 def _group_by_label(labels: Sequence[Hashable]) -> Groups:

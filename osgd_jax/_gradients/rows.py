@@ -10,6 +10,7 @@ import numpy as np
 
 from osgd_jax._math import at_least_float32
 from osgd_jax._tasks import Tasks, numbered
+from osgd_jax._validation import flatten_like
 
 ArrayTree = Any
 
@@ -108,10 +109,7 @@ def to_task_rows(dense: ArrayTree, reach: ArrayTree) -> ArrayTree:
         structure is not that of `dense`.
     """
     flat, treedef = jax.tree_util.tree_flatten_with_path(dense, is_leaf=is_task_rows)
-    try:
-        reaches = treedef.flatten_up_to(reach)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"reach does not have the structure of dense: {error}") from None
+    reaches = flatten_like(reach, dense, ("reach", "dense"), is_leaf=is_task_rows)
     leaves = []
     for (path, leaf), tasks in zip(flat, reaches, strict=True):
         given = leaf if isinstance(leaf, TaskRows) else TaskRows(leaf, (), 0)

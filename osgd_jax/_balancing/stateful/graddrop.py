@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from osgd_jax._balancing import common, gramians, sharded
+from osgd_jax._balancing import common, sharded
 from osgd_jax._gradients.rows import (
     ArrayTree,
     TaskRows,
     accumulation_dtype,
-    is_task_rows,
     of_tasks,
 )
 from osgd_jax._validation import check_range
@@ -65,27 +64,18 @@ def graddrop(key: jax.Array | int, leak: Numbers = 0.0) -> optax.GradientTransfo
         del params
         return GradDropState(common.random_key(key))  # pyright: ignore[reportArgumentType] - not None
 
-    def update(
-        updates: ArrayTree,
-        state: Any,
-        params: ArrayTree | None = None,
-        *,
-        losses: Any = None,
-        **extra_args: Any,
-    ) -> tuple[ArrayTree, Any]:
+    def combine(
+        grads: common.TaskGradients, state: GradDropState, **extra_args: Any
+    ) -> tuple[list[jax.Array], GradDropState]:
         del extra_args
-        leaves = gramians.leaves_of(updates, params)
-        if not leaves:
-            return updates, state
+        leaves = grads.leaves
         sharded.check_same(leaves, "average them first, by jax.lax.pmean")
-        shares = by_position("leak", leak, common.tasks_of(leaves, losses))
-        leaks = _one_for_each_task(shares, leaves[0].num_tasks)
+        leaks = _one_for_each_task(by_position("leak", leak, grads.tasks), leaves[0].num_tasks)
         next_key, *keys = jax.random.split(state.key, len(leaves) + 1)
         picked = [_pick_signs(leaf, leaks, k) for leaf, k in zip(leaves, keys, strict=True)]
-        treedef = jax.tree.structure(updates, is_leaf=is_task_rows)
-        return treedef.unflatten(picked), GradDropState(next_key)
+        return picked, GradDropState(next_key)
 
-    return common.Aggregator(init, update)
+    return common.aggregator(init, combine)
 
 
 def _one_for_each_task(leak: Numbers, num_tasks: int) -> jax.Array:

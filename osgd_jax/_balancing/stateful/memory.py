@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from osgd_jax._balancing import common, gramians, scopes, sharded
+from osgd_jax._balancing.gramian_kernels import combine_leaf
 from osgd_jax._balancing.scopes import Groups, Scope
 from osgd_jax._gradients.rows import (
     ArrayTree,
@@ -17,7 +18,7 @@ from osgd_jax._gradients.rows import (
     is_task_rows,
 )
 from osgd_jax._math import at_least_float32
-from osgd_jax._validation import check_positive, check_range
+from osgd_jax._validation import check_positive, check_range, flatten_like
 from osgd_jax.weightings._tools import check_losses, check_num_tasks
 
 
@@ -87,33 +88,22 @@ def with_memory(
 
         return MemoryState(jax.tree.map(zeros, params), tasks(), jnp.zeros((), jnp.int32))
 
-    def update(
-        updates: ArrayTree,
-        state: Any,
-        params: ArrayTree | None = None,
-        *,
-        losses: Any = None,
-        **extra_args: Any,
-    ) -> tuple[ArrayTree, Any]:
+    def combine(
+        grads: common.TaskGradients, state: MemoryState, **extra_args: Any
+    ) -> tuple[list[jax.Array], MemoryState]:
         del extra_args
-        leaves = gramians.leaves_of(updates, params)
-        if not leaves:
-            return updates, state
+        leaves, dtype = grads.leaves, accumulation_dtype(grads.leaves)
         sharded.check_same(leaves, "average them first, by jax.lax.pmean")
-        dtype = accumulation_dtype(leaves)
         own = jnp.ones(leaves[0].num_tasks, dtype)
         check_num_tasks(num_tasks, own, method)
-        values = common.stack_losses(losses, num_tasks, dtype)
-        common.tasks_of(leaves, losses)
-        losses = check_losses(values, own, method) if needs_losses else None
-        groups = scopes.group(scope, leaves, updates, params)
+        losses = check_losses(grads.losses, own, method) if needs_losses else None
+        groups = scopes.group(scope, leaves, grads.tree, grads.params)
         common.check_one_group(groups, method)
-        treedef = jax.tree.structure(updates, is_leaf=is_task_rows)
-        alone = [gramians.combine_leaf(leaf, own) for leaf in leaves]
+        alone = [combine_leaf(leaf, own) for leaf in leaves]
         if groups.num_groups == 0:
-            return treedef.unflatten(alone), state
+            return alone, state
 
-        memory = _memory_of(state, leaves, treedef)
+        memory = _memory_of(state, grads)
         gradients = [jnp.asarray(densify(leaf)).astype(dtype) for leaf in leaves]
         # By default, accelerators round what they multiply to bfloat16 or TF32.
         with jax.default_matmul_precision("highest"):
@@ -124,29 +114,28 @@ def with_memory(
             finite &= jnp.all(jnp.isfinite(losses))
         weights = common.saturate(new.weights[None], largest_of(new.rows, groups)[None])[0]
         weights = jnp.where(finite, weights, jnp.nan)
-        private = groups.private
         together = [
             combine_rows(rows, weights, leaf) for rows, leaf in zip(new.rows, leaves, strict=True)
         ]
-        combined = [_select(*arrays) for arrays in zip(private, alone, together, strict=True)]
-        kept = [_select(*arrays) for arrays in zip(private, memory, new.memory, strict=True)]
-        next_state = MemoryState(treedef.unflatten(kept), new.tasks, state.steps + 1)
-        return treedef.unflatten(combined), common.unless_spoiled(next_state, state, finite)
+        treedef = jax.tree.structure(grads.tree, is_leaf=is_task_rows)
+        kept = treedef.unflatten(groups.select(memory, new.memory))
+        next_state = MemoryState(kept, new.tasks, state.steps + 1)
+        next_state = common.unless_spoiled(next_state, state, finite)
+        return groups.select(alone, together), next_state
 
-    return common.Aggregator(init, update)
+    return common.aggregator(init, combine)
 
 
-def _memory_of(state: MemoryState, leaves: list[TaskRows], treedef: Any) -> list[jax.Array]:
+def _memory_of(state: MemoryState, grads: common.TaskGradients) -> list[jax.Array]:
     """Return the memory as a list.
 
     Raises:
       ValueError: gradients for other parameters than those that the state was made for.
     """
-    try:
-        memory = treedef.flatten_up_to(state.memory)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"the state is for other parameters than the gradients: {error}") from None
-    for rows, leaf in zip(memory, leaves, strict=True):
+    remedy = "The state is for other parameters; init(params) makes one for these."
+    names = "the state", "the task gradients"
+    memory = flatten_like(state.memory, grads.tree, names, remedy, is_leaf=is_task_rows)
+    for rows, leaf in zip(memory, grads.leaves, strict=True):
         if rows.shape[1:] != leaf.rows.shape[1:]:
             raise ValueError(
                 f"a gradient has shape {leaf.rows.shape} with the task axis in front; the state is"
@@ -158,7 +147,7 @@ def _memory_of(state: MemoryState, leaves: list[TaskRows], treedef: Any) -> list
 def combine_rows(rows: jax.Array, weights: jax.Array, leaf: TaskRows) -> jax.Array:
     """Add up dense rows with weights, in the dtype of the gradient."""
     dense = TaskRows(rows, tuple(range(leaf.num_tasks)), leaf.num_tasks)
-    return gramians.combine_leaf(dense, weights).astype(leaf.rows.dtype)
+    return combine_leaf(dense, weights).astype(leaf.rows.dtype)
 
 
 def largest_of(rows: list[jax.Array], groups: Groups) -> jax.Array:
@@ -191,9 +180,3 @@ def check_rate(rate: optax.ScalarOrSchedule, name: str, most: float) -> optax.Sc
 
 def _parameter_axes(rows: jax.Array) -> tuple[int, ...]:
     return tuple(range(1, rows.ndim))
-
-
-def _select(is_private: Any, private: jax.Array, shared: jax.Array) -> jax.Array:
-    if isinstance(is_private, bool):
-        return private if is_private else shared
-    return jnp.where(is_private, private, shared)

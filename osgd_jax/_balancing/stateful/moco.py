@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from osgd_jax._balancing import gramians
+from osgd_jax._balancing.gramian_kernels import leaf_gramian
 from osgd_jax._balancing.scopes import Groups, Scope
 from osgd_jax._balancing.stateful.memory import (
     MemoryState,
@@ -77,9 +78,9 @@ def moco(
         scale = gramians.row_scales(jnp.max(largest_of(means, groups)))
         scales = jnp.broadcast_to(scale, num_tasks)
         tasks = tuple(range(num_tasks))
-        gramian = groups.sum(
-            [gramians.leaf_gramian(TaskRows(y, tasks, num_tasks), scales) for y in means]
-        )[0]
+        gramian = groups.sum([leaf_gramian(scales, TaskRows(y, tasks, num_tasks)) for y in means])[
+            0
+        ]
         rate, shares = rate_at(gamma, state.steps), state.tasks
         gramian, scale = gramian.astype(shares.dtype), scale.astype(shares.dtype)
         slope = scale * (rate * (scale * (gramian @ shares))) + rate * rho * shares
