@@ -3,46 +3,30 @@
 import importlib
 from typing import Any
 
-from osgd_jax import nets, weightings
-from osgd_jax._balancing.aggregate import AggregateState, aggregate
-from osgd_jax._balancing.diagnose import Diagnosis, diagnose
+from osgd_jax import nets, typing, weightings
+from osgd_jax._balancing.aggregate import aggregate
+from osgd_jax._balancing.diagnose import diagnose
 from osgd_jax._balancing.gramians import combine, gramian, task_cosines
 from osgd_jax._balancing.norms import clip_task_norms, normalize_task_norms, task_norms
 from osgd_jax._balancing.orthogonalize import orthogonalize, osgd
-from osgd_jax._balancing.stateful import (
-    GradDropState,
-    MemoryState,
-    db_mtl,
-    excess_mtl,
-    graddrop,
-    moco,
-)
-from osgd_jax._balancing.stateful.alternating import TaskMomentaState, m_config, task_momenta
+from osgd_jax._balancing.stateful import db_mtl, excess_mtl, graddrop, moco
+from osgd_jax._balancing.stateful.alternating import m_config, task_momenta
 from osgd_jax._gradients.api import reach, task_grads, value_and_task_grads
 from osgd_jax._gradients.rows import TaskRows, densify, to_task_rows
-from osgd_jax._serving.answers import AnytimeOutput, GeneratedToken, Generation, Prediction
 from osgd_jax._serving.generator import AnytimeGenerator
 from osgd_jax._serving.predictor import AnytimePredictor
-from osgd_jax._serving.server import AnytimeServer, OverloadedError, ServedAnswer
+from osgd_jax._serving.server import AnytimeServer, OverloadedError
 from osgd_jax._tasks import task_names
-from osgd_jax.nets.cost import OutputCost, cost
+from osgd_jax.nets.cost import cost
+
+# Results and states stay importable from here, but `typing` alone lists them.
+from osgd_jax.typing import *  # noqa: F403
 
 __all__ = [
-    "AggregateState",
     "AnytimeGenerator",
-    "AnytimeOutput",
     "AnytimePredictor",
     "AnytimeServer",
-    "Diagnosis",
-    "GeneratedToken",
-    "Generation",
-    "GradDropState",
-    "MemoryState",
-    "OutputCost",
     "OverloadedError",
-    "Prediction",
-    "ServedAnswer",
-    "TaskMomentaState",
     "TaskRows",
     "aggregate",
     "clip_task_norms",
@@ -67,6 +51,7 @@ __all__ = [
     "task_names",
     "task_norms",
     "to_task_rows",
+    "typing",
     "value_and_task_grads",
     "weightings",
 ]
@@ -75,7 +60,7 @@ __version__ = "0.1.0"
 
 
 def __dir__() -> list[str]:
-    return [*globals(), "plots"]
+    return [*__all__, "__version__", "plots"]
 
 
 def __getattr__(name: str) -> Any:

@@ -65,7 +65,13 @@ def test_version_is_that_of_the_distribution(dist):
 
 
 def test_dir_lists_the_public_names():
-    assert {*osgd_jax.__all__, "__version__", "plots"} <= set(dir(osgd_jax))
+    assert {*osgd_jax.__all__, "__version__", "plots"} == set(dir(osgd_jax))
+
+
+def test_results_and_states_are_listed_in_typing_and_importable_from_the_top():
+    assert not {*osgd_jax.typing.__all__} & {*dir(osgd_jax)}
+    for name in osgd_jax.typing.__all__:
+        assert getattr(osgd_jax, name) is getattr(osgd_jax.typing, name)
 
 
 def test_wheel_installs_and_runs_elsewhere(dist, tmp_path):
