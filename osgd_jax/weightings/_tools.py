@@ -10,7 +10,9 @@ from osgd_jax._tasks import numbered
 from osgd_jax._validation import is_traced
 from osgd_jax.weightings._by_task import by_position
 
-# Up to this number of tasks a loop over them is unrolled, which lets the compiler fuse it.
+# Up to this number of tasks a loop over them is unrolled, which lets the compiler fuse it; the gain
+# on accelerators was not measured. On CPU it is as fast as the loop (15 µs for 16 tasks) and takes
+# longer to compile for many tasks: 1.0 s instead of 0.2 s for 16, 0.2 s either way for 3.
 UNROLLED_TASKS = 16
 
 Numbers = float | Sequence[float] | Mapping[str, float] | np.ndarray | jax.Array
