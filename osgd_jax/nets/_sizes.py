@@ -122,12 +122,15 @@ def keywords_of(
     )
 
     def decorate(init: Callable[[Any, SizesT], None]) -> Callable[Concatenate[Any, P], None]:
-        @functools.wraps(init)
-        def init_by_keywords(self: Any, *args: P.args, **kwargs: P.kwargs) -> None:
-            init(self, sizes(*args, **kwargs))
-
         this, _ = inspect.signature(init).parameters.values()
         signature = inspect.Signature([this, *keywords], return_annotation=None)
+
+        @functools.wraps(init)
+        def init_by_keywords(self: Any, *args: P.args, **kwargs: P.kwargs) -> None:
+            # Here, so that a TypeError does not name the private class of the sizes.
+            signature.bind(self, *args, **kwargs)
+            init(self, sizes(*args, **kwargs))
+
         init_by_keywords.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
         return init_by_keywords
 

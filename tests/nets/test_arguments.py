@@ -198,6 +198,19 @@ def test_inputs_that_are_no_tokens_are_named():
             net.start(x)
 
 
+@pytest.mark.parametrize("name", [*FAMILIES, *TRANSFORMERS])
+def test_unknown_and_missing_keywords_are_named_without_a_private_class(name):
+    family = (FAMILIES | TRANSFORMERS)[name]
+    classes = "num_classes" if name in FAMILIES else "vocab_size"
+    keywords = {classes: 3, "rngs": nnx.Rngs(0)}
+    with pytest.raises(TypeError, match=r"^got an unexpected keyword argument 'wide'$"):
+        family(**keywords, wide=2)
+    for missing in keywords:
+        given = {key: value for key, value in keywords.items() if key != missing}
+        with pytest.raises(TypeError, match=rf"^missing a required.* argument: '{missing}'$"):
+            family(**given)
+
+
 @pytest.mark.parametrize(("call", "words"), OF_CALLS, ids=[words for _, words in OF_CALLS])
 def test_wrong_arguments_of_calls_are_named(call, words):
     with pytest.raises(ValueError, match=re.escape(words)):
