@@ -1,5 +1,6 @@
 """The HTTP routes without Ray; `make test-serve` has what they need."""
 
+import concurrent.futures
 import io
 import json
 
@@ -76,6 +77,16 @@ def test_images_and_arrays_are_answered_alike(client):
         assert answer["late_ms"] == 0
 
 
+def test_headers_are_read_in_many_threads(client):
+    good = npy(np.zeros(SHAPE, np.float32))
+    damaged = [good[:i] + byte + good[i + 1 :] for i in range(10, 70) for byte in (b"(", b"\0")]
+    bodies = [good, *damaged] * 3
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        statuses = list(pool.map(lambda x: client.post("/predict", content=x).status_code, bodies))
+    assert set(statuses) == {200, 400}
+    assert statuses[0] == 200
+
+
 def test_a_body_may_hold_several_examples(client):
     arrays = np.zeros((3, *SHAPE), np.float32)
     for i in range(3):
@@ -107,6 +118,8 @@ def header(shape, kind="<f4"):
         ("", header((1 << 40, 2, 2, 3)), 400, "not a readable .npy array"),
         ("", header((-1, 2, 2, 3)), 400, "not a readable .npy array"),
         ("", npy(np.array([{"a": 1}], object)), 400, "not a readable .npy array"),
+        ("", npy(np.zeros(SHAPE)).replace(b"2, 3)", b"2, 3 "), 400, "not a readable .npy array"),
+        ("", npy(np.zeros(SHAPE)).replace(b"(2, 2, 3", b"-" * 8), 400, "not a readable .npy array"),
         ("", npy(np.zeros((5, *SHAPE))), 400, "1 to 4 examples, got (5, 2, 2, 3)"),
         ("", npy(np.zeros((0, *SHAPE))), 400, "1 to 4 examples, got (0, 2, 2, 3)"),
         ("", npy(np.zeros((3, 3, 3))), 400, "must have the shape (2, 2, 3)"),
