@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from osgd_jax import AnytimeGenerator, AnytimePredictor, cost, nets
+from osgd_jax._serving import container, files
 from osgd_jax._serving.limits import last_affordable
 from tests.helpers.anytime_nets import Steps, inputs
 
@@ -71,6 +72,18 @@ def test_limits_choose_outputs_before_and_after_load(case, tmp_path):
         case.calibrate(engine, repeats=1)
         assert case.exits(engine, deadline=0.0).tolist() == [0, 0]
         assert case.exits(engine, deadline=60.0).tolist() == [2, 2]
+
+
+def test_files_of_the_first_version_have_no_costs(tmp_path):
+    Generating().engine.export(tmp_path / "net")
+    content = container.read(tmp_path / "net", "AnytimeGenerator")
+    del content.manifest["multiply_adds"]
+    engine = AnytimeGenerator.load(tmp_path / "net")
+    engine._set_up(files.FileStages(content), LENGTH)
+    assert engine.generate([0], 1).exits[0].tolist() == [2]
+    message = "`budget` must be None for this generator, whose file is of a version"
+    with pytest.raises(ValueError, match=message):
+        engine.generate([0], 1, budget=1e9)
 
 
 def test_a_rule_gets_the_rows_that_are_left(case):
