@@ -5,7 +5,6 @@ import collections
 import concurrent.futures
 import dataclasses
 import itertools
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from osgd_jax import OverloadedError
-from osgd_jax._serving.scheduler import Scheduler
+from osgd_jax._serving.scheduler import Scheduler, Stretch
 
 # Examples `[batch, …]` → their classes and the outputs that answered, `[batch]` each.
 Model = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -70,7 +69,7 @@ class RefusesLate:
 
     def __init__(self, seconds: Sequence[float]):
         self._scheduler: Scheduler[Any] = Scheduler([seconds], capacity=1 << (len(seconds) - 1))
-        self._running = False
+        self._began: float | None = None
 
     def admit(self, key: Any, deadline: float, now: float) -> bool:
         """Take the request if its answer fits before its deadline."""
@@ -78,10 +77,10 @@ class RefusesLate:
 
     def next(self, now: float) -> tuple[int, list[Any], list[Any]]:
         """Return the requests with the earliest deadlines."""
-        if self._running:
-            self._scheduler.finish()
+        if self._began is not None:
+            self._scheduler.finish(seconds=now - self._began)
         decision = self._scheduler.next(now)
-        self._running = decision.batch is not None
+        self._began = now if decision.batch else None
         return 0, decision.batch.keys if decision.batch else [], decision.refused
 
 
@@ -89,7 +88,8 @@ class Zoo:
     """Separate nets; a request gets the largest one that the queue leaves time for.
 
     The choice is made on arrival: the net is the largest whose answer fits before the deadline
-    after all that is queued. Then the net whose first request is due earliest runs.
+    after all that is queued. Then the net whose first request is due earliest runs. Measured times
+    follow the machine as those of the library's scheduler do.
 
     Args:
       seconds: of each net for batches of 1, 2, 4, …, the smallest net first.
@@ -101,20 +101,26 @@ class Zoo:
         # Sorted by deadline; the number breaks ties.
         self._queues: list[list[tuple[float, int, Any]]] = [[] for _ in seconds]
         self._numbers = itertools.count()
-        self._free = -math.inf
+        self._stretch = Stretch()
+        self._began: tuple[float, float] | None = None  # when a batch began and should end
 
     def admit(self, key: Any, deadline: float, now: float) -> bool:
         """Queue the request at a net, or refuse it if even the smallest would be late."""
         lengths = [len(queue) for queue in self._queues]
+        start = max(now, self._began[1] if self._began else now)
         for net in reversed(range(len(self._seconds))):
             longer = [length + (i == net) for i, length in enumerate(lengths)]
-            if max(now, self._free) + sum(map(self._work, self._seconds, longer)) <= deadline:
+            if start + sum(map(self._work, self._seconds, longer)) <= deadline:
                 bisect.insort(self._queues[net], (deadline, next(self._numbers), key))
                 return True
         return False
 
     def next(self, now: float) -> tuple[int, list[Any], list[Any]]:
         """Return a batch of the net whose first request is due earliest."""
+        if self._began:
+            begin, end = self._began
+            self._stretch.follow(end - begin, now - begin)
+            self._began = None
         waiting = [(queue[0][0], net) for net, queue in enumerate(self._queues) if queue]
         if not waiting:
             return 0, [], []
@@ -122,12 +128,13 @@ class Zoo:
         queue = self._queues[net]
         keys = [key for _, _, key in queue[: self._max_batch]]
         del queue[: self._max_batch]
-        self._free = now + self._work(self._seconds[net], len(keys))
+        self._began = now, now + self._work(self._seconds[net], len(keys))
         return net, keys, []
 
     def _work(self, seconds: Sequence[float], count: int) -> float:
         full, rest = divmod(count, self._max_batch)
-        return full * seconds[-1] + (seconds[(rest - 1).bit_length()] if rest else 0)
+        once = seconds[(rest - 1).bit_length()] if rest else 0
+        return self._stretch.factor * (full * seconds[-1] + once)
 
 
 @dataclasses.dataclass(eq=False)

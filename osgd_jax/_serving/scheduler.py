@@ -41,6 +41,25 @@ class _Request(NamedTuple, Generic[Key]):
     key: Key
 
 
+class Stretch:
+    """The factor of measured times to which 95 % of the batches keep, at least 1.
+
+    Each batch moves `factor` by a step (Robbins and Monro 1951), so that it follows a machine that
+    becomes slower within tens of batches.
+    """
+
+    _SHARE, _STEP = 0.95, 0.05
+
+    def __init__(self):
+        self.factor = 1.0
+
+    def follow(self, expected: float, seconds: float) -> None:
+        """Count a batch that took so many seconds, where `factor` led to expect others."""
+        late = seconds > expected * (1 + 1e-9)
+        step = math.exp(self._STEP * (late - (1 - self._SHARE)))
+        self.factor = max(1.0, self.factor * step)
+
+
 class Scheduler(Generic[Key]):
     """Batches requests with deadlines through the stages of an anytime net, on one device.
 
@@ -56,7 +75,9 @@ class Scheduler(Generic[Key]):
     - A request leaves with its latest output when its next stage does not fit any more, now or
       after the batch that is about to run.
 
-    Every request has a deadline, so none waits forever.
+    Every request has a deadline, so none waits forever. Where batches take longer than measured,
+    as on a machine that has other work too, the scheduler stretches all figures until 95 % of the
+    batches keep to them again.
 
     Args:
       seconds: `seconds[k][i]`, how long stage k takes for a batch of 2**i requests, `[K][sizes]`.
@@ -75,6 +96,7 @@ class Scheduler(Generic[Key]):
         self._seconds = [tuple(itertools.accumulate(map(float, s), max)) for s in seconds]
         # Time per request of output 0 in the best batches: no plan is faster.
         self._least = min(seconds / (1 << i) for i, seconds in enumerate(self._seconds[0]))
+        self._stretch = Stretch()
         self._capacity = capacity
         self._waiting: list[list[_Request[Key]]] = [[] for _ in self._seconds]
         self._plan: list[int] = []  # sizes of the batches that give `_waiting[0]` output 0 in time
@@ -101,7 +123,7 @@ class Scheduler(Generic[Key]):
         request = _Request(deadline, next(self._numbers), key)
         first, start = self._waiting[0], max(now, self._free)
         place = bisect.bisect(first, request)
-        if start + (place + 1) * self._least > deadline:
+        if start + (place + 1) * self._least * self._stretch.factor > deadline:
             return False
         first.insert(place, request)
         plan = self._extended(start)
@@ -139,15 +161,18 @@ class Scheduler(Generic[Key]):
         leaving += self._drop_complete(self._free)
         return Decision(Batch(k, [r.key for r in requests]), _keys(leaving), _keys(refused))
 
-    def finish(self, leaving: Container[Key] = ()) -> list[Key]:
+    def finish(self, leaving: Container[Key] = (), *, seconds: float | None = None) -> list[Key]:
         """Return which requests of the batch that ran leave; the others wait for the next stage.
 
         Args:
           leaving: keys of requests that need no further output, such as confident ones.
+          seconds: how long the batch took; as long as expected if not given.
         """
         if self._running is None:
             raise ValueError("`finish` must be called after `next` gave a batch; none is running.")
         (k, requests), self._running = self._running, None
+        if seconds is not None:
+            self._stretch.follow(self._cost(k, len(requests)), seconds)
         self._free = -math.inf
         if k + 1 == len(self._seconds):
             return _keys(requests)
@@ -156,7 +181,7 @@ class Scheduler(Generic[Key]):
         return [request.key for request in requests if request.key in leaving]
 
     def _cost(self, k: int, size: int) -> float:
-        return self._seconds[k][(size - 1).bit_length()]
+        return self._stretch.factor * self._seconds[k][(size - 1).bit_length()]
 
     def _greedy(self, requests: Sequence[_Request[Key]], start: float) -> list[int] | None:
         """Return sizes of batches that give all output 0 in time, or None if none were found.
@@ -180,8 +205,8 @@ class Scheduler(Generic[Key]):
           The size, 0 if not even request i alone is in time.
         """
         left, best, least = len(requests) - i, 0, math.inf
-        for power, seconds in enumerate(self._seconds[k]):
-            size = min(1 << power, left)
+        for power in range(len(self._seconds[k])):
+            size, seconds = min(1 << power, left), self._cost(k, 1 << power)
             if start + seconds > requests[i].deadline:
                 break
             if seconds / size <= least:

@@ -235,7 +235,7 @@ class AnytimeServer:
             request.output, request.logits = k, row
             request.stages += seconds
         with self._changed:
-            leaving = self._scheduler.finish(sure)
+            leaving = self._scheduler.finish(sure, seconds=seconds)
         self._answer(leaving)
 
     def _is_sure(self, request: _Request, k: int, row: np.ndarray) -> bool:

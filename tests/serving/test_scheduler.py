@@ -17,8 +17,9 @@ def cost(seconds, k, size):
 class Simulation:
     """A device that runs batches, and requests that arrive, on a clock that the test controls."""
 
-    def __init__(self, seconds, capacity, slowdown=1.0, sure=()):
+    def __init__(self, seconds, capacity, slowdown=1.0, sure=(), *, timed=True):
         self.seconds, self.capacity, self.slowdown, self.sure = seconds, capacity, slowdown, sure
+        self.timed = timed
         self.scheduler = Scheduler(seconds, capacity=capacity)
         self.deadlines, self.passed, self.left = {}, {}, {}
         self.refused_at_once, self.refused_later = set(), set()
@@ -66,7 +67,9 @@ class Simulation:
     def finish(self, batch, now):
         for key in batch.keys:
             self.passed[key] = batch.stage + 1
-        leaving = self.scheduler.finish({key for key in batch.keys if key in self.sure})
+        sure = {key for key in batch.keys if key in self.sure}
+        took = self.slowdown * cost(self.seconds, batch.stage, len(batch.keys))
+        leaving = self.scheduler.finish(sure, seconds=took if self.timed else None)
         self.left |= dict.fromkeys(leaving, now)
 
     def gone(self):
@@ -107,6 +110,17 @@ def test_each_request_gets_one_end_whatever_batches_take(seconds, arrivals, slow
     assert set().union(*ends) == set(range(len(arrivals)))
     assert sum(map(len, ends)) == len(arrivals)
     assert ran.passed.keys() == ran.left.keys()
+
+
+def test_figures_follow_a_machine_that_has_become_slower():
+    arrivals = [(i, i + 8.0) for i in range(400)]
+    shares = []
+    for timed in (False, True):
+        ran = Simulation([[1, 1.5, 2], [1, 1.5, 2]], 8, slowdown=1.7, timed=timed).run(arrivals)
+        late = {key for key, now in ran.left.items() if now > ran.deadlines[key]}
+        shares.append(len({key for key in late | ran.refused_later if key >= 200}) / 200)
+    assert shares[0] > 0.2
+    assert shares[1] < 0.02
 
 
 def fits(deadlines, seconds, start):
