@@ -22,18 +22,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import osgd_jax
-from experiments import command_line, data
-from experiments.app import methods
+from experiments.app import command_line, data, methods
+from experiments.app.files import open_folder, write_json
 from experiments.app.machine import machine
-from experiments.files import open_folder, write_json
+from experiments.app.nets import ResNetFamily, Sizes, make_net
+from experiments.app.settings import flat, require
 from experiments.lab import deadlines
 from experiments.lab.report import Table
 from experiments.lab.statistics import paired, standard_error
 from experiments.lab.store import Row, Store
 from experiments.lab.sweep import Question, Sweep
 from experiments.lab.vectorized import Trained, Trainer, Training, accuracy_of
-from experiments.nets import ResNetFamily, Sizes, make_net
-from experiments.settings import flat, require
 
 # As in the study, where clipping at this norm is the baseline to beat.
 METHODS = {"sgd": {}, "sgd clipped": {"clip_norm": 1.0}, "osgd": {"optimizer": "osgd"}}

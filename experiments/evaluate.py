@@ -25,16 +25,15 @@ from flax import nnx
 from rich.console import Console
 
 import osgd_jax
-from experiments import command_line, data, generation, metrics
-from experiments.evaluation.examples import Tested, choose
-from experiments.evaluation.mistakes import Mistakes
-from experiments.evaluation.pictures import draw_confusion, draw_curve, draw_wrong
-from experiments.evaluation.tables import tables
-from experiments.files import open_folder, write_json
-from experiments.settings import require
-from experiments.training import devices, programs
-from experiments.training.data_record import class_names, class_order
-from experiments.training.workdir import read_config
+from experiments.app import command_line, data, devices, generation, metrics, programs
+from experiments.app.data_record import class_names, class_order
+from experiments.app.evaluation.examples import Tested, choose
+from experiments.app.evaluation.mistakes import Mistakes
+from experiments.app.evaluation.pictures import draw_confusion, draw_curve, draw_wrong
+from experiments.app.evaluation.tables import tables
+from experiments.app.files import open_folder, write_json
+from experiments.app.settings import require
+from experiments.app.workdir import read_config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import tyro
 from flax import nnx
 
-from experiments import command_line
-from experiments.files import digest, open_file, write_json
-from experiments.training.data_record import class_names
-from experiments.training.programs import read_trained
+from experiments.app import command_line
+from experiments.app.data_record import class_names
+from experiments.app.files import digest, open_file, write_json
+from experiments.app.programs import read_trained
 from osgd_jax import AnytimePredictor
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from experiments import compare
-from experiments.files import read_json
+from experiments.app.files import read_json
 from experiments.lab.report import page
 from experiments.lab.store import Store
 from experiments.studies import equations, published

@@ -1,6 +1,6 @@
 """Train a recipe of the paper's scale and put the result beside the published one.
 
-A recipe is a file of settings of `experiments.train` in `experiments/recipes/`. The same command
+A recipe is a file of settings of `experiments.train` in `app/recipes/`. The same command
 continues a run that was stopped. For accuracy against cost and budgeted batches, run
 `experiments.evaluate` on the workdir.
 """
@@ -15,12 +15,13 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
-from experiments import command_line, train
-from experiments.config import Config as Run
+from experiments import train
+from experiments.app import command_line
+from experiments.app.config import Config as Run
+from experiments.app.settings import require
 from experiments.lab.report import Table
-from experiments.settings import require
 
-_RECIPES = Path(__file__).parent / "recipes"
+_RECIPES = Path(__file__).parent / "app" / "recipes"
 Method = Literal["sgd", "clipped", "osgd", "pcd", "last", "mixed"]
 # A forward pass and two of its size backward, of two operations for each multiply-add.
 _OPERATIONS = 6
@@ -34,7 +35,7 @@ class Config:
     """What to train.
 
     Attributes:
-      recipe: name of a file in experiments/recipes/, without its ending.
+      recipe: name of a file in experiments/app/recipes/, without its ending.
       method: sgd on the sum of the losses; clipped to norm 1; osgd; pcd; the last output alone; or
         mixed, all outputs from the weights that "last" has left (arXiv 2407.14320).
       data: another data set than the recipe's, as for experiments.train.

@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.data.images import CorruptImageError, read_image
-from experiments.files import digest, read_json
-from experiments.settings import expanded
+from experiments.app.data.images import CorruptImageError, read_image
+from experiments.app.files import digest, read_json
+from experiments.app.settings import expanded
 from osgd_jax import AnytimePredictor
 
 # Images that are classified together.

@@ -23,15 +23,14 @@ from rich.progress import (
 )
 
 import osgd_jax
-from experiments import command_line, data, generation
-from experiments.config import Config
-from experiments.files import read_json, write_json
-from experiments.nets import make_net
-from experiments.training import devices, programs, weights
-from experiments.training.checkpoints import Checkpoints
-from experiments.training.data_record import load_to_train
-from experiments.training.step import Conflict, Measured, State
-from experiments.training.workdir import (
+from experiments.app import command_line, data, devices, generation, programs, weights
+from experiments.app.checkpoints import Checkpoints
+from experiments.app.config import Config
+from experiments.app.data_record import load_to_train
+from experiments.app.files import read_json, write_json
+from experiments.app.nets import make_net
+from experiments.app.step import Conflict, Measured, State
+from experiments.app.workdir import (
     Clock,
     MetricsLog,
     has_results,

@@ -10,7 +10,7 @@ import jax
 import optax
 
 import osgd_jax
-from experiments.settings import require
+from experiments.app.settings import require
 from osgd_jax import weightings
 
 Scope = Literal["shared", "all", "leaf", "reach"]

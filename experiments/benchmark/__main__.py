@@ -18,10 +18,10 @@ from rich.table import Table
 
 import osgd_jax
 from experiments.app.methods import Scope
+from experiments.app.nets import NETS, ResNetFamily
+from experiments.app.settings import require
 from experiments.benchmark import aggregation, command, steps
 from experiments.benchmark.torchjd import compare as torchjd
-from experiments.nets import NETS, ResNetFamily
-from experiments.settings import require
 
 TITLE = "Benchmark of training steps"
 Method = Literal["sgd", "osgd", "jacrev", "upgrad", "micro-batches"]

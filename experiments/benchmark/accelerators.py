@@ -25,12 +25,12 @@ from rich.table import Table
 
 import osgd_jax
 from experiments.app import methods
+from experiments.app.files import read_json, write_json
+from experiments.app.nets import NETS, TRANSFORMERS
+from experiments.app.settings import require
 from experiments.benchmark import command, compiled, steps
-from experiments.files import read_json, write_json
-from experiments.nets import NETS, TRANSFORMERS
 from experiments.pinn.problems import PROBLEMS
 from experiments.pinn.training import Solver, SolverSettings
-from experiments.settings import require
 
 TITLE = "Training steps compiled for TPU and GPU"
 Chips = Literal["v5e-1", "v5e-4", "v5e-8", "v5e-16", "h100-1", "h100-4"]

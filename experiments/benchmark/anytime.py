@@ -16,14 +16,13 @@ from flax import nnx
 from rich.table import Table
 
 import osgd_jax
-from experiments import data
-from experiments.app import methods
+from experiments.app import data, methods
+from experiments.app.nets import Family, ResNetFamily, Sizes, make_net
+from experiments.app.settings import require
 from experiments.benchmark import command
 from experiments.lab.sweep import Run
 from experiments.lab.timing import forward, time_in_turn
 from experiments.lab.vectorized import Trainer
-from experiments.nets import Family, ResNetFamily, Sizes, make_net
-from experiments.settings import require
 from osgd_jax import AnytimePredictor
 
 TITLE = "Benchmark of running stage by stage"

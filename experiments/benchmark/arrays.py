@@ -18,9 +18,9 @@ import optax
 from rich.table import Table
 
 import osgd_jax
+from experiments.app.settings import require
 from experiments.benchmark import command
 from experiments.lab.timing import time_in_turn
-from experiments.settings import require
 
 TITLE = "Many arrays"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.files import write_json, write_text
+from experiments.app.files import write_json, write_text
 from experiments.lab import report
 
 

@@ -23,10 +23,10 @@ from flax import nnx
 from rich.table import Table
 
 import osgd_jax
+from experiments.app.nets import TRANSFORMERS, TextFamily
+from experiments.app.settings import require
 from experiments.benchmark import command, plain_transformer, steps
 from experiments.lab.timing import time_in_turn
-from experiments.nets import TRANSFORMERS, TextFamily
-from experiments.settings import require
 
 TITLE = "Benchmark of nested Transformers"
 _VOCAB_SIZE = 256

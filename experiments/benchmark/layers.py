@@ -21,9 +21,9 @@ from jax import lax
 from rich.table import Table
 
 import osgd_jax
+from experiments.app.settings import require
 from experiments.benchmark import command
 from experiments.lab.timing import forward, spread, time_in_turn
-from experiments.settings import require
 
 TITLE = "Benchmark of the layers of nested nets"
 

@@ -16,9 +16,9 @@ import numpy as np
 from rich.table import Table
 
 import osgd_jax
+from experiments.app.settings import require
 from experiments.benchmark import command
 from experiments.lab.timing import spread, time_in_turn
-from experiments.settings import require
 
 TITLE = "Many losses"
 _WIDTH = 64

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from rich.table import Table
 
+from experiments.app.settings import require
 from experiments.benchmark import command
 from experiments.lab.timing import operations, spread, time_in_turn
 from experiments.pinn.problems import PROBLEMS, Name
 from experiments.pinn.training import Solver, SolverSettings
-from experiments.settings import require
 
 TITLE = "Benchmark of physics-informed nets"
 

@@ -21,11 +21,11 @@ from rich.table import Table
 
 import osgd_jax
 from experiments.app.machine import versions
+from experiments.app.settings import require
 from experiments.benchmark import command
 from experiments.lab.timing import spread, time_in_turn
 from experiments.pinn.problems import PROBLEMS
 from experiments.pinn.training import Solver, SolverSettings
-from experiments.settings import require
 
 TITLE = "A step on Burgers' equation by jinns and by ours"
 

@@ -18,12 +18,12 @@ from typing import Any
 import jax
 from rich.table import Table
 
+from experiments.app.nets import ResNetFamily
+from experiments.app.settings import require
 from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import command
 from experiments.benchmark.steps import Step, make_steps
 from experiments.benchmark.steps import problem as problem_of
-from experiments.nets import ResNetFamily
-from experiments.settings import require
 
 TITLE = "Profile of training steps"
 _METHODS = ("sgd", "osgd")

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import osgd_jax
-from experiments.data import Split
+from experiments.app.data import Split
 
 BATCH = 100
 _PASSES = 10

@@ -11,9 +11,9 @@ from typing import Any
 import rich.table
 from rich.console import Console
 
-from experiments import command_line
+from experiments.app import command_line
+from experiments.app.files import open_file, write_json
 from experiments.app.machine import machine
-from experiments.files import open_file, write_json
 
 
 @dataclasses.dataclass

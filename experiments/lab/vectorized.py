@@ -10,11 +10,9 @@ import numpy as np
 import optax
 from flax import nnx
 
+from experiments.app.data import Dataset, Split, epoch_batches
 from experiments.app.methods import Method
-from experiments.data import Dataset, Split, epoch_batches
-from experiments.lab.store import Row
-from experiments.lab.sweep import Run
-from experiments.training.step import (
+from experiments.app.step import (
     Batch,
     Objective,
     State,
@@ -24,6 +22,8 @@ from experiments.training.step import (
     logits_of,
     update,
 )
+from experiments.lab.store import Row
+from experiments.lab.sweep import Run
 
 MakeNet = Callable[[nnx.Rngs], Any]
 

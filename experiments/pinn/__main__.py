@@ -15,16 +15,16 @@ import tyro
 from rich.console import Console
 
 import osgd_jax
-from experiments import command_line
-from experiments.files import read_json, write_json
+from experiments.app import command_line
+from experiments.app.checkpoints import Checkpoints
+from experiments.app.devices import StoppedError, StopSignal
+from experiments.app.files import read_json, write_json
+from experiments.app.settings import SEEDS, flat, require
+from experiments.app.step import State
+from experiments.app.workdir import Clock, MetricsLog, open_workdir, read_metrics
 from experiments.pinn.pictures import draw
 from experiments.pinn.problems import PROBLEMS, Name
 from experiments.pinn.training import Look, Solver, SolverSettings
-from experiments.settings import SEEDS, flat, require
-from experiments.training.checkpoints import Checkpoints
-from experiments.training.devices import StoppedError, StopSignal
-from experiments.training.step import State
-from experiments.training.workdir import Clock, MetricsLog, open_workdir, read_metrics
 
 
 @dataclasses.dataclass(frozen=True)

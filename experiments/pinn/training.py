@@ -14,9 +14,9 @@ from flax import nnx
 
 import osgd_jax
 from experiments.app import methods
+from experiments.app.settings import require
+from experiments.app.step import State, initial_state
 from experiments.pinn.problems import Problem, Sampling, mesh
-from experiments.settings import require
-from experiments.training.step import State, initial_state
 
 
 @dataclasses.dataclass(frozen=True)

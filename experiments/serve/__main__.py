@@ -14,8 +14,8 @@ from pathlib import Path
 
 import tyro
 
-from experiments import command_line
-from experiments.settings import require
+from experiments.app import command_line
+from experiments.app.settings import require
 
 
 @dataclasses.dataclass(frozen=True)

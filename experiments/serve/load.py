@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data import Dataset
+from experiments.app.data import Dataset
 from experiments.lab import report
 from experiments.lab.report import Table
 from experiments.lab.statistics import interval

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import tyro
 
+from experiments.app.settings import require
 from experiments.lab import report
 from experiments.lab.report import Table
 from experiments.predict import description
-from experiments.settings import require
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from starlette.responses import (  # pyright: ignore[reportMissingImports]
     Response,
 )
 
-from experiments.data.images import CorruptImageError, Kind, cut_square, read, size_of
+from experiments.app.data.images import CorruptImageError, Kind, cut_square, read, size_of
 from osgd_jax import AnytimeServer, OverloadedError, ServedAnswer
 
 _PAGE = Path(__file__).with_name("page.html")

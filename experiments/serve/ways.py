@@ -13,11 +13,11 @@ import numpy as np
 from flax import nnx
 
 import osgd_jax
-from experiments import data
-from experiments.app import methods
-from experiments.data import Dataset
+from experiments.app import data, methods
+from experiments.app.data import Dataset
+from experiments.app.nets import ResNetFamily, Sizes, make_net
+from experiments.app.settings import require
 from experiments.lab.vectorized import Run, Trainer
-from experiments.nets import ResNetFamily, Sizes, make_net
 from experiments.serve.policies import (
     Dispatcher,
     FirstComeFirstServed,
@@ -25,7 +25,6 @@ from experiments.serve.policies import (
     RefusesLate,
     Zoo,
 )
-from experiments.settings import require
 
 _CONFIDENCES = np.linspace(0.5, 0.99, 50)
 _POINTS_TO_LOSE = 0.005  # of validation accuracy, by answers of confident outputs

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import osgd_jax
+from experiments.app.settings import require
 from experiments.lab import report
 from experiments.lab.report import Table
 from experiments.lab.statistics import Interval, paired_ratio
@@ -30,7 +31,6 @@ from experiments.lab.store import Row, Store
 from experiments.lab.sweep import Question, Run, Sweep
 from experiments.pinn.problems import PROBLEMS, Name, Problem, Sampling
 from experiments.pinn.training import Solver, SolverSettings
-from experiments.settings import require
 
 TITLE = "Physics-informed nets: which method solves which problem best"
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.app.settings import require
 from experiments.lab import report
 from experiments.lab.report import Table
 from experiments.lab.statistics import paired_ratio
@@ -27,7 +28,6 @@ from experiments.lab.store import Row, Store
 from experiments.lab.sweep import Question, Run, Sweep
 from experiments.pinn.problems import PROBLEMS, Sampling
 from experiments.pinn.training import Net, Solver, SolverSettings
-from experiments.settings import require
 
 TITLE = "ConFIG's example of Burgers' equation"
 

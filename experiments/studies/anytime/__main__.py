@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from experiments import command_line
-from experiments.data import Dataset
+from experiments.app import command_line
+from experiments.app.data import Dataset
 from experiments.lab.store import Store
 from experiments.studies.anytime import page, times
 from experiments.studies.anytime.problems import FAMILIES, IMAGES, NetProblem

@@ -9,11 +9,11 @@ import numpy as np
 from flax import nnx
 
 import osgd_jax
-from experiments import data
+from experiments.app import data
+from experiments.app.data import Dataset, Split
 from experiments.app.methods import Method
-from experiments.data import Dataset, Split
+from experiments.app.nets import Family, Sizes, make_net
 from experiments.lab.vectorized import Trainer
-from experiments.nets import Family, Sizes, make_net
 
 _CLASSES = 10
 _SHAPES = {"mnist1d": (40, 1), "fashion_mnist": (28, 28, 1), "cifar10_jpeg": (32, 32, 3)}

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterable
 
+from experiments.app.data import Dataset
 from experiments.app.machine import machine
-from experiments.data import Dataset
 from experiments.lab.store import Row, Store
 from experiments.lab.timing import spread, time_in_turn
 from experiments.studies.anytime.candidates import CANDIDATES

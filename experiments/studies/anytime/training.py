@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import osgd_jax
-from experiments.data import Dataset
+from experiments.app.data import Dataset
+from experiments.app.step import State
 from experiments.lab.store import Row
 from experiments.lab.sweep import Run
 from experiments.lab.vectorized import Trained, Trainer
 from experiments.studies.anytime.candidates import METHODS, Candidate
 from experiments.studies.anytime.problems import PROBLEMS, NetProblem
 from experiments.studies.anytime.questions import FRESH, TWO
-from experiments.training.step import State
 
 # Fields of the looks at the gradients that are stored, by stage.
 _STORED = {

@@ -12,11 +12,11 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments import data
+from experiments.app import data
+from experiments.app.settings import require
 from experiments.lab import report
 from experiments.lab.store import Store
 from experiments.lab.sweep import Question
-from experiments.settings import require
 from experiments.studies.language import ngrams
 from experiments.studies.language.tables import draw, sweep, tables
 from experiments.studies.language.training import LanguageTraining

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from experiments.data.dataset import Split
+from experiments.app.data.dataset import Split
 
 
 def bits(train: Split, test: Split, vocab_size: int, order: int) -> list[float]:

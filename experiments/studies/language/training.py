@@ -12,8 +12,7 @@ import numpy as np
 from flax import nnx
 
 import osgd_jax
-from experiments import data
-from experiments.app import methods
+from experiments.app import data, methods
 from experiments.lab.store import Row
 from experiments.lab.sweep import Run
 from experiments.lab.vectorized import Trained, Trainer

@@ -8,12 +8,11 @@ import optax
 import pytest
 from flax import nnx
 
-from experiments import data
-from experiments.app import methods
+from experiments.app import data, methods
+from experiments.app.nets import Sizes, make_net
+from experiments.app.step import evaluated_logits, logits_of
 from experiments.lab.sweep import Run
 from experiments.lab.vectorized import Trainer
-from experiments.nets import Sizes, make_net
-from experiments.training.step import evaluated_logits, logits_of
 
 SEEDS, RATES = (0, 1), (0.1, 0.2)
 

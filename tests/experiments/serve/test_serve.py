@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.files import digest, write_json
+from experiments.app.files import digest, write_json
 from osgd_jax import AnytimePredictor
 from tests.helpers.anytime_nets import Steps
 

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments import compare, pages
-from experiments.files import read_json
+from experiments.app.files import read_json
 from experiments.lab.store import Store
 from experiments.studies.anytime import page
 from experiments.studies.anytime.results import sweep

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.data import Split
+from experiments.app.data import Split
 from experiments.lab.store import Store
 from experiments.studies.language import ngrams, tables
 from experiments.studies.language.__main__ import Config, work
