@@ -4,6 +4,8 @@ NEWEST_PYTHON ?= python3.13
 BIN := .venv/bin
 RECIPE ?= cifar_msdnet
 METHOD ?= osgd
+SEED ?= 0
+FOLDER ?= runs/paper_scale
 ALL_EXTRAS := experiments,data,docs,notebooks,test,lint
 # A file's tests share what they compile, so they stay together.
 PYTEST := pytest -n auto --maxprocesses 4 --dist loadfile
@@ -24,8 +26,19 @@ accelerators: .venv-tpu/ready .venv-gpu/ready ## Compile training steps for TPU 
 	.venv-tpu/bin/python -m experiments.benchmark.accelerators
 	.venv-gpu/bin/python -m experiments.benchmark.accelerators
 
-paper-scale: .venv/ready ## Train a recipe of the paper's scale, on a GPU: RECIPE=cifar_msdnet METHOD=osgd (OPTIONS=…)
-	$(BIN)/python -m experiments.paper_scale $(RECIPE) --method $(METHOD) $(OPTIONS)
+# Options of each METHOD. `last` has a weight of 0 for each output of the recipe but the last.
+OPTIONS_sgd := --optimizer sgd
+OPTIONS_clipped := --optimizer sgd --clip-norm 1
+OPTIONS_osgd := --optimizer osgd
+OPTIONS_pcd := --optimizer pcd
+OPTIONS_last = --optimizer sgd --loss-weights \
+  $(shell awk '/^outputs = / { for (k = 1; k < $$3; k++) printf "0 "; print 1 }' experiments/app/recipes/$(RECIPE).toml)
+OPTIONS_mixed = --optimizer sgd --start-from $(FOLDER)/$(RECIPE)_last_$(SEED)
+paper-scale: .venv/ready ## Train a recipe of the paper's scale, on a GPU: RECIPE=cifar_msdnet METHOD=osgd (SEED=…, FOLDER=…, OPTIONS=…)
+	$(if $(OPTIONS_$(METHOD)),,$(error METHOD must be sgd, clipped, osgd, pcd, last or mixed, got $(METHOD)))
+	$(if $(filter mixed,$(METHOD)),$(MAKE) paper-scale METHOD=last)
+	$(BIN)/python -m experiments.train --recipe $(RECIPE) --seed $(SEED) \
+	  --workdir $(FOLDER)/$(RECIPE)_$(METHOD)_$(SEED) $(OPTIONS_$(METHOD)) $(OPTIONS)
 
 study-smoke: .venv/ready ## Train a corner of the study again and compare it with what is stored
 	$(BIN)/python -m tests.experiments.studies.smoke

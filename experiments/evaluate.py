@@ -14,19 +14,17 @@ trained on is evaluated.
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import numpy as np
 import tyro
 from flax import nnx
 from rich.console import Console
 
-import osgd_jax
-from experiments.app import command_line, data, devices, generation, metrics, programs
+from experiments.app import command_line, devices, programs
 from experiments.app.data_record import class_names, class_order
+from experiments.app.evaluation import figures
 from experiments.app.evaluation.examples import Tested, choose
 from experiments.app.evaluation.mistakes import Mistakes
 from experiments.app.evaluation.pictures import draw_confusion, draw_curve, draw_wrong
@@ -37,7 +35,7 @@ from experiments.app.workdir import read_config
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class EvaluationConfig:
     """What to evaluate.
 
     Attributes:
@@ -76,20 +74,11 @@ class Details(NamedTuple):
     tested: Tested | None = None
 
 
-def evaluate(config: Config) -> dict[str, Any]:
-    """Return what evaluation.json holds.
+def evaluate(config: EvaluationConfig) -> tuple[dict[str, Any], Details]:
+    """Return the content of evaluation.json, and what the other files and pictures show.
 
     Raises:
       ValueError: no run or no checkpoint in the workdir, or its data is missing or other data.
-    """
-    return evaluate_in_detail(config)[0]
-
-
-def evaluate_in_detail(config: Config) -> tuple[dict[str, Any], Details]:
-    """Return what evaluation.json holds, and what its other files and pictures are made from.
-
-    Raises:
-      ValueError: as `evaluate`.
     """
     source = read_config(config.workdir).dataset
     if config.data_dir is not None:
@@ -102,97 +91,30 @@ def evaluate_in_detail(config: Config) -> tuple[dict[str, Any], Details]:
     placed = devices.placement(batch_size, shard_state=False)
     state = placed.put_state(trained.state)
     logits_of, totals = programs.evaluation(nnx.graphdef(trained.net), dataset)
-    common = {
+    found = {
         "data": " ".join(chosen.about),
         "checkpoint": config.checkpoint,
         "step": int(state.step),
     }
     if dataset.is_text:
-        summed = programs.evaluate(jax.jit(totals), batch_size, placed, state, dataset.test)
-        return common | _of_text(config, dataset, trained.net, *summed), Details(chosen.name)
-    logits = functools.partial(jax.jit(logits_of), state)
-    predict = functools.partial(_predict, logits, placed, batch_size)
-    tested = Tested(chosen, class_order(trained.dataset, dataset), predict)
-    found = common | _of_outputs(tested, trained.net, dataset)
-    if chosen.validation is not None and chosen.validation.any():
-        validation, _ = predict(dataset.validation)
-        costs = np.array([output["multiply_adds"] for output in found["outputs"]])
-        found["rule"] = config.rule
-        found["budgeted"] = metrics.budgeted_classification(
-            validation[:, chosen.validation],
-            *(tested.probabilities, tested.labels, costs),
-            rule=config.rule,
+        measured = programs.accuracies_and_losses(
+            jax.jit(totals), batch_size, placed, state, dataset.test
         )
+        found |= figures.of_text(dataset, trained.net, *measured, config.texts)
+        return found, Details(chosen.name)
+    logits = functools.partial(jax.jit(logits_of), state)
+    predict = functools.partial(figures.predicted, logits, placed, batch_size)
+    tested = Tested(chosen, class_order(trained.dataset, dataset), predict)
+    found |= figures.of_outputs(tested, trained.net, dataset)
+    if chosen.validation is not None and chosen.validation.any():
+        validation = predict(dataset.validation)[0][:, chosen.validation]
+        found |= figures.of_budgets(validation, tested, trained.net, dataset, config.rule)
     mistakes = Mistakes.find(
         tested.probabilities, tested.labels, class_names(trained.dataset), tested.names
     )
     for k, output in enumerate(found["outputs"]):
         output |= mistakes.described(k)
     return found, Details(chosen.name, mistakes, tested)
-
-
-def _of_outputs(tested: Tested, net: Any, dataset: data.Dataset) -> dict[str, Any]:
-    """Figures of all outputs from their predictions."""
-    test, labels = tested.probabilities, tested.labels
-    counted = osgd_jax.cost(net, dataset.input_shape)
-    costs = np.array([cost.multiply_adds for cost in counted])
-    accuracy = metrics.accuracies(test, labels)
-    change = metrics.monotonicity(test, labels)
-    return {
-        "examples": len(labels),
-        "outputs": [
-            {
-                "accuracy": float(accuracy[k]),
-                "calibration_error": float(error),
-                "multiply_adds": int(costs[k]),
-                "parameters": counted[k].parameters,
-            }
-            for k, error in enumerate(metrics.calibration_errors(test, labels))
-        ],
-        "area_under_anytime_curve": metrics.area_under_curve(accuracy, costs),
-        "agreement": metrics.agreement(test).tolist(),
-        "gained": change.gained.tolist(),
-        "lost": change.lost.tolist(),
-    }
-
-
-def _of_text(
-    config: Config, dataset: data.Dataset, net: Any, accuracy: list[float], losses: list[float]
-) -> dict[str, Any]:
-    """Bits and multiply-adds of each output for a token, and texts at deadlines."""
-    (length,) = dataset.input_shape
-    bits = (np.array(losses) / np.log(2)).tolist()
-    costs = osgd_jax.cost(net, dataset.input_shape)
-    return {
-        "examples": dataset.test.size,
-        "outputs": [
-            {
-                "bits_per_token": bits[k],
-                "accuracy": accuracy[k],
-                "multiply_adds": cost.multiply_adds / length,
-                "parameters": cost.parameters,
-            }
-            for k, cost in enumerate(costs)
-        ],
-        "deadlines": generation.at_deadlines(net, dataset, bits, config.texts),
-    }
-
-
-def _predict(
-    logits_of: Callable[[Any], jax.Array],
-    placed: devices.Placement,
-    batch_size: int,
-    examples: data.Examples,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities `[K, n, classes]` and labels `[n]`."""
-    parts, labels = [], []
-    for split, counted in programs.evaluation_batches(batch_size, examples):
-        logits = jax.device_get(logits_of(placed.put_batch(split.inputs)))
-        parts.append(logits[:, counted])
-        labels.append(split.labels[counted])
-    logits = np.concatenate(parts, axis=1).astype(np.float64)
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True), np.concatenate(labels)
 
 
 def write(found: dict[str, Any], details: Details, folder: Path) -> None:
@@ -210,10 +132,10 @@ def main() -> None:
     """Command line."""
     console = Console()
     try:
-        config = command_line.read(Config, "experiments.evaluate", __doc__)
+        config = command_line.read(EvaluationConfig, "experiments.evaluate", __doc__)
         read_config(config.workdir)
         open_folder(config.workdir, "workdir")
-        found, details = evaluate_in_detail(config)
+        found, details = evaluate(config)
         write(found, details, config.workdir)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -23,7 +23,7 @@ from osgd_jax import AnytimePredictor
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class ExportConfig:
     """What to export.
 
     Attributes:
@@ -56,7 +56,7 @@ class Standardised(nnx.Module):
         return self.net.advance(k, carry)
 
 
-def export(config: Config) -> Path:
+def export(config: ExportConfig) -> Path:
     """Write the file and its description; return the file.
 
     Raises:
@@ -85,7 +85,7 @@ def export(config: Config) -> Path:
 def main() -> None:
     """Command line."""
     try:
-        config = command_line.read(Config, "experiments.export", __doc__)
+        config = command_line.read(ExportConfig, "experiments.export", __doc__)
         output = export(config)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -23,7 +23,20 @@ def _paths(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
     )
 
 
-def read(config_type: Any, module: str, description: str | None) -> Any:
-    """Read the settings of `python -m MODULE` from its command line."""
+def read(
+    config_type: Any,
+    module: str,
+    description: str | None,
+    default: Any = tyro.MISSING_NONPROP,
+) -> Any:
+    """Read the settings of `python -m MODULE` from its command line.
+
+    Args:
+      config_type: dataclass of the settings.
+      module: of the program.
+      description: text for `--help`.
+      default: the settings that options replace; the defaults of the class if not given.
+    """
+    program = f"python -m {module}"
     with _REGISTRY:
-        return tyro.cli(config_type, prog=f"python -m {module}", description=description)
+        return tyro.cli(config_type, prog=program, description=description, default=default)

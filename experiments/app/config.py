@@ -1,33 +1,20 @@
-"""The settings of a training run, as given on the command line and kept in config.json."""
+"""Settings of a training run, as given on the command line and kept in config.json."""
 
 import dataclasses
-import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
 import tyro
 
-from experiments.app import data, methods, nets
+from experiments.app import data, methods, nets, recipes
 from experiments.app.augmentation import Augmentation
 from experiments.app.devices import Hosts
-from experiments.app.settings import SEEDS, flat, require
-
-# Fields that may differ when a run is resumed: they change no number in its results.
-_MAY_CHANGE = frozenset(
-    {"workdir", "data_dir", "manual_dir", "workers", "keep_last", "coordinator", "num_processes"}
-    | {"process_id", "shard_state"}
-)
-
-# Options that are no more or newer, with the values under which older runs did without them.
-_FORMER = types.MappingProxyType(
-    {"test_split": None, "distillation": 0.0, "temperature": 3.0, "cutout": 0, "mixup": 0.0}
-    | {"update": "sgd", "tau": 0.02, "frequencies": 0, "frequency_scale": 1.0}
-)
+from experiments.app.settings import SEEDS, flat, from_flat, require
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunSettings:
     """The run.
 
     Attributes:
@@ -71,13 +58,15 @@ class Run:
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclasses.dataclass(frozen=True)
-class Config:
+class TrainConfig:
     """Train an anytime net.
 
     The same command continues a run that was stopped, from the last checkpoint in its workdir.
 
     Attributes:
       workdir: folder for config.json, metrics.jsonl, summary.json, checkpoints and event files.
+      recipe: name of a recipe, whose settings replace the defaults of the other options; an unknown
+        name lists them all.
       dataset: what to train on.
       net: what to train.
       method: how to balance the outputs.
@@ -87,11 +76,12 @@ class Config:
     """
 
     workdir: Path
+    recipe: str | None = None
     dataset: data.Source = dataclasses.field(default_factory=data.Source)
     net: nets.Sizes = dataclasses.field(default_factory=nets.Sizes)
     method: methods.Settings = dataclasses.field(default_factory=methods.Settings)
     augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
-    run: Run = dataclasses.field(default_factory=Run)
+    run: RunSettings = dataclasses.field(default_factory=RunSettings)
     hosts: Hosts = dataclasses.field(default_factory=Hosts)
 
     def __post_init__(self):
@@ -100,41 +90,20 @@ class Config:
             raise ValueError(f"loss_weights={weights} must be {self.net.outputs} numbers.")
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as config.json holds them: flat, and the scope that is used."""
+        """Return the fields as config.json holds them: flat, with the scope that is used."""
         return flat(self) | {"scope": self.method.chosen_scope}
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "Config":
-        """The inverse of `as_json`; reads what older versions wrote, too."""
-        return _made(cls, fields)
+    def from_json(cls, fields: Mapping[str, Any]) -> "TrainConfig":
+        """Invert `as_json`; settings of other versions are read too."""
+        return from_flat(cls, fields)
 
+    @classmethod
+    def from_recipe(cls, recipe: str) -> "TrainConfig":
+        """Return the settings of a recipe, which lack a workdir.
 
-def _made(cls: Any, fields: Mapping[str, Any]) -> Any:
-    """A dataclass from flat fields; those that are missing have their defaults."""
-    values = {}
-    for name, kind in get_type_hints(cls).items():
-        if dataclasses.is_dataclass(kind):
-            values[name] = _made(kind, fields)
-        elif name in fields:
-            value = fields[name]
-            if value is not None and Path in (kind, *get_args(kind)):
-                value = Path(value)
-            values[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**values)
-
-
-def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """Fields by which two runs differ in a way that changes results, as `name: old → new`.
-
-    At a constant rate a run of more epochs only goes on longer.
-    """
-    names = (saved.keys() | current.keys()) - _MAY_CHANGE
-    saved, current = {**_FORMER, **saved}, {**_FORMER, **current}
-    constant = saved.get("schedule") == current.get("schedule") == "constant"
-    if constant and saved["epochs"] <= current["epochs"]:
-        names.discard("epochs")
-    return [
-        f"{name}: {saved.get(name)} → {current.get(name)}"
-        for name in sorted(names)
-        if saved.get(name) != current.get(name)
-    ]
+        Raises:
+          ValueError: the recipe is unknown.
+        """
+        config = cls.from_json(recipes.settings(recipe) | {"recipe": recipe, "workdir": ""})
+        return dataclasses.replace(config, workdir=tyro.MISSING)

@@ -1,4 +1,4 @@
-"""What a training run compiles, and the state it starts from."""
+"""Compiled programs of a run, the state that it starts from, and the states that it saved."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from flax import nnx
 from experiments.app import data, methods
 from experiments.app.augmentation import prepare
 from experiments.app.checkpoints import Checkpoints
-from experiments.app.config import Config, Run
+from experiments.app.config import RunSettings, TrainConfig
 from experiments.app.data_record import read_data
 from experiments.app.devices import Placement
 from experiments.app.nets import make_net
@@ -60,8 +60,16 @@ class Programs:
     conflict: Any
     totals: Any
 
+    def measure(
+        self, placed: Placement, state: State, examples: data.Examples
+    ) -> tuple[list[float], list[float]]:
+        """Return the accuracy, a fraction, and the loss of each output on all examples."""
+        return accuracies_and_losses(self.totals, self.batch_size, placed, state, examples)
 
-def build(config: Config, dataset: data.Dataset, placed: Placement, net: AnytimeNet) -> Programs:
+
+def build(
+    config: TrainConfig, dataset: data.Dataset, placed: Placement, net: AnytimeNet
+) -> Programs:
     """Make the method and the compiled functions of a run.
 
     Raises:
@@ -114,7 +122,7 @@ def build(config: Config, dataset: data.Dataset, placed: Placement, net: Anytime
     )
 
 
-def _method(config: Config, dataset: data.Dataset) -> methods.Method:
+def _method(config: TrainConfig, dataset: data.Dataset) -> methods.Method:
     settings = config.method
     if dataset.is_text and settings.clip_norm is None:
         settings = dataclasses.replace(settings, clip_norm=1.0)
@@ -159,7 +167,7 @@ class Trained(NamedTuple):
       state: of the training.
     """
 
-    config: Config
+    config: TrainConfig
     dataset: data.Dataset
     net: AnytimeNet
     state: State
@@ -192,10 +200,10 @@ def read_trained(workdir: Path, checkpoint: str = "last") -> Trained:
     return Trained(config, dataset, nnx.merge(graphdef, state.params, state.rest), state)
 
 
-def evaluate(
-    totals: Any, batch_size: int, placed: Placement, state: State, examples: Any
+def accuracies_and_losses(
+    totals: Any, batch_size: int, placed: Placement, state: State, examples: data.Examples
 ) -> tuple[list[float], list[float]]:
-    """Accuracy (a fraction) and loss of each output on all of `examples`, by `Programs.totals`."""
+    """Return the accuracy, a fraction, and the loss of each output by `Programs.totals`."""
     found = [
         totals(state, placed.put_batch(split), placed.put_batch(counted))
         for split, counted in evaluation_batches(batch_size, examples)
@@ -218,7 +226,7 @@ def evaluation_batches(
         yield examples.read(np.where(counted, places, 0)), counted
 
 
-def _schedule(run: Run, steps_per_epoch: int) -> optax.Schedule:
+def _schedule(run: RunSettings, steps_per_epoch: int) -> optax.Schedule:
     warmup = round(run.warmup_epochs * steps_per_epoch)
     rate, left = run.learning_rate, run.epochs * steps_per_epoch - warmup
     if run.schedule == "cosine":

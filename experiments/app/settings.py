@@ -1,11 +1,11 @@
-"""What all classes of settings share: checks of their ranges, and flat fields for JSON."""
+"""Share what all classes of settings need: checks of ranges, and flat fields for JSON."""
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 # Range of a seed, for `require`: compiled programs take it as an int32, and NumPy none below zero.
 SEEDS = MappingProxyType({"at_least": 0, "at_most": 2**31 - 1})
@@ -71,3 +71,21 @@ def flat(config: Any) -> dict[str, Any]:
         else:
             found[field.name] = list(value) if isinstance(value, tuple) else value
     return found
+
+
+def from_flat(config_type: Any, fields: Mapping[str, Any]) -> Any:
+    """Make a dataclass of settings from `flat` fields.
+
+    Missing fields take their defaults, and unknown ones are ignored, so that files of other
+    versions can be read.
+    """
+    values = {}
+    for name, kind in get_type_hints(config_type).items():
+        if dataclasses.is_dataclass(kind):
+            values[name] = from_flat(kind, fields)
+        elif name in fields:
+            value = fields[name]
+            if value is not None and Path in (kind, *get_args(kind)):
+                value = Path(value)
+            values[name] = tuple(value) if isinstance(value, list) else value
+    return config_type(**values)

@@ -101,7 +101,7 @@ def evaluated_logits(
     return logits if output is None else logits[output:]
 
 
-def accuracies(logits: Sequence[jax.Array], labels: jax.Array) -> jax.Array:
+def batch_accuracies(logits: Sequence[jax.Array], labels: jax.Array) -> jax.Array:
     """Share of right predictions of each output, `[K]`."""
     return jnp.stack([(each.argmax(-1) == labels).mean() for each in logits])
 
@@ -161,7 +161,7 @@ def update(
     updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     labels = batch.targets.argmax(-1)
-    measured = Measured(jnp.stack(losses), accuracies(logits, labels), *conflict)
+    measured = Measured(jnp.stack(losses), batch_accuracies(logits, labels), *conflict)
     return State(state.step + 1, state.key, params, rest, balance, optimizer_state), measured
 
 

@@ -16,7 +16,7 @@ from experiments.app.step import (
     Batch,
     Objective,
     State,
-    accuracies,
+    batch_accuracies,
     evaluated_logits,
     initial_state,
     logits_of,
@@ -238,7 +238,7 @@ class Trainer:
             self.graphdef, state.params, state.rest, inputs, self.method.output
         )
         losses = self.objective.losses(logits, self.batch(inputs, labels).targets)
-        return accuracies(logits, labels), jnp.stack(losses)
+        return batch_accuracies(logits, labels), jnp.stack(losses)
 
 
 class Training:

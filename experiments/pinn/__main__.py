@@ -19,9 +19,10 @@ from experiments.app import command_line
 from experiments.app.checkpoints import Checkpoints
 from experiments.app.devices import StoppedError, StopSignal
 from experiments.app.files import read_json, write_json
+from experiments.app.metrics_log import Clock, MetricsLog, read_metrics
 from experiments.app.settings import SEEDS, flat, require
 from experiments.app.step import State
-from experiments.app.workdir import Clock, MetricsLog, open_workdir, read_metrics
+from experiments.app.workdir import open_workdir
 from experiments.pinn.pictures import draw
 from experiments.pinn.problems import PROBLEMS, Name
 from experiments.pinn.training import Look, Solver, SolverSettings

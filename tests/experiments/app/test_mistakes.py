@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from experiments.app import data, methods, nets, programs
-from experiments.app.config import Config, Run
+from experiments.app.config import RunSettings, TrainConfig
 from experiments.app.evaluation.mistakes import Mistakes
 from experiments.app.evaluation.pictures import draw_confusion
 from experiments.app.evaluation.tables import tables
@@ -112,12 +112,12 @@ def trained(tmp_path_factory):
     """A folder with `run`, trained on `pets`, evaluated; tests work on copies."""
     folder = tmp_path_factory.mktemp("trained")
     _add(folder / "pets", 30, 0)
-    config = Config(
+    config = TrainConfig(
         folder / "run",
         dataset=data.Source(f"folder:{folder / 'pets'}", validation_fraction=0.2),
         net=nets.Sizes("width-nested", 2, (4,)),
         method=methods.Settings("sgd"),
-        run=Run(epochs=1, batch_size=8),
+        run=RunSettings(epochs=1, batch_size=8),
     )
     train(config, Console(quiet=True))
     finish("evaluate", folder / "run")
@@ -219,12 +219,12 @@ def test_a_run_that_starts_from_another_computes_the_same_and_remembers_its_imag
     _add(copied / "others", 20, 4)
     for file in (copied / "others").rglob("*.png"):
         Image.fromarray(np.asarray(Image.open(file)) // 2).save(file)  # darker
-    config = Config(
+    config = TrainConfig(
         copied / "second",
         dataset=data.Source(f"folder:{copied / 'others'}", validation_fraction=0.2),
         net=nets.Sizes("width-nested", 2, (4,), norm="batch"),
         method=methods.Settings("sgd"),
-        run=Run(epochs=1, batch_size=8, learning_rate=1e-30, start_from=copied / "run"),
+        run=RunSettings(epochs=1, batch_size=8, learning_rate=1e-30, start_from=copied / "run"),
     )
     train(config, Console(quiet=True))
     first, second = (programs.read_trained(copied / name) for name in ("run", "second"))

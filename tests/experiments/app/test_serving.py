@@ -12,9 +12,8 @@ from rich.console import Console
 
 from experiments import evaluate
 from experiments.app import data, methods, nets, programs
-from experiments.app.config import Config, Run
-from experiments.export import Config as Export
-from experiments.export import export
+from experiments.app.config import RunSettings, TrainConfig
+from experiments.export import ExportConfig, export
 from experiments.predict import predict
 from experiments.train import train
 from tests.experiments.running import environment, finish, refuse
@@ -31,12 +30,12 @@ def _images(path):
 
 
 def _train(workdir, source):
-    config = Config(
+    config = TrainConfig(
         workdir,
         dataset=source,
         net=nets.Sizes("width-nested", 2, (4,)),
         method=methods.Settings("sgd"),
-        run=Run(epochs=3, batch_size=8),
+        run=RunSettings(epochs=3, batch_size=8),
     )
     train(config, Console(quiet=True))
 
@@ -47,7 +46,7 @@ def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
     _images(folder / "pets")
     _train(folder / "run", data.Source(f"folder:{folder / 'pets'}", validation_fraction=0.2))
-    export(Export(folder / "run", folder / "out" / "net.anytime"))
+    export(ExportConfig(folder / "run", folder / "out" / "net.anytime"))
     return folder
 
 
@@ -127,7 +126,7 @@ def test_images_of_any_mode_and_orientation_are_read_as_in_training(served, tmp_
 
 def test_digits_of_image_files_are_scaled_to_those_of_training(tmp_path):
     _train(tmp_path / "run", data.Source("digits", train_size=200))
-    file = export(Export(tmp_path / "run"))
+    file = export(ExportConfig(tmp_path / "run"))
     test = data.load(data.Source("digits", train_size=200)).test
     from sklearn.datasets import load_digits
 
@@ -182,7 +181,7 @@ def test_limits_and_wrong_arguments(served, tmp_path):
 
 def test_evaluate_finds_data_elsewhere_and_refuses_other_data(served, tmp_path):
     def accuracies(**options):
-        found = evaluate.evaluate(evaluate.Config(served / "run", **options))
+        found = evaluate.evaluate(evaluate.EvaluationConfig(served / "run", **options))[0]
         return [output["accuracy"] for output in found["outputs"]]
 
     wanted = accuracies()

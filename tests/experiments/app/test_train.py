@@ -10,7 +10,7 @@ import pytest
 
 import osgd_jax
 from experiments.app import data, methods, nets
-from experiments.app.config import Config, Run, differences
+from experiments.app.config import RunSettings, TrainConfig
 from osgd_jax import weightings
 from tests.experiments.running import SMALL, finish, metrics, refuse, summary
 
@@ -86,32 +86,24 @@ def test_the_rate_rises_from_zero_and_then_follows_its_schedule(tmp_path):
 def test_the_scope_is_the_librarys_for_the_method_and_is_written_down(tmp_path):
     for optimizer, make in (("osgd", osgd_jax.orthogonalize), ("mgda", osgd_jax.aggregate)):
         default = inspect.signature(make).parameters["scope"].default
-        config = Config(tmp_path, method=methods.Settings(optimizer))
+        config = TrainConfig(tmp_path, method=methods.Settings(optimizer))
         assert config.as_json()["scope"] == default
-    chosen = Config(tmp_path, method=methods.Settings("mgda", "leaf"))
+    chosen = TrainConfig(tmp_path, method=methods.Settings("mgda", "leaf"))
     assert chosen.as_json()["scope"] == "leaf"
 
 
 def test_the_configuration_is_flat_in_its_file_and_read_back(tmp_path):
-    config = Config(
+    config = TrainConfig(
         tmp_path,
         dataset=data.Source("mnist1d", data_dir=tmp_path / "data"),
         net=nets.Sizes("nested", 2, (8, 8)),
         method=methods.Settings(scope="all"),
-        run=Run(epochs=3, loss_weights=(1.0, 2.0)),
+        run=RunSettings(epochs=3, loss_weights=(1.0, 2.0)),
     )
     fields = json.loads(json.dumps(config.as_json()))
     assert {"data", "widths", "optimizer", "epochs", "flip", "shard_state"} <= fields.keys()
     assert not any(isinstance(value, dict) for value in fields.values())
-    assert Config.from_json(fields) == config
-
-
-def test_a_configuration_with_options_that_are_no_more_is_read(tmp_path):
-    now = Config(tmp_path).as_json()
-    former = {"test_split": None, "distillation": 0.0, "temperature": 3.0, "cutout": 0}
-    assert Config.from_json(now | former | {"versions": {}}) == Config.from_json(now)
-    assert not differences(now | former | {"mixup": 0.0}, now)
-    assert differences(now | former | {"mixup": 0.2}, now) == ["mixup: 0.2 → 0.0"]
+    assert TrainConfig.from_json(fields) == config
 
 
 @pytest.mark.parametrize("name", methods.ROW_METHODS)

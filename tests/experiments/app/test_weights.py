@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from experiments.app import data_record, nets
-from experiments.app.config import Config
+from experiments.app.config import TrainConfig
 from experiments.app.data import Dataset
 from experiments.app.programs import Trained
 from experiments.app.weights import start_from
@@ -31,7 +31,7 @@ _FAMILIES = [
 def test_logits_follow_their_classes_into_another_order(tmp_path, family):
     sizes = nets.Sizes(family, 1, widths=None if family == "msdnet" else (4,))
     there = nets.make_net(sizes, _dataset(), nnx.Rngs(0))
-    trained = Trained(Config(tmp_path, net=sizes), _dataset(), there, None)  # pyright: ignore[reportArgumentType] - its state is not read
+    trained = Trained(TrainConfig(tmp_path, net=sizes), _dataset(), there, None)  # pyright: ignore[reportArgumentType] - its state is not read
     dataset = _dataset(tuple(_CLASSES[place] for place in _ORDER))
     here = nets.make_net(sizes, dataset, nnx.Rngs(1))
     start_from(here, dataset, trained)

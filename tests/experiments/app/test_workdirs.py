@@ -12,8 +12,8 @@ from PIL import Image
 from rich.console import Console
 
 from experiments.app import data, methods, nets, programs
-from experiments.app.config import Config, Run
-from experiments.app.workdir import open_workdir
+from experiments.app.config import RunSettings, TrainConfig
+from experiments.app.workdir import open_workdir, read_config
 from experiments.train import train
 from tests.experiments.running import SMALL, finish, metrics, parameters, refuse, summary
 
@@ -27,7 +27,7 @@ def _config(workdir, *, run=None, **groups):
         "net": nets.Sizes("width-nested", 2, (4,)),
         "method": methods.Settings("sgd"),
     } | groups
-    return Config(workdir, run=Run(**run), **groups)
+    return TrainConfig(workdir, run=RunSettings(**run), **groups)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,31 @@ def test_what_has_saved_something_keeps_its_configuration(tmp_path, finished):
         with pytest.raises(ValueError, match=r"seed: 0 → 1\); .* --start-from"):
             open_workdir(_config(workdir, run={"seed": 1}))
         assert (workdir / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("written", "now", "words"),
+    [
+        ({"cutout": 0, "test_split": None, "tau": ..., "update": ...}, {}, None),
+        ({"mixup": 0.2}, {}, "mixup: 0.2, an option that was removed"),
+        ({"update": ...}, {"update": "adamw"}, "update: sgd → adamw"),
+        ({"recipe": ...}, {"recipe": "cifar_nested"}, None),
+        ({"epochs": "two"}, {}, "config.json is damaged"),
+    ],
+)
+def test_settings_of_other_versions_are_taken_or_refused(tmp_path, written, now, words):
+    """`...` stands for a setting that the other version lacked."""
+    old = _config(tmp_path).as_json() | written
+    old = {name: value for name, value in old.items() if value is not ...}
+    (tmp_path / "config.json").write_text(json.dumps(old | {"versions": {}}))
+    (tmp_path / "summary.json").write_text("{}")
+    config = TrainConfig.from_json(_config(tmp_path).as_json() | now)
+    if words is None:
+        assert open_workdir(config).items() >= config.as_json().items()
+        assert read_config(tmp_path) == config
+    else:
+        with pytest.raises(ValueError, match=words):
+            open_workdir(config)
 
 
 def test_more_epochs_at_a_constant_rate_are_the_longer_run(tmp_path, finished):
