@@ -36,7 +36,7 @@ from experiments.app.workdir import read_config
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What to evaluate.
+    """Evaluate a trained anytime net.
 
     Attributes:
       workdir: of a run of `python -m experiments.train`.

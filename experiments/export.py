@@ -24,7 +24,7 @@ from osgd_jax import AnytimePredictor
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """What to export.
+    """Export a trained anytime net.
 
     Attributes:
       workdir: of a run of `python -m experiments.train`.
@@ -47,12 +47,12 @@ class Standardised(nnx.Module):
         self.spatial_dims = net.spatial_dims
 
     def start(self, x: jax.Array) -> Any:
-        """What the first stage begins with."""
+        """Return the carry of the first stage."""
         mean, deviation = jnp.array([self.mean, self.deviation], jnp.float32)
         return self.net.start((x - mean) / deviation)
 
     def advance(self, k: int, carry: Any) -> Any:
-        """The logits of output k, and what the next stage begins with."""
+        """Return the logits of output k, and the carry of the next stage."""
         return self.net.advance(k, carry)
 
 

@@ -94,7 +94,7 @@ def description(file: Path) -> dict[str, Any]:
 
 
 def _read(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray | str:
-    """The pixels, or what is wrong with them."""
+    """Return the pixels, or an error message."""
     try:
         return read_image(path, shape, dtype)
     except (CorruptImageError, ValueError) as error:
@@ -112,14 +112,14 @@ def _answer(logits: np.ndarray, output: int, classes: list[str]) -> dict[str, An
 
 
 def line(answer: dict[str, Any], width: int) -> str:
-    """A line of the table: image, output, and the likeliest classes."""
+    """Return a line of the table: image, output, and the likeliest classes."""
     likeliest = sorted(answer["probabilities"].items(), key=lambda item: -item[1])[:_SHOWN]
     shown = "  ".join(f"{name} {100 * share:.1f} %" for name, share in likeliest)
     return f"{answer['image']:<{width}}  {answer['output']:>6}  {shown}"
 
 
 def thresholds(text: str) -> float | tuple[float | None, ...]:
-    """One number, or several and `none` with commas between."""
+    """Parse one number, or several and `none` with commas between."""
     if "," not in text:
         return float(text)
     return tuple(None if each == "none" else float(each) for each in text.split(","))

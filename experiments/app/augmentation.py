@@ -12,7 +12,7 @@ from experiments.app.step import Batch
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What is done to training examples, at random for each of them.
+    """Random changes of training examples, drawn for each one.
 
     Attributes:
       pad_crop: pixels of zeros around an image before a random crop of its size.

@@ -79,7 +79,7 @@ class Checkpoints:
             )
 
     def restore_last(self, example: State) -> State | None:
-        """The newest state that is whole, or None; damaged ones after it are removed.
+        """Restore the newest intact state, or None; later, damaged ones are removed.
 
         Args:
           example: a state with the structure, shapes and shardings wanted.
@@ -99,7 +99,7 @@ class Checkpoints:
         return None
 
     def restore(self, which: str, example: State) -> State:
-        """The last or the best state.
+        """Restore the last or the best state.
 
         Args:
           which: "last" or "best".
@@ -116,7 +116,7 @@ class Checkpoints:
         return state
 
     def wait(self) -> None:
-        """Until everything is saved.
+        """Wait until everything is saved.
 
         Raises:
           OSError: something could not be.
@@ -130,7 +130,7 @@ class Checkpoints:
             self._manager.close()
 
     def _check_room(self, step: int, state: State) -> None:
-        """Reserve the room of a checkpoint for a moment: half a checkpoint would help nobody."""
+        """Reserve the room of a checkpoint for a moment, so that no half checkpoint is written."""
         if jax.process_index() > 0 or not hasattr(os, "posix_fallocate"):
             return
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _SLACK
@@ -181,7 +181,7 @@ def _validation_accuracy(metrics: Any) -> float:
 
 @jax.jit
 def _checksum(state: State) -> jax.Array:
-    """Sum over all bits, the same however the arrays are split over devices."""
+    """Sum over all bits; the sum does not depend on how devices split the arrays."""
     total = jnp.uint32(0)
     for number, leaf in enumerate(jax.tree.leaves(state)):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

@@ -24,7 +24,7 @@ class RunSettings:
       schedule: of the learning rate after the warm-up; step divides it by ten at half and at three
         quarters of the run.
       warmup_epochs: epochs in which the rate rises from zero.
-      loss_weights: what each output's loss is multiplied with; 1 if not given.
+      loss_weights: factor of each output's loss; 1 if not given.
       start_from: workdir of another run with such a net, whose last checkpoint gives the weights to
         begin with; drawn at random if not given.
       seed: of initial parameters, order of the examples and augmentation.
@@ -67,12 +67,12 @@ class TrainConfig:
       workdir: folder for config.json, metrics.jsonl, summary.json, checkpoints and event files.
       recipe: name of a recipe, whose settings replace the defaults of the other options; an unknown
         name lists them all.
-      dataset: what to train on.
-      net: what to train.
-      method: how to balance the outputs.
-      augmentation: what is done to training examples.
-      run: how long and at which rates to train; what is written when.
-      hosts: one process or many, and how the state lies on their devices.
+      dataset: data to train on.
+      net: net to train.
+      method: balance of the outputs, and optimizer.
+      augmentation: random changes of training examples.
+      run: length and rates of the training, and intervals of its files.
+      hosts: processes, and placement of the state on their devices.
     """
 
     workdir: Path

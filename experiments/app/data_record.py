@@ -1,4 +1,4 @@
-"""The data of a run, as its workdir holds it, compared with the data that is there now.
+"""Record of a run's data in its workdir, compared with the current data.
 
 data.json describes the data that the net takes; examples.npz holds a fingerprint of every image
 file, by split. `train` (new, resumed or started from another run), `evaluate` and `export` all ask
@@ -35,7 +35,7 @@ _READ = 2**16
 
 
 def read_data(workdir: Path) -> Dataset:
-    """Read what a run's net takes: a data set without the examples.
+    """Read the description of a run's data: a data set without the examples.
 
     Raises:
       ValueError: the run has not loaded its data yet, or its file is damaged.

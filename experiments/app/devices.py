@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh over all devices of all processes, data parallel.
+"""Placement of arrays: one mesh over all devices of all processes, data parallel.
 
 The same code runs on one CPU and on many hosts. A batch is split over the devices and everything
 else is the same on all of them, or split too where `shard_state` asks for it; the compiler adds the
@@ -87,15 +87,15 @@ class Placement:
 
     @property
     def everywhere(self) -> NamedSharding:
-        """The same on every device."""
+        """Sharding of arrays that are equal on all devices."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def split(self, axis: int = 0) -> NamedSharding:
-        """Split over the devices along an axis."""
+        """Return the sharding that splits an axis over the devices."""
         return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "data"))
 
     def of_state(self, state: Any) -> Any:
-        """The sharding of each array of a training state."""
+        """Return the sharding of each array of a training state."""
 
         def sharding(leaf: Any) -> NamedSharding:
             if self.shard_state and leaf.size >= _LEAST_SPLIT:
@@ -156,7 +156,7 @@ class StoppedError(Exception):
 
 
 class StopSignal:
-    """Whether SIGTERM or SIGINT has come, agreed upon by all processes, in a `with`.
+    """Watch for SIGTERM and SIGINT in a `with`; all processes agree on the step to stop after.
 
     A second SIGINT interrupts at once, as it does outside.
     """
@@ -177,7 +177,7 @@ class StopSignal:
                 signal.signal(number, action)
 
     def number_after(self, step: int) -> int | None:
-        """Number of the signal that asks to stop after this step, if one does."""
+        """Return the number of the signal that asks to stop after this step, or None."""
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             return signal.SIGTERM
         return self._number

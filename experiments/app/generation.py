@@ -1,4 +1,4 @@
-"""What a trained net writes, and how it keeps deadlines while it does."""
+"""Continue texts by a trained net, freely or within deadlines."""
 
 from typing import Any
 
@@ -14,9 +14,10 @@ _TOKENS, _LATE, _BINS = 16, 1.1, 6
 
 
 def sample(net: Any, dataset: Dataset) -> list[str]:
-    """How each output goes on from the beginning of the test text.
+    """Continue the beginning of the test text by each output.
 
-    Text, or the numbers of the tokens where these are not bytes.
+    Returns:
+      A text for each output; the numbers of the tokens if these are not bytes.
     """
     prompt = dataset.test.inputs[0, :_PROMPT]
     generator = osgd_jax.AnytimeGenerator(net, max_length=len(prompt) + _NEW)

@@ -1,4 +1,4 @@
-"""The catalogue of methods: names and settings give an optimizer and a balance of gradients."""
+"""Catalogue of methods: an optimizer and a balance of gradients by name and settings."""
 
 import dataclasses
 import functools
@@ -57,7 +57,7 @@ class Settings:
 
     @property
     def chosen_scope(self) -> Scope:
-        """The scope, or else the library's default for the method."""
+        """Scope of the method, by default the library's."""
         make = osgd_jax.orthogonalize if self.optimizer == "osgd" else osgd_jax.aggregate
         return self.scope or inspect.signature(make).parameters["scope"].default
 
@@ -80,7 +80,7 @@ class Method:
 
 
 def names() -> list[str]:
-    """All methods that a name alone can make."""
+    """List the methods that need no arguments but their name."""
     made = [
         name
         for name in weightings.__all__
@@ -141,20 +141,20 @@ def clipped(
 
 
 def _decayed(params: Any) -> Any:
-    """True for matrices and kernels, but for embeddings."""
+    """Return a tree that is True for matrices and kernels except embeddings."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.ndim > 1 and "embedding" not in jax.tree_util.keystr(path), params
     )
 
 
 def _order(text: str) -> Any:
-    """An order's name, or its tasks by index or name: `2,0,1` or `ic,bc,pde`."""
+    """Parse an order's name, or its tasks by index or name: `2,0,1` or `ic,bc,pde`."""
     tasks = tuple(int(task) if task.isdigit() else task for task in text.split(","))
     return text if tasks == (text,) else tasks
 
 
 def _primary(order: str, num_tasks: int) -> int | str:
-    """The first task of an order, by index or name."""
+    """Return the first task of an order, by index or name."""
     if order == "random":
         raise ValueError(
             f"order={order!r} must be first_to_last, last_to_first, or begin with the task that pcd"
@@ -166,13 +166,13 @@ def _primary(order: str, num_tasks: int) -> int | str:
 
 
 def _required(weighting: str) -> list[str]:
-    """Arguments that a weighting cannot do without."""
+    """List the arguments of a weighting that have no default."""
     parameters = inspect.signature(getattr(weightings, weighting)).parameters.values()
     return [each.name for each in parameters if each.default is inspect.Parameter.empty]
 
 
 def _weighting(name: str, num_tasks: int | None) -> weightings.Weighting:
-    """A weighting with its default arguments."""
+    """Make a weighting with its default arguments."""
     if name not in weightings.__all__ or name == "Weighting":
         raise ValueError(f"optimizer={name!r} is unknown; use one of {', '.join(names())}.")
     make, required = getattr(weightings, name), _required(name)

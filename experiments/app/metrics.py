@@ -1,4 +1,4 @@
-"""What can be said of an anytime net from its outputs' predictions, in NumPy.
+"""Measures of an anytime net from the predictions of its outputs, in NumPy.
 
 Probabilities are `[K, n, classes]` of K outputs for n examples.
 """
@@ -9,12 +9,12 @@ import numpy as np
 
 
 def accuracies(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Share of right predictions of each output, `[K]`."""
+    """Return the share of right predictions of each output, `[K]`."""
     return (probabilities.argmax(-1) == labels).mean(-1)
 
 
 def calibration_errors(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> np.ndarray:
-    """Expected calibration error of each output, `[K]` (Guo et al. 2017, arXiv 1706.04599).
+    """Return the expected calibration error of each output, `[K]` (arXiv 1706.04599).
 
     The mean distance of confidence and accuracy over equal bins of confidence.
     """
@@ -28,7 +28,7 @@ def calibration_errors(probabilities: np.ndarray, labels: np.ndarray, bins: int 
 
 
 def area_under_curve(accuracy: np.ndarray, costs: np.ndarray) -> float:
-    """Mean accuracy over a budget drawn evenly between the first and the last output's cost.
+    """Return the mean accuracy over budgets from the first to the last output's cost.
 
     At each budget the last output within it counts, so that the curve is a flight of stairs.
     """
@@ -37,13 +37,13 @@ def area_under_curve(accuracy: np.ndarray, costs: np.ndarray) -> float:
 
 
 def agreement(probabilities: np.ndarray) -> np.ndarray:
-    """Share of examples on which two outputs predict the same class, `[K, K]`."""
+    """Return the share of examples on which two outputs predict the same class, `[K, K]`."""
     predicted = probabilities.argmax(-1)
     return (predicted[:, None] == predicted[None]).mean(-1)
 
 
 class Monotonicity(NamedTuple):
-    """How predictions change from each output to the next, shares of the examples, `[K-1]`.
+    """Changes of predictions from each output to the next, shares of the examples, `[K-1]`.
 
     Attributes:
       gained: wrong before and right after.
@@ -55,13 +55,13 @@ class Monotonicity(NamedTuple):
 
 
 def monotonicity(probabilities: np.ndarray, labels: np.ndarray) -> Monotonicity:
-    """Count what the next output mends and what it spoils."""
+    """Return the shares of examples that each next output corrects and spoils."""
     right = probabilities.argmax(-1) == labels
     return Monotonicity((~right[:-1] & right[1:]).mean(-1), (right[:-1] & ~right[1:]).mean(-1))
 
 
 def exit_scores(probabilities: np.ndarray, rule: str) -> np.ndarray:
-    """How sure each output is of each example, `[K, n]`, as `AnytimePredictor.predict` scores it.
+    """Score the confidence of each output, `[K, n]`, as `AnytimePredictor.predict` does.
 
     Args:
       probabilities: of K outputs.
@@ -78,7 +78,7 @@ def exit_scores(probabilities: np.ndarray, rule: str) -> np.ndarray:
 
 
 def exit_thresholds(scores: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Scores at which to stop, so that given shares of the examples stop at each output.
+    """Return the scores at which given shares of the examples stop at each output.
 
     As in MSDNet (Huang et al. 2018, arXiv 1703.09844): from the first output on, the surest
     of the examples that are left stop.
@@ -103,7 +103,7 @@ def exit_thresholds(scores: np.ndarray, shares: np.ndarray) -> np.ndarray:
 
 
 def exits(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Index of the first output whose score reaches its threshold, `[n]`."""
+    """Return the index of the first output whose score reaches its threshold, `[n]`."""
     return (scores >= thresholds[:, None]).argmax(0)
 
 

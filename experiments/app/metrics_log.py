@@ -60,25 +60,25 @@ class MetricsLog:
 
 
 class Clock:
-    """Times of a run, from a step on."""
+    """Clock of a run, from a step on."""
 
     def __init__(self, step: int):
         self._begun = self._since = time.perf_counter()
         self._first = self._last = step
 
     def at(self, step: int) -> dict[str, float]:
-        """Seconds from the beginning, and steps per second from the last call on."""
+        """Return seconds since the start, and steps per second since the last call."""
         now = time.perf_counter()
         rate = (step - self._last) / (now - self._since)
         self._last = step
         return {"seconds": round(now - self._begun, 3), "steps_per_second": round(rate, 3)}
 
     def go_on(self) -> None:
-        """Leave out of the next rate what was done since the last call of `at`."""
+        """Exclude the time since the last call of `at` from the next rate."""
         self._since = time.perf_counter()
 
     def total(self, step: int, waited: float) -> dict[str, float]:
-        """Of the whole run."""
+        """Return seconds, steps per second and the share of waiting of the whole run."""
         seconds = time.perf_counter() - self._begun
         return {
             "seconds": round(seconds, 3),
@@ -88,7 +88,7 @@ class Clock:
 
 
 def _scalars(record: dict[str, Any]):
-    """Names and numbers of a record: `losses/2` for the second output, `task_cosines/1_2`."""
+    """Yield names and numbers of a record, such as `losses/2` and `task_cosines/1_2`."""
     for name, value in record.items():
         if name == "step":
             continue

@@ -134,7 +134,7 @@ def _first(batches: Any) -> Any:
 
 
 def evaluation(graphdef: Any, dataset: data.Dataset) -> tuple[Callable, Callable]:
-    """Functions of a trained state and inputs, to be compiled.
+    """Make the functions that evaluate a trained state, to be compiled.
 
     Returns:
       `(state, inputs) -> [K, batch, classes]`, the logits; and `Programs.totals`.
@@ -158,7 +158,7 @@ def evaluation(graphdef: Any, dataset: data.Dataset) -> tuple[Callable, Callable
 
 
 class Trained(NamedTuple):
-    """A run as one of its checkpoints has it.
+    """A run as one of its checkpoints holds it.
 
     Attributes:
       config: of the run.
@@ -174,7 +174,7 @@ class Trained(NamedTuple):
 
 
 def read_trained(workdir: Path, checkpoint: str = "last") -> Trained:
-    """Read what a run has trained; its data is not needed.
+    """Read the trained net of a run; its data is not needed.
 
     Args:
       workdir: of the run.
@@ -215,7 +215,7 @@ def accuracies_and_losses(
 def evaluation_batches(
     batch_size: int, examples: data.Examples
 ) -> Iterator[tuple[data.Split, np.ndarray]]:
-    """The process's part of equal batches of all examples in order, and which of them count.
+    """Yield this process's part of equal batches of all examples, and a mask of those that count.
 
     The last batch is filled up with examples that do not count, so that one program serves all.
     """

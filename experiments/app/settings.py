@@ -1,4 +1,4 @@
-"""Share what all classes of settings need: checks of ranges, and flat fields for JSON."""
+"""Checks of settings, and their flat fields for JSON."""
 
 import dataclasses
 import os
@@ -60,7 +60,7 @@ def expanded(path: str | Path) -> Path:
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """The fields of a dataclass and of the dataclasses in it by their names alone, for JSON."""
+    """Return the fields of a dataclass and of the dataclasses in it, flat, for JSON."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

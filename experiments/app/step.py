@@ -21,7 +21,7 @@ class Batch(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that changes from step to step.
+    """State of a training, which changes at every step.
 
     Attributes:
       step: number of steps done.
@@ -41,7 +41,7 @@ class State(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a step measures.
+    """Measures of a step.
 
     Attributes:
       losses: of each output, before weights, `[K]`.
@@ -65,7 +65,7 @@ class Objective:
     """The losses.
 
     Attributes:
-      loss_weights: what each loss is multiplied with; all 1 if None.
+      loss_weights: factor of each loss; all 1 if None.
       output: train this output alone; all if None.
     """
 
@@ -73,20 +73,20 @@ class Objective:
     output: int | None = None
 
     def losses(self, logits: tuple[jax.Array, ...], targets: jax.Array) -> tuple[jax.Array, ...]:
-        """The loss of each output, before weights."""
+        """Return the loss of each output, before weights."""
         return tuple(
             optax.softmax_cross_entropy(each.astype(jnp.float32), targets).mean() for each in logits
         )
 
     def weighted(self, losses: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        """The losses times their weights."""
+        """Return the losses times their weights."""
         if self.loss_weights is None:
             return losses
         return tuple(w * each for w, each in zip(self.loss_weights, losses, strict=True))
 
 
 def logits_of(graphdef: Any, params: Any, rest: Any, inputs: jax.Array, output: int | None):
-    """The logits of the outputs in training mode, and the other variables after it."""
+    """Return the logits in training mode, and the other variables after the call."""
     net = nnx.merge(graphdef, params, rest, copy=True)
     logits = net(inputs)
     return logits if output is None else logits[output:], nnx.split(net, nnx.Param, ...)[2]
@@ -95,19 +95,19 @@ def logits_of(graphdef: Any, params: Any, rest: Any, inputs: jax.Array, output: 
 def evaluated_logits(
     graphdef: Any, params: Any, rest: Any, inputs: jax.Array, output: int | None = None
 ) -> tuple[jax.Array, ...]:
-    """The logits of the outputs with running averages in place of batch statistics."""
+    """Return the logits with running averages in place of batch statistics."""
     net = nnx.merge(graphdef, params, rest, copy=True)
     logits = nnx.view(net, use_running_average=True)(inputs)
     return logits if output is None else logits[output:]
 
 
 def batch_accuracies(logits: Sequence[jax.Array], labels: jax.Array) -> jax.Array:
-    """Share of right predictions of each output, `[K]`."""
+    """Return the share of right predictions of each output, `[K]`."""
     return jnp.stack([(each.argmax(-1) == labels).mean() for each in logits])
 
 
 def initial_state(method: Method, optimizer: Any, params: Any, rest: Any, seed: int) -> State:
-    """The state before the first step."""
+    """Return the state before the first step."""
     balance = None if method.balance is None else method.balance.init(params)
     key = jax.random.key(seed)
     return State(jnp.int32(0), key, params, rest, balance, optimizer.init(params))
@@ -132,7 +132,7 @@ def update(
       batch: what to train on.
 
     Returns:
-      The state after the step and what was measured, at the parameters before it.
+      The state after the step, and the measures at the parameters before it.
     """
 
     def losses_of(params: Any):
@@ -166,7 +166,7 @@ def update(
 
 
 def conflict_of(graphdef: Any, objective: Objective, state: State, batch: Batch) -> Conflict:
-    """Norms of the losses' gradients and cosines between them, for methods without any."""
+    """Return norms and cosines of the losses' gradients, for methods that do not compute them."""
 
     def losses_of(params: Any):
         logits, _ = logits_of(graphdef, params, state.rest, batch.inputs, objective.output)

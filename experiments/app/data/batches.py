@@ -1,4 +1,4 @@
-"""The batches of a training run: a function of seed and step alone.
+"""Batches of a training run, a function of seed and step alone.
 
 So the position in the data is the number of the next step, and a run that is resumed at a step sees
 what an uninterrupted one sees, whatever the number of processes and workers.
@@ -19,7 +19,7 @@ _AHEAD = 8
 
 
 def epoch_batches(num_examples: int, batch_size: int, rng: np.random.Generator) -> np.ndarray:
-    """Indices of one epoch's batches, `[batches, batch_size]`; a last, smaller one is left out."""
+    """Draw one epoch's batches, indices `[batches, batch_size]`, without a smaller last one."""
     count = num_examples // batch_size
     return rng.permutation(num_examples)[: count * batch_size].reshape(count, batch_size)
 
@@ -70,12 +70,12 @@ class Batches:
     waited: float = 0.0
 
     def indices(self, num_examples: int, start: int = 0) -> Generator[np.ndarray]:
-        """Example indices for this process of the steps from `start` on."""
+        """Yield this process's example indices for the steps from `start` on."""
         order = _Order(num_examples, self.batch_size, self.seed, self.num_steps)
         return self._timed(self._part(order[step]) for step in range(start, self.num_steps))
 
     def examples(self, source: Examples, start: int = 0) -> Generator[Split]:
-        """Examples for this process of the steps from `start` on, read ahead."""
+        """Yield this process's examples for the steps from `start` on, read ahead."""
         import grain
         from absl import flags
 

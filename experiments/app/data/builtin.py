@@ -1,4 +1,4 @@
-"""The built-in data sets, made or loaded without the network."""
+"""Built-in data sets, made or loaded without the network."""
 
 import numpy as np
 
@@ -48,7 +48,7 @@ def load(name: str, train_size: int | None = None) -> Dataset:
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and labels, the 500 test examples first."""
+    """Return inputs and labels, the 500 test examples first."""
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
@@ -57,7 +57,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mnist1d() -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and labels, the package's 1,000 test examples first."""
+    """Return inputs and labels, the package's 1,000 test examples first."""
     from mnist1d.data import get_dataset_args, make_dataset
 
     made = make_dataset(get_dataset_args())

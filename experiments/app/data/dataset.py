@@ -1,4 +1,4 @@
-"""What a data set is: three splits of labelled examples, in memory or read when asked for."""
+"""Data sets: three splits of labelled examples, in memory or read on demand."""
 
 import dataclasses
 import sys
@@ -27,7 +27,7 @@ class Split(NamedTuple):
         return len(self.labels)
 
     def read(self, indices: np.ndarray) -> "Split":
-        """The examples at `indices`."""
+        """Return the examples at `indices`."""
         return Split(self.inputs[indices], self.labels[indices])
 
 
@@ -40,7 +40,7 @@ class Examples(Protocol):
         ...
 
     def read(self, indices: np.ndarray) -> Split:
-        """The examples at `indices`."""
+        """Return the examples at `indices`."""
         ...
 
 
@@ -49,7 +49,7 @@ class ImageSource(Protocol):
 
     @property
     def place(self) -> str:
-        """Where the images are within the data set; empty where it has one place."""
+        """Place of the images within the data set; empty if it has only one."""
         ...
 
     def __len__(self) -> int: ...
@@ -57,15 +57,15 @@ class ImageSource(Protocol):
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]: ...
 
     def side(self, index: int) -> int:
-        """The shorter side of an image, in pixels."""
+        """Return the shorter side of an image, in pixels."""
         ...
 
     def name(self, index: int) -> str:
-        """Names an example in a message."""
+        """Return the name of an example for messages."""
         ...
 
     def file(self, index: int) -> str | None:
-        """The file of an image, relative to the data folder; None where images are not files."""
+        """Return an image's file, relative to the data folder; None if images are not files."""
         ...
 
     def hold_out(self, parts: Collection[str], fraction: float) -> dict[str, np.ndarray]:
@@ -75,7 +75,7 @@ class ImageSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """Images that were found, before they are cut into splits.
+    """Images of a data set, before they are cut into splits.
 
     Attributes:
       sources: images of `"train"`, and of `"validation"` and `"test"` where these are told apart.
@@ -95,7 +95,7 @@ class Found:
 
 
 class Raw(NamedTuple):
-    """Inputs as they are in files: their numbers, and what is done to them before the net.
+    """Numbers of the inputs in files, and their standardization.
 
     Attributes:
       dtype: uint8, uint16, int32 or float32.
@@ -157,11 +157,11 @@ class Dataset:
 
     @property
     def is_text(self) -> bool:
-        """Whether examples are tokens `[length]`, and labels the tokens that follow each."""
+        """True if examples are tokens `[length]`, and labels the tokens that follow each."""
         return len(self.input_shape) == 1
 
     def standardise(self, inputs: Any) -> Any:
-        """Inputs in float32 with mean 0 and deviation 1, or tokens; NumPy or JAX arrays."""
+        """Return inputs in float32 with mean 0 and deviation 1, or tokens; NumPy or JAX arrays."""
         if self.is_text:
             return inputs
         mean, deviation = np.array([self.mean, self.deviation], np.float32)
@@ -184,7 +184,7 @@ class Images:
         return len(self.indices)
 
     def read(self, indices: np.ndarray) -> Split:
-        """The examples at `indices`; an unreadable one is replaced by the next, or stops the run.
+        """Return the examples at `indices`; an unreadable one is replaced by the next or raises.
 
         Raises:
           ValueError: an image that cannot be read, unless `skip_corrupt`; a label out of range.

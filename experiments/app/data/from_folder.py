@@ -36,15 +36,15 @@ class ImageFiles:
         return images.read(path, self.kind, str(path)), self.labels[index]
 
     def side(self, index: int) -> int:
-        """The shorter side, in pixels."""
+        """Return the shorter side, in pixels."""
         return images.header(self.paths[index], self.name(index)).side
 
     def name(self, index: int) -> str:
-        """The file."""
+        """Return the file."""
         return str(self.paths[index])
 
     def file(self, index: int) -> str:
-        """The file's name relative to the data folder, with `/` between its parts."""
+        """Return the file's name relative to the data folder, with `/` between its parts."""
         return self.paths[index].relative_to(self.root).as_posix()
 
     def hold_out(self, parts: Collection[str], fraction: float) -> dict[str, np.ndarray]:
@@ -54,7 +54,7 @@ class ImageFiles:
 
 @dataclasses.dataclass
 class _LeftOut:
-    """What is in the folders and is not used."""
+    """Content of the folders that is not used."""
 
     hidden: set[str] = dataclasses.field(default_factory=set)
     empty: list[str] = dataclasses.field(default_factory=list)
@@ -144,7 +144,7 @@ def open_splits(path: Path) -> Found:
 
 
 def _split_folders(path: Path, left_out: _LeftOut) -> dict[str, Path]:
-    """The folder of each split; all is training data where the folder has no splits."""
+    """Return the folder of each split; all is training data if the folder has no splits."""
     below, files = entries(path, left_out.hidden)
     named = splits.find(folder.name for folder in below)
     nested = {name for name in named.values() if entries(path / name, set())[0]}
@@ -163,7 +163,7 @@ def _split_folders(path: Path, left_out: _LeftOut) -> dict[str, Path]:
 
 
 def _class_files(folder: Path, prefix: str, left_out: _LeftOut) -> dict[str, list[Path]]:
-    """The image files of each class folder, both in the order of their names."""
+    """Return the image files of each class folder, both in the order of their names."""
     classes, stray = entries(folder, left_out.hidden)
     left_out.stray += len(stray)
     found = {}
@@ -194,7 +194,7 @@ def _digests(paths: Collection[Path]) -> list[bytes]:
 
 
 def _scan(files: list[Path]) -> tuple[images.Kind, str]:
-    """The kind that holds all images, by their headers, and which modes there are."""
+    """Return the kind that holds all images, by their headers, and the modes."""
 
     def read(chunk: list[Path]) -> list[images.Header]:
         found = []

@@ -44,7 +44,7 @@ class Records:
         return int(self._record(index)["label"])
 
     def side(self, index: int) -> int:
-        """The shorter side, in pixels."""
+        """Return the shorter side, in pixels."""
         image = self._record(index)["image"]
         if isinstance(image, bytes):
             return images.header(io.BytesIO(image), self.name(index)).side
@@ -100,7 +100,7 @@ def open_splits(name: str, data_dir: Path | None, manual_dir: Path | None) -> Fo
 
 
 def open_builder(tfds: Any, builder: Any) -> Found:
-    """The splits of a prepared data set; those without labels are left out.
+    """Find the splits of a prepared data set; splits without labels are left out.
 
     Raises:
       ValueError: it has no training split.
@@ -127,7 +127,7 @@ def open_builder(tfds: Any, builder: Any) -> Found:
 
 
 def _kind(tfds: Any, feature: Any) -> tuple[images.Kind, Any, str]:
-    """The kind of a set's images, how `tensorflow_datasets` is to decode them, and both in words.
+    """Return the kind of a set's images, the decoder for `tensorflow_datasets`, and both in words.
 
     Encoded integers are decoded by `images.read`, as those of files are.
     """

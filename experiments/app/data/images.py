@@ -36,7 +36,7 @@ class CorruptImageError(Exception):
 
 
 class Kind(NamedTuple):
-    """What pixels are.
+    """Kind of pixels.
 
     Attributes:
       channels: 1 for grey, 3 for colour.
@@ -56,7 +56,7 @@ class Kind(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a file says of its image before it is decoded.
+    """Description of an image in its file, before it is decoded.
 
     Attributes:
       mode: Pillow's.
@@ -113,7 +113,7 @@ def header(file: Path | io.BytesIO, name: str) -> Header:
 
 
 def widest(kinds: Iterable[Kind]) -> Kind:
-    """The kind that holds all of `kinds`: colour if one is, and the most digits of any.
+    """Return the kind that holds all of `kinds`: colour if one is, with the most digits of any.
 
     Raises:
       ValueError: 32-bit integers beside others; their range is not known.
@@ -209,7 +209,7 @@ def cut_square(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def _opened(file: Path | io.BytesIO) -> IO[bytes]:
-    """The bytes of a file; Pillow, given a path, shears turned TIFFs (version 13.0)."""
+    """Return the bytes of a file; Pillow 13.0, given a path, shears turned TIFFs."""
     return file.open("rb") if isinstance(file, Path) else file
 
 
@@ -233,7 +233,7 @@ def _is_heic(file: Path | io.BytesIO) -> bool:
 
 
 def _kind(image: Image.Image) -> Kind:
-    """Of an image's own pixels, by its mode."""
+    """Return the kind of an image's own pixels, by its mode."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         return Kind(1, "uint16")  # Pillow scales PGM files of more than 8 bits to 16
     if image.mode in ("I", "F"):

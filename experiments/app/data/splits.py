@@ -1,4 +1,4 @@
-"""How images are cut into splits, and the usual names of splits."""
+"""Cut images into splits, and find splits by their usual names."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -163,7 +163,7 @@ def make_image_dataset(source: Source, found: Found) -> Dataset:
 def _cut(
     sources: Mapping[str, ImageSource], train_size: int | None, validation_fraction: float
 ) -> dict[str, np.ndarray]:
-    """Indices of each split into its source; into the training images where it has none."""
+    """Return the indices of each split into its source, or else into the training images."""
     parts = [split for split in ("validation", "test") if split not in sources]
     if parts:
         cut = sources["train"].hold_out(parts, validation_fraction)
@@ -181,7 +181,7 @@ def _cut(
 
 
 def _usual_side(source: ImageSource, indices: np.ndarray, skip_corrupt: bool) -> int:
-    """The median of the shorter sides of some images."""
+    """Return the median of the shorter sides of some images."""
     sides = []
     for index in indices[:_SIDES]:
         try:
@@ -195,7 +195,7 @@ def _usual_side(source: ImageSource, indices: np.ndarray, skip_corrupt: bool) ->
 
 
 def _mean_and_deviation(train: Any, dtype: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Of the first training examples, for each channel, in the units of the pixels."""
+    """Return mean and deviation of the first training examples, for each channel."""
     means, variances = [], []
     for start in range(0, min(_MEASURED, train.size), 32):
         inputs = train.read(np.arange(start, min(start + 32, train.size))).inputs

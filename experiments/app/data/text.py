@@ -1,4 +1,4 @@
-"""Text as tokens: the bytes of files, or the ids that a tokenizer has made of them."""
+"""Data sets of text: the bytes of files, or the ids from a tokenizer."""
 
 import hashlib
 
@@ -65,7 +65,7 @@ def _pydoc() -> bytes:
 
 
 def _parts(found: TextFiles, fraction: float, length: int) -> dict[str, np.ndarray]:
-    """The tokens of each split."""
+    """Return the tokens of each split."""
     files = {"train": [], "validation": [], "test": []}
     files |= {split: [tokens for _, tokens in part] for split, part in found.parts.items()}
     missing = [split for split in files if split not in found.parts]

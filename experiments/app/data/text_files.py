@@ -1,4 +1,4 @@
-"""The files of a text, by split: `train`, `val` and `test` files or folders, or all together."""
+"""Find the files of a text by split: `train`, `val` and `test` files or folders, or all files."""
 
 import collections
 import dataclasses
@@ -18,7 +18,7 @@ _PROGRAMS = {".py", ".ipynb", ".sh", ".js", ".ts"}
 
 @dataclasses.dataclass
 class TextFiles:
-    """The tokens of a text and where they come from.
+    """Tokens of a text and their sources.
 
     Attributes:
       parts: for `"train"`, and for `"validation"` and `"test"` where these are told apart, the name
@@ -87,7 +87,7 @@ def reasons(found: TextFiles) -> list[str]:
 
 
 def _splits(path: Path, folders: list[Path], files: list[Path]) -> dict[str, list[Path]]:
-    """The files or folders of each split, token files first; none where there is no `train`.
+    """Return the files or folders of each split, token files first; none if there is no `train`.
 
     Names are `train.txt`, `val.bin`, `test/`, or with other words: `wiki.train.tokens`.
     """

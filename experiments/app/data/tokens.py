@@ -1,4 +1,4 @@
-"""The tokens of one file: the bytes of a text, or the ids that a tokenizer has made of it."""
+"""Read the tokens of one file: the bytes of a text, or the ids from a tokenizer."""
 
 import bz2
 import codecs
@@ -81,7 +81,7 @@ def read(path: Path, dtype: str | None) -> np.ndarray:
 
 
 def _suffix(path: Path) -> str:
-    """The last suffix but for that of compression, in lower case."""
+    """Return the last suffix in lower case, without the one of compression."""
     suffix = path.suffix.lower()
     return Path(path.stem).suffix.lower() if suffix in _COMPRESSED else suffix
 

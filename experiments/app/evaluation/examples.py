@@ -1,4 +1,4 @@
-"""The examples that an evaluation reports: none that the run was trained on is among them."""
+"""Choose the examples that an evaluation reports, without any that the run was trained on."""
 
 import dataclasses
 import re
