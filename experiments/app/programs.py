@@ -84,8 +84,8 @@ def build(
     config.augmentation.check(dataset)
     graphdef, params, rest = nnx.split(net, nnx.Param, ...)
     method = _method(config, dataset)
-    schedule = _schedule(run, steps_per_epoch)
-    optimizer = method.optimizer(schedule)
+    rate = schedule(run, steps_per_epoch)
+    optimizer = method.optimizer(rate)
     initial = placed.put_state(initial_state(method, optimizer, params, rest, run.seed))
     objective = Objective(run.loss_weights)
 
@@ -115,7 +115,7 @@ def build(
         num_steps=run.epochs * steps_per_epoch,
         steps_per_epoch=steps_per_epoch,
         initial=initial,
-        schedule=schedule,
+        schedule=rate,
         steps=jax.jit(steps, donate_argnums=0, out_shardings=(placed.of_state(initial), same)),
         conflict=jax.jit(conflict, out_shardings=same) if method.balance is None else None,
         totals=jax.jit(totals, out_shardings=same),
@@ -188,7 +188,7 @@ def read_trained(workdir: Path, checkpoint: str = "last") -> Trained:
     net = make_net(config.net, dataset, nnx.Rngs(config.run.seed))
     graphdef, params, rest = nnx.split(net, nnx.Param, ...)
     method = _method(config, dataset)
-    optimizer = method.optimizer(_schedule(config.run, steps_per_epoch=1))
+    optimizer = method.optimizer(schedule(config.run, steps_per_epoch=1))
     example = initial_state(method, optimizer, params, rest, config.run.seed)
     if not (workdir / "checkpoints").is_dir():
         raise ValueError(f"{workdir} has no checkpoint: its folder checkpoints does not exist.")
@@ -226,7 +226,8 @@ def evaluation_batches(
         yield examples.read(np.where(counted, places, 0)), counted
 
 
-def _schedule(run: RunSettings, steps_per_epoch: int) -> optax.Schedule:
+def schedule(run: RunSettings, steps_per_epoch: int) -> optax.Schedule:
+    """Return the learning rate as a function of the step."""
     warmup = round(run.warmup_epochs * steps_per_epoch)
     rate, left = run.learning_rate, run.epochs * steps_per_epoch - warmup
     if run.schedule == "cosine":

@@ -31,8 +31,10 @@ _CACHE = {
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """The environment of a run."""
+    """Return the environment of a run; `XLA_FLAGS` are added to the flags of the tests."""
     cache = {name.upper(): str(value) for name, value in _CACHE.items()}
+    if "XLA_FLAGS" in variables:
+        variables["XLA_FLAGS"] += f" {os.environ.get('XLA_FLAGS', '')}"
     return {**os.environ, "JAX_PLATFORMS": "cpu", **cache, **variables}
 
 

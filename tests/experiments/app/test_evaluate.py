@@ -1,18 +1,19 @@
 """The evaluation of a run, and what it computes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from experiments.app import metrics
 from osgd_jax._serving import rules
-from tests.experiments.running import SMALL, finish, refuse, summary
+from tests.experiments.running import finish, refuse, summary
 
 
-def test_evaluates_a_run(tmp_path):
+def test_evaluates_a_run(tmp_path, digits_run):
     workdir = tmp_path / "first"
-    finish("train", *SMALL, "--workdir", workdir)
+    shutil.copytree(digits_run, workdir)
     printed = finish("evaluate", workdir)
     found = json.loads((workdir / "evaluation.json").read_text())
     accuracy = [output["accuracy"] for output in found["outputs"]]

@@ -7,7 +7,7 @@ import pytest
 
 from tests.experiments.running import SMALL, finish, refuse
 
-_TRAIN = ("train", *SMALL, "--epochs", "1", "--optimizer", "sgd")
+_TRAIN = ("train", *SMALL)
 _PINN = (
     *("pinn", "--problem", "klein_gordon", "--steps", "4", "--width", "4", "--layers", "1"),
     *("--points", "8", "--edge-points", "4", "--log-every", "2", "--save-every", "4"),
@@ -17,11 +17,11 @@ _BOTH = pytest.mark.parametrize("program", _PROGRAMS)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, digits_run):
     """The workdir of a finished run of each program; tests work on copies."""
     folder = tmp_path_factory.mktemp("finished")
-    for name, (command, _) in _PROGRAMS.items():
-        finish(*command, "--workdir", folder / name)
+    shutil.copytree(digits_run, folder / "train")
+    finish(*_PINN, "--workdir", folder / "pinn")
     return folder
 
 
@@ -100,7 +100,7 @@ def test_programs_that_read_runs_name_what_is_wrong(copied, reader):
     for damaged, words in (
         (text[:50], "config.json is damaged (Unterminated"),
         ("{}", "config.json is damaged (it lacks data)"),
-        (text.replace('"epochs": 1', '"epochs": "one"'), "config.json is damaged ('>='"),
+        (text.replace('"epochs": 2', '"epochs": "two"'), "config.json is damaged ('>='"),
     ):
         config.write_text(damaged)
         assert words in refuse(reader, run, *output)

@@ -23,7 +23,17 @@ from tests.experiments.running import (
 )
 
 _LONG = (*SMALL, "--epochs", "8", "--save-every", "3", "--log-every", "1")
-_LONG = (*_LONG, "--optimizer", "osgd", "--order", "random", "--weight-decay", "1e-3")
+_LONG = (
+    *_LONG,
+    "--keep-last",
+    "3",
+    "--optimizer",
+    "osgd",
+    "--order",
+    "random",
+    "--weight-decay",
+    "1e-3",
+)
 
 
 def _assert_same_run(workdir, reference):
@@ -98,25 +108,28 @@ def test_a_signal_saves_and_ends_with_its_number(tmp_path, reference, number):
     _assert_same_run(workdir, reference)
 
 
-@pytest.mark.parametrize("damage", ["truncate", "garble"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, reference, damage):
+def _damage(checkpoint, how):
+    files = (checkpoint / "state" / "d").iterdir()
+    largest = max(files, key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    half = len(content) // 2
+    if how == "garble":
+        content[half : half + 64] = bytes(byte ^ 0xFF for byte in content[half : half + 64])
+    largest.write_bytes(content[:half] if how == "truncate" else content)
+
+
+def test_damaged_checkpoints_are_named_and_the_one_before_is_used(tmp_path, reference):
     workdir = tmp_path / "run"
     shutil.copytree(reference, workdir)
     (workdir / "summary.json").unlink()
     steps = sorted(int(each.name) for each in (workdir / "checkpoints").glob("[0-9]*"))
-    largest = max(
-        (workdir / "checkpoints" / str(steps[-1]) / "state" / "d").iterdir(),
-        key=lambda file: file.stat().st_size,
-    )
-    content = bytearray(largest.read_bytes())
-    half = len(content) // 2
-    if damage == "garble":
-        content[half : half + 64] = bytes(byte ^ 0xFF for byte in content[half : half + 64])
-    largest.write_bytes(content[:half] if damage == "truncate" else content)
+    for step, how in zip(steps[-2:], ("garble", "truncate"), strict=True):
+        _damage(workdir / "checkpoints" / str(step), how)
     # The checkpoints of orbax leave what failed to their loops of events.
     printed = finish_apart("train", *_LONG, "--workdir", workdir)
-    assert f"The checkpoint of step {steps[-1]} cannot be used" in printed
-    assert f"Continuing after step {steps[-2]}" in printed
+    for step in steps[-2:]:
+        assert f"The checkpoint of step {step} cannot be used" in printed
+    assert f"Continuing after step {steps[-3]}" in printed
     _assert_same_run(workdir, reference)
 
 

@@ -124,9 +124,8 @@ def test_images_of_any_mode_and_orientation_are_read_as_in_training(served, tmp_
         np.testing.assert_allclose(logits[name], logits[like], atol=1e-5)
 
 
-def test_digits_of_image_files_are_scaled_to_those_of_training(tmp_path):
-    _train(tmp_path / "run", data.Source("digits", train_size=200))
-    file = export(ExportConfig(tmp_path / "run"))
+def test_digits_of_image_files_are_scaled_to_those_of_training(tmp_path, digits_run):
+    file = export(ExportConfig(digits_run, tmp_path / "net.anytime"))
     test = data.load(data.Source("digits", train_size=200)).test
     from sklearn.datasets import load_digits
 
@@ -139,7 +138,7 @@ def test_digits_of_image_files_are_scaled_to_those_of_training(tmp_path):
         paths.append(tmp_path / f"{place}.png")
         Image.fromarray(np.rint(pixels * 255 / 16).astype(np.uint8)).save(paths[-1])
     found = [answer["logits"] for answer in predict(file, paths)]
-    run = programs.read_trained(tmp_path / "run")
+    run = programs.read_trained(digits_run)
     logits, _ = programs.evaluation(nnx.graphdef(run.net), data.load(run.config.dataset))
     wanted = np.asarray(logits(run.state, test.inputs[:5]))[-1]
     np.testing.assert_allclose(found, wanted, atol=0.02)  # of pixels that were rounded
