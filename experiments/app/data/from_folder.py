@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.app.data import images, splits
 from experiments.app.data.dataset import Found
-from experiments.app.data.files import entries, few
+from experiments.app.data.listing import entries, few
 
 # Endings of other files that are counted one by one.
 _ENDINGS = 5

@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.app.data import splits, text_files
 from experiments.app.data.dataset import Dataset, Split
-from experiments.app.data.files import few
+from experiments.app.data.listing import few
 from experiments.app.data.source import Source
 from experiments.app.data.text_files import TextFiles
 from experiments.app.settings import expanded

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.app.data import splits, tokens
-from experiments.app.data.files import entries, few, walk
+from experiments.app.data.listing import entries, few, walk
 
 # Programs such as train.py and test.py are no splits.
 _PROGRAMS = {".py", ".ipynb", ".sh", ".js", ".ts"}
