@@ -8,7 +8,7 @@ here.
 import dataclasses
 import hashlib
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,13 @@ import numpy as np
 
 from experiments.app import data
 from experiments.app.data import Dataset, Source
-from experiments.app.data.dataset import Raw
+from experiments.app.data.dataset import SPLITS, Raw
+from experiments.app.data.listing import few
 from experiments.app.files import read_json, write_json
 from experiments.app.settings import expanded
 from experiments.app.workdir import has_results
 
 _FIELDS = ("name", "num_classes", "classes", "input_shape", "mean", "deviation", "dtype")
-
-_SPLITS = ("train", "validation", "test")
 
 # Names in a message.
 _SHOWN = 5
@@ -100,8 +99,10 @@ def misfits(known: Dataset, dataset: Dataset, *, any_size: bool = False) -> list
     ]
     if not (known.is_text or dataset.is_text):
         there, here = set(class_names(known)), set(class_names(dataset))
-        wrong += [f"has classes that the net lacks: {_few(here - there)}"] if here - there else []
-        wrong += [f"lacks classes of the net: {_few(there - here)}"] if there - here else []
+        if unknown := sorted(here - there):
+            wrong.append(f"has classes that the net lacks: {few(unknown, _SHOWN)}")
+        if missing := sorted(there - here):
+            wrong.append(f"lacks classes of the net: {few(missing, _SHOWN)}")
     return wrong
 
 
@@ -202,7 +203,7 @@ def changes(workdir: Path, dataset: Dataset, here: Mapping[str, np.ndarray]) -> 
     ]
     known = read_fingerprints(workdir)
     if known and dataset.files:
-        old = set(np.concatenate([known[split] for split in _SPLITS]).tolist())
+        old = set(np.concatenate([known[split] for split in SPLITS]).tolist())
         added = [
             file
             for split, files in dataset.files.items()
@@ -210,7 +211,7 @@ def changes(workdir: Path, dataset: Dataset, here: Mapping[str, np.ndarray]) -> 
             if each not in old
         ]
         removed = len(old - set(np.concatenate([*here.values()]).tolist()))
-        changed += [f"images added: {len(added)} ({_few(added)})"] if added else []
+        changed += [f"images added: {len(added)} ({few(sorted(added), _SHOWN)})"] if added else []
         changed += [f"images removed: {removed}"] if removed else []
     before = saved.get("measured", saved)
     changed += [
@@ -265,7 +266,7 @@ def read_fingerprints(workdir: Path) -> dict[str, np.ndarray]:
 
 def _described(dataset: Dataset, standard: Dataset) -> dict[str, Any]:
     """Describe a data set as data.json does, standardised as another one is."""
-    sizes = {split: getattr(dataset, split).size for split in _SPLITS}
+    sizes = {split: getattr(dataset, split).size for split in SPLITS}
     return {
         "name": dataset.name,
         "num_classes": dataset.num_classes,
@@ -283,11 +284,6 @@ def _sized(source: Source, known: Dataset) -> Source:
     if len(known.input_shape) == 3 and source.image_size is None:
         return dataclasses.replace(source, image_size=known.input_shape[0])
     return source
-
-
-def _few(names: Collection[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(sorted(names)[:_SHOWN]) + more
 
 
 def _file(workdir: Path) -> Path:

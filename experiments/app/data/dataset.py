@@ -14,6 +14,8 @@ from experiments.app.data.images import CorruptImageError, Kind, cut_square
 # examples and none of them is ever trained on.
 SPLIT_SEED = 0
 
+SPLITS = ("train", "validation", "test")
+
 
 class Split(NamedTuple):
     """Examples `[n, *spatial, channels]`, as read, and their labels `[n]`, int32."""

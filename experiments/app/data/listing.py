@@ -49,11 +49,11 @@ def walk(folder: Path, hidden: set[str]) -> list[Path]:
     return sorted(listed)
 
 
-def few(names: Iterable[str]) -> str:
-    """Join the first three of some names."""
+def few(names: Iterable[str], shown: int = 3) -> str:
+    """Join the first of some names, and count the others."""
     names = list(names)
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def _is_hidden(name: str) -> bool:

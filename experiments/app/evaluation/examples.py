@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.app.data import Dataset, Examples, Source
+from experiments.app.data.dataset import SPLITS
 from experiments.app.data_record import (
     changes,
     check_rule,
@@ -17,8 +18,6 @@ from experiments.app.data_record import (
     read_data,
     read_fingerprints,
 )
-
-_SPLITS = ("train", "validation", "test")
 
 
 class Chosen(NamedTuple):
@@ -75,7 +74,7 @@ def choose(workdir: Path, source: Source, other: str | None) -> Chosen:
             f" ({'; '.join(changed)}); give --data with examples that it was not trained on."
         )
     all_of_it = not (is_own or dataset.is_text) and "test" in dataset.held_out
-    unseen = {split: _unseen(dataset, split, here, trained) for split in _SPLITS}
+    unseen = {split: _unseen(dataset, split, here, trained) for split in SPLITS}
     tested = unseen if all_of_it else {"test": unseen["test"]}
     if not any(mask.any() for mask in tested.values()):
         raise ValueError(f"{dataset.name} has no images that the run was not trained on.")
