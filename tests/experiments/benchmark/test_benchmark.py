@@ -19,10 +19,8 @@ from experiments.benchmark import (
     anytime,
     arrays,
     command,
-    layers,
     losses,
     pinn,
-    profile,
     steps,
 )
 from experiments.benchmark.torchjd import compare as torchjd
@@ -152,36 +150,6 @@ def test_the_command_writes_every_figure(tmp_path):
     assert page.count("\n| branched | 1 | 4 |") == 2
 
 
-def test_profile_adds_instructions_to_the_operations_that_they_were_made_of():
-    made = steps.make_steps(dense_problem(), ("sgd", "osgd"), "shared")
-    found = {name: profile.profile(step, rounds=3) for name, step in made.items()}
-    # Forward once, and the Gramian is a product, too; backward towards the kernel once for the sum,
-    # and once for each of the losses.
-    for name, products, backward in (("sgd", 1, 1), ("osgd", 2, 2)):
-        assert found[name]["dot_general"]["runs"] == pytest.approx(products)
-        assert found[name]["transpose"]["runs"] == pytest.approx(backward)
-    row = {"net": "dense", "batch_size": 128} | found
-    (table,) = profile.tables({"rows": [row]})
-    cells = dict(zip(table.columns[0].cells, table.columns[3].cells, strict=True))
-    total = sum(each["ms"] for each in found["osgd"].values())
-    assert float(cells["all"]) == pytest.approx(total, abs=0.01)
-
-
-@pytest.mark.slow
-def test_the_benchmark_of_layers_writes_its_tables(tmp_path):
-    output = tmp_path / "layers.json"
-    finish(
-        *("benchmark.layers", "--channels", "8", "--batch-sizes", "2", "--rounds", "1"),
-        *("--output", output),
-    )
-    written = json.loads(output.read_text())
-    assert [row["spatial_dims"] for row in written["stripes"]] == [1, 2]
-    # Of all pairs of channels (1/4, 1/2, 1) of them reach 11/16; the stem reads the whole image.
-    for row in written["stripes"]:
-        assert 11 / 16 <= row["work"] <= 0.72
-    assert output.with_suffix(".md").read_text() == page(layers, written)
-
-
 @pytest.mark.parametrize(
     ("name", "module"),
     [
@@ -190,13 +158,10 @@ def test_the_benchmark_of_layers_writes_its_tables(tmp_path):
         ("steps_batches", benchmark),
         ("steps_memory", benchmark),
         ("anytime", anytime),
-        ("anytime_one_core", anytime),
         ("arrays", arrays),
         ("accelerators", accelerators),
-        ("layers", layers),
         ("losses", losses),
         ("pinn", pinn),
-        ("profile", profile),
     ],
 )
 def test_stored_tables_are_those_of_the_stored_figures(name, module):
