@@ -1,237 +1,176 @@
-"""Training steps to compare: SGD on the sum of the losses, and OSGD in several ways.
+"""What a training step costs: SGD on the sum of the losses, OSGD, and OSGD on jax.jacrev's rows.
 
-The work of OSGD cannot fall below one forward pass and, for each loss, the backward pass through
-what it depends on. That limit is counted from programs of a single loss each, which know nothing of
-task gradients. Its memory cannot fall below SGD's by more than the rows that it keeps in place of
-one gradient.
+All methods of a net are timed in turn, round after round, so that a machine that slows down or is
+busy for a while does so for all of them. Counted work and memory come from the compiler. Each
+figure stands beside its limit (`steps.py`). With `--peer PYTHON`, an
+interpreter that has numpy, torch and torchjd[quadprog_projector], TorchJD takes the same steps
+(`torchjd/compare.py`).
 """
 
-import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from flax import nnx
+from rich.table import Table
 
 import osgd_jax
-from experiments.lab.timing import operations, spread, time_in_turn
+from experiments.app.methods import Scope
+from experiments.app.nets import NETS, ResNetFamily
+from experiments.app.settings import require
+from experiments.benchmark import aggregation, command, steps
+from experiments.benchmark.torchjd import compare as torchjd
 
-MICRO_BATCHES = 4
-
-
-class Problem(NamedTuple):
-    """A net, its parameters and a batch.
-
-    Attributes:
-      losses: `(params, rest, inputs, labels) -> (losses, rest)`.
-      params: trained arrays.
-      rest: the net's other arrays.
-      batch: inputs and labels, or what else the losses take.
-    """
-
-    losses: Callable[..., tuple[tuple[jax.Array, ...], Any]]
-    params: Any
-    rest: Any
-    batch: tuple[Any, ...]
+TITLE = "Benchmark of training steps"
+Method = Literal["sgd", "osgd", "jacrev", "upgrad", "micro-batches"]
 
 
-class Step(NamedTuple):
-    """A compiled training step.
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to measure.
 
     Attributes:
-      run: takes the step, from the same state each time.
-      programs: what it calls, and how often.
-      rows_bytes: of task gradients that wait between calls.
-      compile_seconds: of all programs.
+      nets: families, each at its default size, or with `blocks`.
+      outputs: numbers of outputs, K.
+      batch_sizes: examples in a step.
+      methods: ways to take a step; "micro-batches" adds up task gradients in four parts.
+      image_size: height and width of the images, which have 3 channels.
+      blocks: residual blocks of each of the three levels; those of the family if None. A branched
+        net has at most one output for each.
+      precision: dtype of the computation; parameters are float32.
+      rounds: how often each step is timed.
+      scope: of OSGD.
+      parameters: of the Jacobian whose aggregation is timed alone; 0 for none.
+      peer: Python interpreter that has numpy, torch and torchjd[quadprog_projector], to compare
+        with TorchJD.
+      output: file for the results.
     """
 
-    run: Callable[[], Any]
-    programs: list[tuple[Any, int]]
-    rows_bytes: int
-    compile_seconds: float
+    nets: tuple[ResNetFamily, ...] = get_args(ResNetFamily)
+    outputs: tuple[int, ...] = (3,)
+    batch_sizes: tuple[int, ...] = (128,)
+    methods: tuple[Method, ...] = ("sgd", "osgd", "jacrev")
+    image_size: int = 32
+    blocks: tuple[int, int, int] | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    rounds: int = 10
+    scope: Scope = "all"
+    parameters: int = 16_000_000
+    peer: Path | None = None
+    output: Path = Path("runs/benchmark.json")
 
-    @property
-    def work(self) -> float:
-        """Operations of a step, as the compiler counts them."""
-        return sum(count * operations(program) for program, count in self.programs)
-
-    @property
-    def temporary_bytes(self) -> int:
-        """The most memory beyond parameters, state and batch."""
-        largest = max(each.memory_analysis().temp_size_in_bytes for each, _ in self.programs)
-        return largest + self.rows_bytes
-
-
-def problem(net: osgd_jax.nets.AnytimeNet, inputs_shape: tuple[int, ...]) -> Problem:
-    """Cross-entropies of a net on random inputs and labels."""
-    rng = np.random.default_rng(0)
-    inputs = jnp.asarray(rng.normal(size=inputs_shape), jnp.float32)
-    labels = jnp.asarray(rng.integers(0, net.num_classes, inputs_shape[0]))
-    return problem_of(net, inputs, labels)
-
-
-def problem_of(net: osgd_jax.nets.AnytimeNet, inputs: jax.Array, labels: jax.Array) -> Problem:
-    """Cross-entropies of a net on a batch."""
-    graphdef, params, rest = nnx.split(net, nnx.Param, ...)
-
-    def losses(params: Any, rest: Any, inputs: jax.Array, labels: jax.Array):
-        net = nnx.merge(graphdef, params, rest, copy=True)
-        logits = net(inputs)
-        entropy = optax.softmax_cross_entropy_with_integer_labels
-        return tuple(entropy(each, labels).mean() for each in logits), nnx.split(
-            net, nnx.Param, ...
-        )[2]
-
-    return Problem(losses, params, rest, (inputs, labels))
+    def __post_init__(self):
+        require(self, fields=("outputs", "batch_sizes", "image_size", "rounds"), at_least=1)
+        require(self, fields=("blocks",), at_least=1)
+        require(self, fields=("parameters",), at_least=0)
+        if "sgd" not in self.methods:
+            raise ValueError(
+                f"methods={self.methods} must contain sgd, which all are held against."
+            )
+        parts = steps.MICRO_BATCHES
+        if "micro-batches" in self.methods and any(size % parts for size in self.batch_sizes):
+            raise ValueError(f"batch_sizes={self.batch_sizes} must be multiples of {parts}.")
 
 
-def make_steps(problem: Problem, methods: tuple[str, ...], scope: str) -> dict[str, Step]:
-    """Compile a step for each method: "sgd", "osgd", "jacrev", "upgrad" or "micro-batches"."""
-    in_one_call = in_one_call_by(problem, scope)
-    return {
-        name: _accumulating_step(problem, *in_one_call["osgd"])
-        if name == "micro-batches"
-        else _step(problem, *in_one_call[name])
-        for name in methods
-    }
+def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
+    """All figures, as they are written to the file.
+
+    Raises:
+      ValueError: sizes that do not fit each other, or a peer that cannot be run.
+    """
+    if config.peer:
+        torchjd.check(config.peer)
+    rows = []
+    for family in config.nets:
+        for num_outputs in config.outputs:
+            for batch_size in config.batch_sizes:
+                described = {"net": family, "outputs": num_outputs, "batch_size": batch_size}
+                report(f"{family}, K = {num_outputs}, batch {batch_size}")
+                net = make_net(config, family, num_outputs)
+                shape = (batch_size, config.image_size, config.image_size, 3)
+                problem = steps.problem(net, shape)
+                compared = steps.compare(problem, config.methods, config.scope, config.rounds)
+                rows += [described | row for row in compared]
+    results: dict[str, Any] = {"rows": rows}
+    if config.parameters:
+        report("aggregation alone")
+        results["aggregation"] = [
+            aggregation.measure(num_outputs, config.parameters, 3 * config.rounds)
+            for num_outputs in config.outputs
+        ]
+    if config.peer:
+        results["peer"] = []
+        for batch_size in config.batch_sizes:
+            report(f"TorchJD, batch {batch_size}")
+            net = make_net(config, "branched", config.outputs[0])
+            shape = (batch_size, config.image_size, config.image_size, 3)
+            problem = steps.problem(net, shape)
+            results["peer"].append(torchjd.measure(problem, config.peer, config.rounds))
+    return results
 
 
-def in_one_call_by(
-    problem: Problem, scope: str, axis_name: str | tuple[str, ...] | None = None
-) -> dict[str, tuple[Callable, Any]]:
-    """Make the function of gradients, and what takes the step, by method."""
-
-    def summed(*args: Any):
-        losses, rest = problem.losses(*args)
-        return sum(losses), rest
-
-    def stacked(*args: Any):
-        losses, rest = problem.losses(*args)
-        return jnp.stack(losses), rest
-
-    task_grads = osgd_jax.task_grads(problem.losses, has_aux=True)
-    sgd = optax.sgd(0.1, momentum=0.9)
-    osgd = optax.chain(osgd_jax.orthogonalize(scope=scope, axis_name=axis_name), sgd)
-    upgrad = optax.chain(osgd_jax.aggregate(osgd_jax.weightings.upgrad(), scope), sgd)
-    return {
-        "sgd": (jax.grad(summed, has_aux=True), sgd),
-        "osgd": (task_grads, osgd),
-        "jacrev": (jax.jacrev(stacked, has_aux=True), osgd),
-        "upgrad": (task_grads, upgrad),
-    }
+def make_net(config: Config, family: str, num_outputs: int) -> osgd_jax.nets.AnytimeNet:
+    """A net of a family."""
+    sizes = {} if config.blocks is None else {"blocks": config.blocks}
+    return NETS[family](
+        num_classes=10,
+        num_outputs=num_outputs,
+        dtype=jnp.dtype(config.precision),
+        rngs=nnx.Rngs(0),
+        **sizes,
+    )
 
 
-def step_by(grad_fn: Callable, tx: Any) -> Callable[..., tuple[Any, Any, Any]]:
-    """Make the function `(params, rest, state, batch) -> (params, rest, state)`."""
-
-    def step(params: Any, rest: Any, state: Any, batch: Any):
-        grads, rest = grad_fn(params, rest, *batch)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), rest, state
-
-    return step
-
-
-def _step(problem: Problem, grad_fn: Callable, tx: Any) -> Step:
-    args = (problem.params, problem.rest, tx.init(problem.params), problem.batch)
-    compiled, seconds = _compile(step_by(grad_fn, tx), *args)
-    return Step(lambda: compiled(*args), [(compiled, 1)], 0, seconds)
-
-
-def _accumulating_step(problem: Problem, task_grads: Callable, tx: Any) -> Step:
-    """Task gradients of a few parts of the batch are added up, one call after the other."""
-    size = len(problem.batch[1]) // MICRO_BATCHES
-    parts = [
-        jax.tree.map(lambda each, i=i: each[i * size : (i + 1) * size], problem.batch)
-        for i in range(MICRO_BATCHES)
-    ]
-
-    def add(sums: Any, params: Any, rest: Any, batch: Any):
-        grads, rest = task_grads(params, rest, *batch)
-        return jax.tree.map(lambda a, b: a + b / MICRO_BATCHES, sums, grads), rest
-
-    def update(sums: Any, params: Any, state: Any):
-        updates, state = tx.update(sums, state, params)
-        return optax.apply_updates(params, updates), state
-
-    params, rest, state = problem.params, problem.rest, tx.init(problem.params)
-    like = jax.eval_shape(task_grads, params, rest, *parts[0])[0]
-    zeros = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), like)
-    added, add_seconds = _compile(add, zeros, params, rest, parts[0], donate_argnums=0)
-    updated, update_seconds = _compile(update, zeros, params, state)
-
-    def run():
-        sums, new_rest = jax.tree.map(jnp.zeros_like, zeros), rest
-        for part in parts:
-            sums, new_rest = added(sums, params, new_rest, part)
-        return updated(sums, params, state), new_rest
-
-    programs = [(added, MICRO_BATCHES), (updated, 1)]
-    return Step(run, programs, tree_bytes(zeros), add_seconds + update_seconds)
+def steps_table(rows: list[dict[str, Any]]) -> Table:
+    """Time, work and memory over SGD's on the same net; their limits, and how far off they are."""
+    shown = Table(title="A training step over SGD's on the sum of the losses, and its limits")
+    for column in ("net", "K", "batch", "method"):
+        shown.add_column(column, no_wrap=True)
+    columns = ("ms", "±", "time", "work", "limit", "time/limit", "MB", "mem/limit", "compile s")
+    for column in columns:
+        shown.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        ms = row["step_ms"]
+        shown.add_row(
+            *[row["net"], str(row["outputs"]), str(row["batch_size"]), row["method"]],
+            *[f"{ms['median']:.0f}", f"{(ms['three_quarters'] - ms['quarter']) / 2:.0f}"],
+            f"{row['time_over_sgd']['median']:.2f}",
+            *[f"{row[key]:.2f}" for key in ("work_over_sgd", "work_limit_over_sgd")],
+            f"{row['time_over_limit']:.2f}",
+            f"{row['temporary_mb']:.0f}",
+            f"{row['memory_over_limit']:.2f}",
+            f"{row['compile_seconds']:.1f}",
+        )
+    return shown
 
 
-def _compile(function: Callable, *args: Any, **options: Any) -> tuple[Any, float]:
-    started = time.perf_counter()
-    compiled = jax.jit(function, **options).lower(*args).compile()
-    return compiled, time.perf_counter() - started
+def aggregation_table(rows: list[dict[str, Any]]) -> Table:
+    """Times over what the memory's bandwidth allows."""
+    shown = Table(title="Aggregation alone, over the limit by memory bandwidth")
+    for column in ("K", "parameters", "GB/s", "Gramian ms", "over limit", "all ms", "over limit"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        figures = [
+            f"{row[part][figure]['median']:.2f}"
+            for part in ("gramian", "aggregate")
+            for figure in ("ms", "over_limit")
+        ]
+        bandwidth = f"{row['bandwidth_gb_per_s']['median']:.1f}"
+        shown.add_row(str(row["outputs"]), f"{row['parameters']:,}", bandwidth, *figures)
+    return shown
 
 
-def least_work(problem: Problem) -> float:
-    """Operations of one forward pass and the backward pass of each loss alone."""
-
-    def count(function: Callable) -> float:
-        args = (problem.params, problem.rest, *problem.batch)
-        return operations(jax.jit(function).lower(*args))
-
-    def one(task: int) -> Callable:
-        return lambda *args: problem.losses(*args)[0][task]
-
-    num_tasks = len(jax.eval_shape(problem.losses, problem.params, problem.rest, *problem.batch)[0])
-    backward = [
-        count(jax.value_and_grad(one(task))) - count(one(task)) for task in range(num_tasks)
-    ]
-    return count(lambda *args: problem.losses(*args)[0]) + sum(backward)
+def tables(results: dict[str, Any]) -> list[Table]:
+    """All that there are figures for."""
+    shown = [steps_table(results["rows"])]
+    if "aggregation" in results:
+        shown.append(aggregation_table(results["aggregation"]))
+    if "peer" in results:
+        shown.append(torchjd.table(results["peer"]))
+    return shown
 
 
-def extra_rows_bytes(problem: Problem) -> int:
-    """Of the rows of the task gradients, less those of one gradient."""
-    grads = osgd_jax.task_grads(problem.losses, has_aux=True)
-    rows = jax.eval_shape(grads, problem.params, problem.rest, *problem.batch)[0]
-    return tree_bytes(rows) - tree_bytes(problem.params)
-
-
-def tree_bytes(tree: Any) -> int:
-    """Of all arrays in a tree."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def compare(problem: Problem, methods: tuple[str, ...], scope: str, rounds: int) -> Iterator[dict]:
-    """A row of figures for each method, with the limits that they are to be held against."""
-    steps = make_steps(problem, methods, scope)
-    seconds = time_in_turn({name: step.run for name, step in steps.items()}, rounds)
-    sgd = steps["sgd"]
-    least = {"work": least_work(problem), "memory": sgd.temporary_bytes + extra_rows_bytes(problem)}
-    for name, step in steps.items():
-        is_sgd = name == "sgd"
-        time_over_sgd = spread(seconds[name] / seconds["sgd"])
-        work_over_sgd = step.work / sgd.work
-        work_limit = 1.0 if is_sgd else least["work"] / sgd.work
-        memory_limit = 1.0 if is_sgd else least["memory"] / sgd.temporary_bytes
-        memory_over_sgd = step.temporary_bytes / sgd.temporary_bytes
-        yield {
-            "method": name,
-            "step_ms": spread(1e3 * seconds[name]),
-            "time_over_sgd": time_over_sgd,
-            "time_over_limit": time_over_sgd["median"] / work_limit,
-            "gflop": step.work / 1e9,
-            "work_over_sgd": work_over_sgd,
-            "work_limit_over_sgd": work_limit,
-            "temporary_mb": step.temporary_bytes / 1e6,
-            "memory_over_sgd": memory_over_sgd,
-            "memory_limit_over_sgd": memory_limit,
-            "memory_over_limit": memory_over_sgd / memory_limit,
-            "compile_seconds": step.compile_seconds,
-        }
+if __name__ == "__main__":
+    command.run("experiments.benchmark", __doc__, Config, measure, tables, TITLE)
