@@ -20,11 +20,11 @@ demo: .venv/demo-ready ## Compare SGD, clipped SGD and OSGD on an anytime net, t
 	$(BIN)/python -m experiments.compare --output runs/demo
 
 benchmark: .venv/ready ## Time training steps of SGD and OSGD against their limits (about 5 minutes)
-	$(BIN)/python -m experiments.benchmark
+	$(BIN)/python -m experiments.benchmark steps
 
 accelerators: .venv-tpu/ready .venv-gpu/ready ## Compile training steps for TPU v5e and H100, none needed (about an hour on 2 cores)
-	.venv-tpu/bin/python -m experiments.benchmark.accelerators
-	.venv-gpu/bin/python -m experiments.benchmark.accelerators
+	.venv-tpu/bin/python -m experiments.benchmark accelerators
+	.venv-gpu/bin/python -m experiments.benchmark accelerators
 
 # Options of each METHOD. `last` has a weight of 0 for each output of the recipe but the last.
 OPTIONS_sgd := --optimizer sgd
@@ -58,8 +58,8 @@ test-guards: .venv/ready ## Run the tests of numbers under JAX's strict settings
 test-slow: .venv/ready ## Run the tests that take longer than a minute each
 	$(BIN)/python -m pytest -m slow
 
-test-peer: .venv-peer/ready ## Compare with TorchJD and with Llama in transformers, in an environment of their own (several GB)
-	.venv-peer/bin/python -m pytest tests/weightings/test_against_torchjd.py tests/nets/test_against_transformers.py
+test-peer: .venv-peer/ready ## Compare with TorchJD and with Llama in transformers, in a separate environment (several GB)
+	.venv-peer/bin/python -m pytest tests/weightings/test_against_torchjd.py tests/experiments/benchmark/test_peer.py tests/nets/test_against_transformers.py
 
 test-onnx: .venv-onnx/ready ## Run ONNX files under onnxruntime, in an environment of their own
 	.venv-onnx/bin/python -m pytest tests/serving/test_onnx.py
@@ -138,7 +138,7 @@ clean: ## Remove the environment, caches and runs
 .venv-peer/ready: pyproject.toml requirements.txt
 	$(PYTHON) -m venv .venv-peer
 	.venv-peer/bin/python -m pip install --quiet --upgrade pip
-	.venv-peer/bin/python -m pip install --quiet --constraint requirements.txt -e '.[test,peer]'
+	.venv-peer/bin/python -m pip install --quiet --constraint requirements.txt -e '.[experiments,test,peer]'
 	@touch $@
 
 .venv-serve/ready: pyproject.toml requirements.txt

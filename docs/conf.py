@@ -10,6 +10,8 @@ from latex2mathml.converter import convert
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from experiments import pages
+from experiments.benchmark.__main__ import NAMES
+from tests.weightings import table
 
 project = "osgd_jax"
 release = importlib.metadata.version("osgd-jax")
@@ -58,11 +60,9 @@ def _write_math(display):
 
 
 def _tables_of_results(generated):
-    """Every table that a program of `experiments/` has measured, but for that of the weightings."""
-    benchmarks = Path(__file__).parents[1] / "experiments" / "results" / "benchmark"
-    written = [path for path in sorted(benchmarks.glob("*.md")) if path.name != "weightings.md"]
-    written = [generated / "study.md", *written, generated / "language.md"]
-    text = "\n".join(path.read_text() for path in written)
+    """Join the pages of the studies of nets and of all benchmarks."""
+    names = ["study", *(f"benchmark_{name}" for name in NAMES), "language"]
+    text = "\n".join((generated / f"{name}.md").read_text() for name in names)
     # Links to files beside the pages, seen from here.
     return re.sub(r"\]\((?![a-z]+:|#)", "](generated/", text)
 
@@ -72,6 +72,7 @@ def setup(app):
     generated = Path(__file__).parent / "generated"
     pages.write(generated)
     (generated / "results.md").write_text(_tables_of_results(generated))
+    (generated / "weightings.md").write_text(table.table())
     app.add_html_math_renderer("mathml", _write_math("inline"), _write_math("block"))
     app.connect("autodoc-process-docstring", _escape, priority=400)  # before napoleon
     app.connect("autodoc-skip-member", _leave_out_tuple_fields)

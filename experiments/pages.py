@@ -1,10 +1,12 @@
-"""Pages and figures of all stored studies, made when the documents are built."""
+"""Pages and figures of all stored results, made when the documents are built."""
 
+import importlib
 from pathlib import Path
 
 from experiments import compare
 from experiments.app.files import read_json
-from experiments.lab.report import page
+from experiments.benchmark.__main__ import NAMES
+from experiments.lab.report import page, runs
 from experiments.lab.store import Store
 from experiments.studies import equations, published
 from experiments.studies.anytime import page as anytime
@@ -15,12 +17,21 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def write(folder: Path) -> None:
-    """Write study.md, language.md, equations.md, published.md and the figures into a folder."""
+    """Write a page of each study and of each benchmark, and the figures, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     anytime.write(sweep(Store(RESULTS / "anytime.jsonl.gz")), folder / "study.md")
     for name, study in (("language", language), ("equations", equations), ("published", published)):
         store = Store(RESULTS / f"{name}.jsonl.gz")
         (folder / f"{name}.md").write_text(page(study.TITLE, store.about, study.tables(store)))
+    for name in NAMES:
+        (folder / f"benchmark_{name}.md").write_text(_benchmark(name))
     language.draw(Store(RESULTS / "language.jsonl.gz"), folder)
     results = read_json(RESULTS / "compare" / "mnist1d" / "results.json", "methods")
     compare.plot(results, folder / "comparison.png")
+
+
+def _benchmark(name: str) -> str:
+    """Return a section of each stored run."""
+    benchmark = importlib.import_module(f"experiments.benchmark.{name}")
+    stored = runs(RESULTS / "benchmark" / f"{name}.jsonl.gz")
+    return "\n".join(page(benchmark.TITLE, run, benchmark.tables(run)) for run in stored)

@@ -1,8 +1,10 @@
 """Read and write files of runs and results: in full, or an error of one sentence."""
 
+import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -66,14 +68,21 @@ def read_json(file: Path, *fields: str) -> dict[str, Any]:
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:
-    """Read a file of one object a line; there are none where the file is missing.
+    """Read a file of one object a line, compressed if its name ends in `.gz`.
 
-    A last line without an end was cut off by a crash, and is left out.
+    There are none where the file is missing. A last line without an end was cut off by a crash, and
+    is left out.
 
     Raises:
       ValueError: any other line is damaged.
     """
-    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    content = file.read_bytes() if file.exists() else b""
+    if content and file.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{file} is damaged ({error}); restore it or remove it.") from None
+    lines = content.splitlines(keepends=True)
     records = []
     for number, line in enumerate(lines, start=1):
         if not line.endswith(b"\n"):
@@ -90,7 +99,9 @@ def read_records(file: Path) -> list[dict[str, Any]]:
 
 def write_records(file: Path, records: Iterable[dict[str, Any]]) -> None:
     """Write a file that `read_records` reads."""
-    write_text(file, "".join(json.dumps(record) + "\n" for record in records))
+    content = "".join(json.dumps(record) + "\n" for record in records).encode()
+    # Without the time, so that the same records give the same file.
+    _write(file, gzip.compress(content, mtime=0) if file.suffix == ".gz" else content)
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -100,9 +111,13 @@ def write_json(file: Path, value: Any) -> None:
 
 def write_text(file: Path, text: str) -> None:
     """Write a text file so that it is there in full or not at all."""
+    _write(file, text.encode())
+
+
+def _write(file: Path, content: bytes) -> None:
     part = file.with_name(file.name + ".part")
-    with part.open("w") as handle:
-        handle.write(text)
+    with part.open("wb") as handle:
+        handle.write(content)
         handle.flush()
         os.fsync(handle.fileno())
     part.replace(file)

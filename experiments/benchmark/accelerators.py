@@ -1,8 +1,8 @@
-"""Training steps as the compilers for TPU v5e and H100 make them, on a machine that has neither.
+"""Compile training steps for TPU v5e and H100, on a machine that has neither.
 
 Nothing is run: programs are compiled ahead of time, and work, memory, traffic between devices and
 precision are read from them (`compiled.py`). Each environment has one of the compilers
-(`make accelerators`); a file that is there already keeps its rows, and only others are added.
+(`make accelerators`); a repeated command adds the rows that its output lacks.
 """
 
 import dataclasses
@@ -21,14 +21,13 @@ import numpy as np
 from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from rich.table import Table
 
 import osgd_jax
 from experiments.app import methods
-from experiments.app.files import read_json, write_json
 from experiments.app.nets import NETS, TRANSFORMERS
 from experiments.app.settings import require
-from experiments.benchmark import command, compiled, steps
+from experiments.benchmark import compiled, training_steps
+from experiments.lab.report import Table, runs, settings, store
 from experiments.pinn.problems import PROBLEMS
 from experiments.pinn.training import Solver, SolverSettings
 
@@ -79,7 +78,7 @@ _TOKENS = 128
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to compile.
+    """Choose what to compile.
 
     Attributes:
       chips: kinds and numbers of devices, of which this environment compiles for some.
@@ -88,7 +87,7 @@ class Config:
       precisions: dtypes of the computation; parameters are float32, and all of burgers is.
       batch_sizes: of 32 × 32 images, of vectors, of texts with 128 tokens or of points for each
         loss; on several devices 128 in all, in float32.
-      updates: methods whose update is compiled by itself, for 6 tasks; all if not given.
+      updates: methods whose update is compiled alone, for 6 tasks; all if not given.
       output: file for the results.
     """
 
@@ -97,14 +96,14 @@ class Config:
     precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     batch_sizes: tuple[int, ...] = (128, 1024)
     updates: tuple[str, ...] | None = None
-    output: Path = Path("runs/accelerators.json")
+    output: Path = Path("runs/benchmark_accelerators.jsonl.gz")
 
     def __post_init__(self):
         require(self, fields=("batch_sizes",), at_least=1)
 
 
 def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
-    """Add what is missing to the rows in the file, which is written after each.
+    """Add the rows that the output lacks; write it after each.
 
     Raises:
       ValueError: an environment that compiles for none of the chips.
@@ -112,11 +111,12 @@ def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
     chips = [each for each in config.chips if can_compile_for(each)]
     if not chips:
         raise ValueError(
-            f"chips={config.chips}: this environment has no compiler for them; make accelerators"
-            " sets up those that have."
+            "`chips` must be among those that this environment has a compiler for, got"
+            f" {config.chips}; `make accelerators` sets up environments for all."
         )
-    rows = read_json(config.output, "rows")["rows"] if config.output.exists() else []
-    known = [described(row) for row in rows]
+    same = [run for run in runs(config.output) if run["config"] == settings(config)]
+    rows = same[0]["rows"] if same else []
+    known = [_case(row) for row in rows]
     for case in cases(config, chips):
         if case in known:
             continue
@@ -125,7 +125,7 @@ def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
         started = time.process_time()
         made = compiled_for(case["chips"], program)
         rows.append(case | {"compile_seconds": time.process_time() - started} | figures(made))
-        write_json(config.output, {"rows": rows})
+        store("experiments.benchmark accelerators", config, {"rows": rows})
     return {"rows": rows}
 
 
@@ -153,8 +153,8 @@ def cases(config: Config, chips: Sequence[str]) -> Iterator[dict[str, Any]]:
             yield from (case | {"way": way} for way in _WAYS[several])
 
 
-def described(row: dict[str, Any]) -> dict[str, Any]:
-    """The part of a row that says what was compiled."""
+def _case(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a row that describes the program."""
     return {name: row[name] for name in _DESCRIBED if name in row}
 
 
@@ -186,24 +186,24 @@ def step_program(
 ) -> jax.stages.Lowered:
     """Lower a training step on some devices, with the batch split over them."""
     mesh = mesh_of(chips)
-    problem = problem_of(net, batch, precision, norm="batch" if mesh.size == 1 else "group")
+    problem = _problem_of_net(net, batch, precision, norm="batch" if mesh.size == 1 else "group")
     axes = mesh.axis_names
     everywhere, split = PartitionSpec(), PartitionSpec(axes)
     if way == "osgd, axis_name":
-        grad_fn, tx = steps.in_one_call_by(problem, "all", axis_name=axes)["osgd"]
+        grad_fn, tx = training_steps.in_one_call_by(problem, "all", axis_name=axes)["osgd"]
 
         def own_grads(params: Any, rest: Any, *batch: Any):
             return grad_fn(jax.lax.pcast(params, axes, to="varying"), rest, *batch)
 
         step = jax.shard_map(
-            steps.step_by(own_grads, tx),
+            training_steps.step_by(own_grads, tx),
             mesh=mesh,
             in_specs=(everywhere, everywhere, everywhere, split),
             out_specs=everywhere,
         )
     else:
-        grad_fn, tx = steps.in_one_call_by(problem, "all")[way]
-        step = steps.step_by(grad_fn, tx)
+        grad_fn, tx = training_steps.in_one_call_by(problem, "all")[way]
+        step = training_steps.step_by(grad_fn, tx)
     state = jax.eval_shape(tx.init, problem.params)
     whole = placed((problem.params, problem.rest, state), mesh, everywhere)
     return jax.jit(step).lower(*whole, placed(problem.batch, mesh, split))
@@ -266,8 +266,8 @@ def mesh_of(chips: Chips) -> Mesh:
 
 
 @functools.cache
-def problem_of(net: Net, batch: int, precision: str, norm: str) -> steps.Problem:
-    """A net with a random batch; group normalisation keeps the devices' batches apart."""
+def _problem_of_net(net: Net, batch: int, precision: str, norm: str) -> training_steps.Problem:
+    """Return a net with a random batch; group normalization keeps the devices' batches apart."""
     if net == "kernels":
         return _kernels(batch, jnp.dtype(precision))
     if net == "burgers":
@@ -277,24 +277,26 @@ def problem_of(net: Net, batch: int, precision: str, norm: str) -> steps.Problem
         made = TRANSFORMERS[net](
             vocab_size=256, num_outputs=3, dtype=jnp.dtype(precision), rngs=nnx.Rngs(0)
         )
-        return steps.problem_of(made, text, text)
+        return training_steps.problem_of(made, text, text)
     made = NETS[net](
         num_classes=10, num_outputs=3, norm=norm, dtype=jnp.dtype(precision), rngs=nnx.Rngs(0)
     )
-    return steps.problem(made, (batch, 32, 32, 3))
+    return training_steps.classification(made, (batch, 32, 32, 3))
 
 
-def _kernels(batch: int, dtype: Any) -> steps.Problem:
+def _kernels(batch: int, dtype: Any) -> training_steps.Problem:
     def losses(params: Any, rest: Any, inputs: jax.Array):
         outputs = [inputs.astype(dtype)]
         for kernel in params:
             outputs.append(jnp.tanh(outputs[-1] @ kernel.astype(dtype)))
         return tuple(jnp.mean(jnp.square(each)) for each in outputs[1:]), rest
 
-    return steps.Problem(losses, [jnp.zeros((1024, 1024))] * 3, (), (jnp.zeros((batch, 1024)),))
+    return training_steps.Problem(
+        losses, [jnp.zeros((1024, 1024))] * 3, (), (jnp.zeros((batch, 1024)),)
+    )
 
 
-def _burgers(batch: int) -> steps.Problem:
+def _burgers(batch: int) -> training_steps.Problem:
     trainer = Solver(PROBLEMS["burgers"], SolverSettings())
     state = trainer.start(0, 1e-3)
 
@@ -303,20 +305,19 @@ def _burgers(batch: int) -> steps.Problem:
         return tuple(found.values()), rest
 
     points = trainer.problem.sample(jax.random.key(0), batch, batch)
-    return steps.Problem(losses, state.params, state.rest, (points,))
+    return training_steps.Problem(losses, state.params, state.rest, (points,))
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
-    """Steps on one device and on several, over SGD's, and updates alone."""
+    """Return tables of steps on one device and on several, over SGD's, and of updates alone."""
     ways: dict[tuple[str, ...], dict[Way, dict[str, Any]]] = {}
     for row in results["rows"]:
         if "net" in row:
             case = tuple(str(row[name]) for name in _CASE)
             ways.setdefault(case, {})[row["way"]] = row
-    alone = _steps_table("A step on one device, over SGD's", _WAYS[False], _ALONE)
-    together = _steps_table("A step on several devices, over SGD's", _WAYS[True], _TOGETHER)
-    for way in _WAYS[True]:
-        together.add_column(f"{way}: collectives", no_wrap=True)
+    kinds = [f"{way}: collectives" for way in _WAYS[True]]
+    alone = _ratios("A step on one device, over SGD's", _WAYS[False], _ALONE)
+    together = _ratios("A step on several devices, over SGD's", _WAYS[True], _TOGETHER, kinds)
     for case, rows in ways.items():
         several = not case[0].endswith("-1")
         shown = together if several else alone
@@ -327,26 +328,27 @@ def tables(results: dict[str, Any]) -> list[Table]:
             figures += [_ratio(_figure(row, name), _figure(sgd, name)) for name, *_ in named]
         if several:
             figures += [_kinds(row) for row in (sgd, *others)]
-        shown.add_row(*case, *figures)
-    updates = Table(title="The update alone, of 6 tasks")
-    for column in ("chips", "method", "products", "scatters", "loops", "callbacks"):
-        updates.add_column(column, no_wrap=True)
+        shown.add(*case, *figures)
+    columns = ["chips", "method", "products", "scatters", "loops", "callbacks"]
+    updates = Table("The update alone, of 6 tasks", columns, words=3)
     for row in results["rows"]:
         if "update" in row:
             products = ", ".join(f"{n} {name}" for name, n in row["products"].items())
             counts = [str(row[name]) for name in ("scatters", "loops", "callbacks")]
-            updates.add_row(row["chips"], row["update"], products or "none", *counts)
-    return [table for table in (alone, together, updates) if table.row_count]
+            updates.add(row["chips"], row["update"], products or "none", *counts)
+    return [table for table in (alone, together, updates) if table.rows]
 
 
-def _steps_table(title: str, ways: Sequence[Way], named: Sequence[tuple[str, str, float]]) -> Table:
-    table = Table(title=title)
+def _ratios(
+    title: str,
+    ways: Sequence[Way],
+    named: Sequence[tuple[str, str, float]],
+    further: Sequence[str] = (),
+) -> Table:
     sgd, *others = ways
     columns = [f"{sgd}: {unit}" for _, unit, _ in named]
     columns += [f"{way}: {_COLUMN[name]}" for way in others for name, *_ in named]
-    for column in (*_CASE, *columns):
-        table.add_column(column, no_wrap=True)
-    return table
+    return Table(title, [*_CASE, *columns, *further], words=len(_CASE))
 
 
 def _figure(row: dict[str, Any], name: str) -> float | None:
@@ -365,7 +367,3 @@ def _number(value: float | None, unit: float) -> str:
 
 def _ratio(value: float | None, of_sgd: float | None) -> str:
     return "–" if value is None or not of_sgd else f"{value / of_sgd:.2f}"
-
-
-if __name__ == "__main__":
-    command.run("experiments.benchmark.accelerators", __doc__, Config, measure, tables, TITLE)

@@ -12,7 +12,7 @@ _ARRAYS = 16
 _STREAMED = 2**24
 
 
-def measure(num_tasks: int, num_parameters: int, rounds: int) -> dict[str, Any]:
+def against_bandwidth(num_tasks: int, num_parameters: int, rounds: int) -> dict[str, Any]:
     """Time `orthogonalize` on a given Jacobian, in turn with the sum of two large arrays.
 
     The Jacobian has to be read once for the Gramian and, since the weights need all of it, once

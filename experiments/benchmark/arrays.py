@@ -15,11 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from rich.table import Table
 
 import osgd_jax
 from experiments.app.settings import require
-from experiments.benchmark import command
+from experiments.lab.report import Table
 from experiments.lab.timing import time_in_turn
 
 TITLE = "Many arrays"
@@ -45,7 +44,7 @@ class Config:
     gramian_tasks: tuple[int, ...] = (3, 8)
     gramian_parameters: tuple[int, ...] = (1_000_000, 10_000_000)
     rounds: int = 3
-    output: Path = Path("runs/arrays.json")
+    output: Path = Path("runs/benchmark_arrays.jsonl")
 
     def __post_init__(self):
         require(self, fields=("arrays", "num_tasks", "rounds"), at_least=1)
@@ -141,20 +140,18 @@ def gramian_time(num_tasks: int, num_parameters: int, rounds: int) -> dict[str, 
 
 def tables(results: dict[str, Any]) -> list[Table]:
     """Compile times, and times of the Gramian."""
-    compiled = Table(title="Compiling an update, over clipping and SGD with momentum")
-    for column in ("arrays", "method", "processor seconds", "over clipped SGD"):
-        compiled.add_column(column, justify="right")
+    compiled = Table(
+        "Compiling an update, over clipping and SGD with momentum",
+        ["arrays", "method", "processor seconds", "over clipped SGD"],
+        words=2,
+    )
     for row in results["compile"]:
         figures = [f"{row['seconds']:.2f}", f"{row['over_sgd']:.2f}"]
-        compiled.add_row(str(row["arrays"]), row["method"], *figures)
-    gramians = Table(title="The Gramian, over reading the rows once")
-    for column in ("K", "parameters", "ms", "over sums"):
-        gramians.add_column(column, justify="right")
+        compiled.add(row["arrays"], row["method"], *figures)
+    gramians = Table(
+        "The Gramian, over reading the rows once", ["K", "parameters", "ms", "over sums"], words=0
+    )
     for row in results["gramian"]:
         figures = [f"{row[key]:.2f}" for key in ("gramian_ms", "over_sums")]
-        gramians.add_row(str(row["outputs"]), f"{row['parameters']:,}", *figures)
+        gramians.add(row["outputs"], f"{row['parameters']:,}", *figures)
     return [compiled, gramians]
-
-
-if __name__ == "__main__":
-    command.run("experiments.benchmark.arrays", __doc__, Config, measure, tables, TITLE)

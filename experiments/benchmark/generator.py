@@ -1,4 +1,4 @@
-"""What a nested Transformer costs, in training and token by token, against plain ones.
+"""Compare a nested Transformer with plain ones, in training and token by token.
 
 A plain Transformer with the multiply-adds of each output (`plain_transformer.py`) stands for what
 one would use without nesting. All calls are timed in turn, round after round. Of steps, and of each
@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,21 +19,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from rich.table import Table
 
 import osgd_jax
 from experiments.app.nets import TRANSFORMERS, TextFamily
 from experiments.app.settings import require
-from experiments.benchmark import command, plain_transformer, steps
+from experiments.benchmark import plain_transformer, training_steps
+from experiments.lab.report import Table
 from experiments.lab.timing import time_in_turn
 
-TITLE = "Benchmark of nested Transformers"
 _VOCAB_SIZE = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to measure.
+    """Choose the sizes.
 
     Attributes:
       net: family.
@@ -46,7 +44,6 @@ class Config:
       batch_size: texts in a training step.
       prompt: tokens that a text begins with; it is continued to its full length.
       rounds: how often each call is timed.
-      output: file for the results.
     """
 
     net: TextFamily = "width-nested-transformer"
@@ -58,7 +55,6 @@ class Config:
     batch_size: int = 4
     prompt: int = 16
     rounds: int = 10
-    output: Path = Path("runs/benchmark_language.json")
 
     def __post_init__(self):
         sizes = ("outputs", "width", "depth", "heads", "batch_size", "prompt", "rounds")
@@ -67,7 +63,7 @@ class Config:
 
 
 def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
-    """All figures, as they are written to the file.
+    """Return the figures of training and decoding.
 
     Raises:
       ValueError: sizes that do not fit each other.
@@ -88,7 +84,7 @@ def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
         plain_transformer.sizes_for(each, **shape, depth=depth, length=length) for each in work
     ]
     report("training")
-    training = _train(config, net, plain)
+    training = _training_rows(config, net, plain)
     report("decoding")
     decoding = _decode(config, net, plain, work)
     return {
@@ -101,26 +97,28 @@ def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
     }
 
 
-def _train(config: Config, net: Any, plain: list[plain_transformer.Sizes]) -> list[dict[str, Any]]:
-    """A training step of the net, and of a plain one with each output's multiply-adds."""
+def _training_rows(
+    config: Config, net: Any, plain: list[plain_transformer.Sizes]
+) -> list[dict[str, Any]]:
+    """Time a training step of the net, and of a plain one with each output's multiply-adds."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, _VOCAB_SIZE, (config.batch_size, config.length + 1))
     batch = jnp.asarray(tokens[:, :-1]), jnp.asarray(tokens[:, 1:])
-    problem = steps.problem_of(net, *batch)
-    nested = steps.make_steps(problem, ("sgd", "osgd"), "all")
+    problem = training_steps.problem_of(net, *batch)
+    nested = training_steps.make_steps(problem, ("sgd", "osgd"), "all")
     made = {"sum": nested["sgd"], "task gradients": nested["osgd"]}
     for k, sizes in enumerate(plain):
-        alone = steps.Problem(
+        alone = training_steps.Problem(
             functools.partial(_plain_losses, sizes),
             plain_transformer.initial_params(sizes),
             None,
             batch,
         )
-        made[f"plain {k}"] = steps.make_steps(alone, ("sgd",), "all")["sgd"]
+        made[f"plain {k}"] = training_steps.make_steps(alone, ("sgd",), "all")["sgd"]
     timed = time_in_turn({name: step.run for name, step in made.items()}, config.rounds)
     least = {name: float(each.min()) for name, each in timed.items()}
     separate = sum(least[f"plain {k}"] for k in range(config.outputs))
-    work_over_sum = {"task gradients": steps.least_work(problem) / made["sum"].work}
+    work_over_sum = {"task gradients": training_steps.least_work(problem) / made["sum"].work}
     return [
         {
             "step": name,
@@ -148,7 +146,7 @@ def _plain_losses(
 def _decode(
     config: Config, net: Any, plain: list[plain_transformer.Sizes], work: list[float]
 ) -> dict[str, Any]:
-    """Texts continued by each output, by outputs in turn, and by plain Transformers."""
+    """Time texts continued by each output, by mixed outputs, and by plain Transformers."""
     prompt = np.random.default_rng(0).integers(0, _VOCAB_SIZE, config.prompt).astype(np.int32)
     count, last = config.length - config.prompt, config.outputs - 1
     generator = osgd_jax.AnytimeGenerator(net, max_length=config.length)
@@ -191,19 +189,22 @@ def _decode(
         "rows": rows,
         "mixed_exits": np.bincount(exits, minlength=config.outputs).tolist(),
         "compilations_after_the_first_texts": number,
-        "bytes": [[steps.tree_bytes(part) for part in each] for each in zip(*buffers, strict=True)],
+        "bytes": [
+            [training_steps.tree_bytes(part) for part in each]
+            for each in zip(*buffers, strict=True)
+        ],
     }
 
 
 def _seconds(text: Iterator[Any]) -> np.ndarray:
-    """Of each token of a text."""
+    """Return the seconds of each token of a text."""
     times = [time.perf_counter()]
     times += [time.perf_counter() for _ in text]
     return np.diff(times)
 
 
 def _positions(exits: np.ndarray, config: Config) -> np.ndarray:
-    """How many positions each stage has to run over: all up to the last that needed it."""
+    """Return how many positions each stage runs over: all up to the last that needed it."""
     needed = exits[:, None] >= np.arange(config.outputs)
     last = len(exits) - needed[::-1].argmax(0)
     return np.where(needed.any(0), config.prompt + last - 1, 0)
@@ -225,21 +226,26 @@ class _Compilations:
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
-    """Training, decoding, memory."""
-    return [_training(results), _decoding(results["decoding"]), _memory(results["decoding"])]
+    """Return a table each of training, decoding and memory."""
+    decoding = results["decoding"]
+    return [
+        _training_table(results["training"]),
+        _decoding_table(decoding),
+        _memory_table(decoding),
+    ]
 
 
-def _training(results: dict[str, Any]) -> Table:
-    shown = Table(title="A training step, SGD's after it, against plain Transformers")
-    shown.add_column("step", no_wrap=True)
-    for column in (
-        *("ms", "GFLOP", "over the widest plain", "over all plain", "over the sum"),
-        *("least work", "time over that", "MB", "compile s"),
-    ):
-        shown.add_column(column, justify="right", no_wrap=True)
-    for row in results["training"]:
+def _training_table(rows: list[dict[str, Any]]) -> Table:
+    shown = Table(
+        "A training step, SGD's after it, against plain Transformers",
+        [
+            *("step", "ms", "GFLOP", "over the widest plain", "over all plain", "over the sum"),
+            *("least work", "time over that", "MB", "compile s"),
+        ],
+    )
+    for row in rows:
         work = row["least_work_over_sum"]
-        shown.add_row(
+        shown.add(
             row["step"],
             f"{row['ms']:.0f}",
             f"{row['gflop']:.1f}",
@@ -254,18 +260,18 @@ def _training(results: dict[str, Any]) -> Table:
     return shown
 
 
-def _decoding(found: dict[str, Any]) -> Table:
+def _decoding_table(found: dict[str, Any]) -> Table:
     again = found["compilations_after_the_first_texts"]
-    shown = Table(title=f"Token by token; {again} compilations after the first texts")
-    shown.add_column("way", no_wrap=True)
-    for column in (
-        *("ms a token", "over the plain one", "over the last output"),
-        *("counted work over its", "time over that"),
-    ):
-        shown.add_column(column, justify="right", no_wrap=True)
+    shown = Table(
+        f"Token by token; {again} compilations after the first texts",
+        [
+            *("way", "ms a token", "over the plain one", "over the last output"),
+            *("counted work over its", "time over that"),
+        ],
+    )
     for row in found["rows"]:
         ratio, counted = row["over_last"], row["counted_over_last"]
-        shown.add_row(
+        shown.add(
             row["way"],
             f"{row['ms_per_token']:.2f}",
             f"{row['over_plain']:.2f}" if row["over_plain"] else "",
@@ -274,14 +280,8 @@ def _decoding(found: dict[str, Any]) -> Table:
     return shown
 
 
-def _memory(found: dict[str, Any]) -> Table:
-    shown = Table(title="What a text keeps, MB")
-    for column in ("stage", "keys and values", "states kept for it"):
-        shown.add_column(column, justify="right", no_wrap=True)
+def _memory_table(found: dict[str, Any]) -> Table:
+    shown = Table("What a text keeps, MB", ["stage", "keys and values", "states kept for it"])
     for k, stage in enumerate(found["bytes"]):
-        shown.add_row(str(k), *[f"{each / 1e6:.2f}" for each in stage])
+        shown.add(k, *[f"{each / 1e6:.2f}" for each in stage])
     return shown
-
-
-if __name__ == "__main__":
-    command.run("experiments.benchmark.language", __doc__, Config, measure, tables, TITLE)

@@ -13,11 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.table import Table
 
 import osgd_jax
 from experiments.app.settings import require
-from experiments.benchmark import command
+from experiments.lab.report import Table
 from experiments.lab.timing import spread, time_in_turn
 
 TITLE = "Many losses"
@@ -42,7 +41,7 @@ class Config:
     tasks: int = 64
     weightings: tuple[str, ...] = ("orthogonal", "upgrad")
     rounds: int = 20
-    output: Path = Path("runs/losses.json")
+    output: Path = Path("runs/benchmark_losses.jsonl")
 
     def __post_init__(self):
         require(self, fields=("examples", "heads", "tasks", "rounds"), at_least=1)
@@ -150,15 +149,10 @@ def tables(results: dict[str, Any]) -> list[Table]:
     }
     shown = []
     for part, title in titles.items():
-        table = Table(title=title)
-        for column in ("losses", "way", "processor seconds to compile", "ms", "least ms"):
-            table.add_column(column, justify="right")
+        columns = ["losses", "way", "processor seconds to compile", "ms", "least ms"]
+        table = Table(title, columns, words=2)
         for row in results[part]:
             figures = (row["compile_seconds"], row["ms"]["median"], row["least_ms"])
-            table.add_row(str(row["losses"]), row["way"], *[f"{each:.2f}" for each in figures])
+            table.add(row["losses"], row["way"], *[f"{each:.2f}" for each in figures])
         shown.append(table)
     return shown
-
-
-if __name__ == "__main__":
-    command.run("experiments.benchmark.losses", __doc__, Config, measure, tables, TITLE)

@@ -14,10 +14,9 @@ from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
-from rich.table import Table
 
 from experiments.app.settings import require
-from experiments.benchmark import command
+from experiments.lab.report import Table
 from experiments.lab.timing import operations, spread, time_in_turn
 from experiments.pinn.problems import PROBLEMS, Name
 from experiments.pinn.training import Solver, SolverSettings
@@ -51,7 +50,7 @@ class Config:
     edge_points: int = 50
     steps: int = 20
     rounds: int = 10
-    output: Path = Path("runs/benchmark_pinn.json")
+    output: Path = Path("runs/benchmark_pinn.jsonl")
 
     def __post_init__(self):
         counts = ("width", "layers", "points", "edge_points", "steps", "rounds")
@@ -74,12 +73,12 @@ def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
     rows = []
     for name in config.problems:
         report(name)
-        rows += [{"problem": name} | row for row in compare(config, name)]
+        rows += [{"problem": name} | row for row in _timed(config, name)]
     return {"rows": rows}
 
 
-def compare(config: Config, name: Name) -> list[dict[str, Any]]:
-    """Time the steps of a problem in turn."""
+def _timed(config: Config, name: Name) -> list[dict[str, Any]]:
+    """Return a row of figures for each method, timed in turn."""
     sizes = ("steps", "width", "layers", "points", "edge_points")
     common = {size: getattr(config, size) for size in sizes}
     ways = {method: (Solver, method) for method in ("sum", *config.methods)}
@@ -106,11 +105,11 @@ def compare(config: Config, name: Name) -> list[dict[str, Any]]:
 
 def tables(results: dict[str, Any]) -> list[Table]:
     """One row for each problem and method."""
-    shown = Table(title="A training step over that with the gradient of the sum")
-    for column in ("problem", "method"):
-        shown.add_column(column, no_wrap=True)
-    for column in ("ms", "±", "time", "work"):
-        shown.add_column(column, justify="right", no_wrap=True)
+    shown = Table(
+        "A training step over that with the gradient of the sum",
+        ["problem", "method", "ms", "±", "time", "work"],
+        words=2,
+    )
     for row in results["rows"]:
         ms = row["step_ms"]
         figures = (
@@ -119,9 +118,5 @@ def tables(results: dict[str, Any]) -> list[Table]:
             row["time_over_sum"]["median"],
             row["work_over_sum"],
         )
-        shown.add_row(row["problem"], row["method"], *[f"{each:.2f}" for each in figures])
+        shown.add(row["problem"], row["method"], *[f"{each:.2f}" for each in figures])
     return [shown]
-
-
-if __name__ == "__main__":
-    command.run("experiments.benchmark.pinn", __doc__, Config, measure, tables, TITLE)

@@ -1,4 +1,4 @@
-"""What it costs to run an anytime net stage by stage, and how it keeps deadlines.
+"""Time an anytime net stage by stage, and its answers under deadlines.
 
 A net of each family is trained for a moment and run by `AnytimePredictor`. All ways to run a net
 are timed in turn, round after round, so that a machine that slows down or is busy for a while does
@@ -8,31 +8,28 @@ so for all of them; ratios are medians of the ratios within a round.
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 from flax import nnx
-from rich.table import Table
 
 import osgd_jax
 from experiments.app import data, methods
 from experiments.app.nets import Family, ResNetFamily, Sizes, make_net
 from experiments.app.settings import require
-from experiments.benchmark import command
+from experiments.lab.report import Table
 from experiments.lab.sweep import Run
 from experiments.lab.timing import forward, time_in_turn
 from experiments.lab.vectorized import Trainer
 from osgd_jax import AnytimePredictor
 
-TITLE = "Benchmark of running stage by stage"
 _LATE = 1.1  # an answer counts as late after this many times its deadline
 _WARM_UP = 2  # rounds, after the one that compiles
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to measure.
+    """Choose the nets and what they run.
 
     Attributes:
       data: built-in data set, whose test examples are run.
@@ -46,7 +43,6 @@ class Config:
       rounds: how often each way to run a net is timed.
       deadlines: random deadlines to answer by.
       bins: ranges of deadlines for which accuracy is shown.
-      output: file for the results.
     """
 
     data: Literal["digits", "mnist1d"] = "digits"
@@ -60,7 +56,6 @@ class Config:
     rounds: int = 100
     deadlines: int = 1000
     bins: int = 6
-    output: Path = Path("runs/benchmark_anytime.json")
 
     def __post_init__(self):
         require(self, fields=("outputs", "widths", "blocks", "epochs", "batch_size"), at_least=1)
@@ -69,7 +64,7 @@ class Config:
 
 
 def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
-    """A row of figures for each net.
+    """Return a row of figures for each net.
 
     Raises:
       ValueError: sizes that do not fit each other or the data.
@@ -81,7 +76,7 @@ def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
     rows = []
     for family in config.nets:
         report(family)
-        net = _train(config, family, dataset)
+        net = _trained_net(config, family, dataset)
         predictor = AnytimePredictor(net)
         x = test.inputs[: config.batch_size]
         latencies = predictor.calibrate(x)
@@ -99,7 +94,7 @@ def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def _train(config: Config, family: Family, dataset: data.Dataset) -> Any:
+def _trained_net(config: Config, family: Family, dataset: data.Dataset) -> Any:
     sizes = Sizes(family, config.outputs, config.widths, config.blocks)
     make = functools.partial(make_net, sizes, dataset)
     osgd = methods.method(methods.Settings("osgd"))
@@ -113,7 +108,7 @@ def _train(config: Config, family: Family, dataset: data.Dataset) -> Any:
 def _compare_ways(
     net: Any, predictor: AnytimePredictor, x: np.ndarray, rounds: int
 ) -> dict[str, Any]:
-    """All stages against one forward pass, each output against the subnetwork of its own."""
+    """Compare all stages with one forward pass, and each output with its subnetwork."""
     outputs = range(predictor.num_outputs)
     ways = {
         "forward": forward(net),
@@ -143,7 +138,7 @@ def _compare_ways(
 def _meet_deadlines(
     config: Config, predictor: AnytimePredictor, test: data.Split
 ) -> dict[str, Any]:
-    """Answers by random deadlines, from the time of output 0 to a quarter more than that of all."""
+    """Answer by random deadlines, from the time of output 0 to a quarter more than that of all."""
     rng = np.random.default_rng(0)
     latencies = next(iter(predictor.latencies.values()))
     low, high = latencies[0], 1.25 * sum(latencies)
@@ -172,13 +167,14 @@ def _meet_deadlines(
     }
 
 
-def speed_table(rows: list[dict[str, Any]]) -> Table:
-    """Times of stages over those of a forward pass and of standalone subnetworks."""
-    shown = Table(title="Stages over one forward pass, outputs over their own subnetworks")
-    for column in ("net", "forward ms", "predict", "stream", "outputs ms", "over subnetworks"):
-        shown.add_column(column, justify="left" if column == "net" else "right", no_wrap=True)
+def _speed_table(rows: list[dict[str, Any]]) -> Table:
+    """Return times of stages over those of a forward pass and of standalone subnetworks."""
+    shown = Table(
+        "Stages over one forward pass, outputs over their own subnetworks",
+        ["net", "forward ms", "predict", "stream", "outputs ms", "over subnetworks"],
+    )
     for row in rows:
-        shown.add_row(
+        shown.add(
             row["net"],
             f"{row['forward_ms']:.2f}",
             f"{row['predict_over_forward']:.3f}",
@@ -189,13 +185,12 @@ def speed_table(rows: list[dict[str, Any]]) -> Table:
     return shown
 
 
-def deadline_table(rows: list[dict[str, Any]]) -> Table:
-    """How deadlines were kept, and accuracy in % over ranges of them, the shortest first."""
-    shown = Table(title="Random deadlines")
-    for column in ("net", "late %", ">10 % late %", "accuracy % by deadline"):
-        shown.add_column(column, justify="left" if column == "net" else "right", no_wrap=True)
+def _deadline_table(rows: list[dict[str, Any]]) -> Table:
+    """Return shares of late answers, and accuracy in % over ranges of deadlines."""
+    columns = ["net", "late %", ">10 % late %", "accuracy % by deadline"]
+    shown = Table("Random deadlines", columns)
     for row in rows:
-        shown.add_row(
+        shown.add(
             row["net"],
             f"{100 * row['late_share']:.1f}",
             f"{100 * row['more_than_10_percent_late_share']:.1f}",
@@ -205,9 +200,5 @@ def deadline_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
-    """Of speed and of deadlines."""
-    return [speed_table(results["rows"]), deadline_table(results["rows"])]
-
-
-if __name__ == "__main__":
-    command.run("experiments.benchmark.anytime", __doc__, Config, measure, tables, TITLE)
+    """Return a table of speed and one of deadlines."""
+    return [_speed_table(results["rows"]), _deadline_table(results["rows"])]

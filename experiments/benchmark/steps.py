@@ -1,27 +1,25 @@
-"""What a training step costs: SGD on the sum of the losses, OSGD, and OSGD on jax.jacrev's rows.
+"""Time a training step: SGD on the sum of the losses, OSGD, and OSGD on jax.jacrev's rows.
 
 All methods of a net are timed in turn, round after round, so that a machine that slows down or is
 busy for a while does so for all of them. Counted work and memory come from the compiler. Each
-figure stands beside its limit (`steps.py`). With `--peer PYTHON`, an
-interpreter that has numpy, torch and torchjd[quadprog_projector], TorchJD takes the same steps
-(`torchjd/compare.py`).
+figure stands beside its limit (`training_steps.py`). With `--peer`, the same steps are timed in
+PyTorch and TorchJD (`peer.py`).
 """
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 from flax import nnx
-from rich.table import Table
 
-import osgd_jax
 from experiments.app.methods import Scope
 from experiments.app.nets import NETS, ResNetFamily
 from experiments.app.settings import require
-from experiments.benchmark import aggregation, command, steps
-from experiments.benchmark.torchjd import compare as torchjd
+from experiments.benchmark import aggregation, training_steps
+from experiments.lab.report import Table
 
 TITLE = "Benchmark of training steps"
 Method = Literal["sgd", "osgd", "jacrev", "upgrad", "micro-batches"]
@@ -29,7 +27,7 @@ Method = Literal["sgd", "osgd", "jacrev", "upgrad", "micro-batches"]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to measure.
+    """Choose what to measure.
 
     Attributes:
       nets: families, each at its default size, or with `blocks`.
@@ -43,8 +41,7 @@ class Config:
       rounds: how often each step is timed.
       scope: of OSGD.
       parameters: of the Jacobian whose aggregation is timed alone; 0 for none.
-      peer: Python interpreter that has numpy, torch and torchjd[quadprog_projector], to compare
-        with TorchJD.
+      peer: compare with PyTorch and TorchJD, which `pip install -e '.[experiments,peer]'` adds.
       output: file for the results.
     """
 
@@ -58,83 +55,99 @@ class Config:
     rounds: int = 10
     scope: Scope = "all"
     parameters: int = 16_000_000
-    peer: Path | None = None
-    output: Path = Path("runs/benchmark.json")
+    peer: bool = False
+    output: Path = Path("runs/benchmark_steps.jsonl")
 
     def __post_init__(self):
         require(self, fields=("outputs", "batch_sizes", "image_size", "rounds"), at_least=1)
         require(self, fields=("blocks",), at_least=1)
         require(self, fields=("parameters",), at_least=0)
         if "sgd" not in self.methods:
-            raise ValueError(
-                f"methods={self.methods} must contain sgd, which all are held against."
-            )
-        parts = steps.MICRO_BATCHES
+            raise ValueError(f"`methods` must contain sgd, the baseline, got {self.methods}.")
+        parts = training_steps.MICRO_BATCHES
         if "micro-batches" in self.methods and any(size % parts for size in self.batch_sizes):
-            raise ValueError(f"batch_sizes={self.batch_sizes} must be multiples of {parts}.")
+            raise ValueError(f"`batch_sizes` must be multiples of {parts}, got {self.batch_sizes}.")
+        if self.peer and importlib.util.find_spec("torchjd") is None:
+            raise ValueError(
+                "`peer` must be left out in an environment without torch and torchjd; install"
+                " them by `pip install -e '.[experiments,peer]'`."
+            )
 
 
 def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
-    """All figures, as they are written to the file.
+    """Return all figures, as they are written to the file.
 
     Raises:
-      ValueError: sizes that do not fit each other, or a peer that cannot be run.
+      ValueError: sizes that do not fit each other, or a peer whose gradients differ.
     """
-    if config.peer:
-        torchjd.check(config.peer)
     rows = []
     for family in config.nets:
         for num_outputs in config.outputs:
             for batch_size in config.batch_sizes:
                 described = {"net": family, "outputs": num_outputs, "batch_size": batch_size}
                 report(f"{family}, K = {num_outputs}, batch {batch_size}")
-                net = make_net(config, family, num_outputs)
-                shape = (batch_size, config.image_size, config.image_size, 3)
-                problem = steps.problem(net, shape)
-                compared = steps.compare(problem, config.methods, config.scope, config.rounds)
+                problem = _problem(config, family, num_outputs, batch_size)
+                compared = training_steps.compare(
+                    problem, config.methods, config.scope, config.rounds
+                )
                 rows += [described | row for row in compared]
     results: dict[str, Any] = {"rows": rows}
     if config.parameters:
         report("aggregation alone")
         results["aggregation"] = [
-            aggregation.measure(num_outputs, config.parameters, 3 * config.rounds)
+            aggregation.against_bandwidth(num_outputs, config.parameters, 3 * config.rounds)
             for num_outputs in config.outputs
         ]
     if config.peer:
+        from experiments.benchmark import peer  # which imports torch
+
         results["peer"] = []
         for batch_size in config.batch_sizes:
-            report(f"TorchJD, batch {batch_size}")
-            net = make_net(config, "branched", config.outputs[0])
-            shape = (batch_size, config.image_size, config.image_size, 3)
-            problem = steps.problem(net, shape)
-            results["peer"].append(torchjd.measure(problem, config.peer, config.rounds))
+            report(f"PyTorch and TorchJD, batch {batch_size}")
+            problem = _problem(config, "branched", config.outputs[0], batch_size)
+            results["peer"].append(peer.against_torchjd(problem, config.rounds))
     return results
 
 
-def make_net(config: Config, family: str, num_outputs: int) -> osgd_jax.nets.AnytimeNet:
-    """A net of a family."""
+def _problem(
+    config: Config, family: str, num_outputs: int, batch_size: int
+) -> training_steps.Problem:
     sizes = {} if config.blocks is None else {"blocks": config.blocks}
-    return NETS[family](
+    net = NETS[family](
         num_classes=10,
         num_outputs=num_outputs,
         dtype=jnp.dtype(config.precision),
         rngs=nnx.Rngs(0),
         **sizes,
     )
+    shape = (batch_size, config.image_size, config.image_size, 3)
+    return training_steps.classification(net, shape)
 
 
-def steps_table(rows: list[dict[str, Any]]) -> Table:
-    """Time, work and memory over SGD's on the same net; their limits, and how far off they are."""
-    shown = Table(title="A training step over SGD's on the sum of the losses, and its limits")
-    for column in ("net", "K", "batch", "method"):
-        shown.add_column(column, no_wrap=True)
-    columns = ("ms", "±", "time", "work", "limit", "time/limit", "MB", "mem/limit", "compile s")
-    for column in columns:
-        shown.add_column(column, justify="right", no_wrap=True)
+def tables(results: dict[str, Any]) -> list[Table]:
+    """Return a table of each kind of figures in the results."""
+    shown = [_steps_table(results["rows"])]
+    if "aggregation" in results:
+        shown.append(_aggregation_table(results["aggregation"]))
+    if "peer" in results:
+        shown.append(_peer_table(results["peer"]))
+    return shown
+
+
+def _steps_table(rows: list[dict[str, Any]]) -> Table:
+    """Return time, work and memory over SGD's on the same net, and over their limits."""
+    shown = Table(
+        "A training step over SGD's on the sum of the losses, and its limits",
+        [
+            *("net", "K", "batch", "method", "ms", "±", "time", "work", "limit"),
+            *("time/limit", "MB", "mem/limit", "compile s"),
+        ],
+        words=4,
+    )
     for row in rows:
         ms = row["step_ms"]
-        shown.add_row(
-            *[row["net"], str(row["outputs"]), str(row["batch_size"]), row["method"]],
+        shown.add(
+            *[row["net"], row["outputs"], row["batch_size"], row["method"]],
             *[f"{ms['median']:.0f}", f"{(ms['three_quarters'] - ms['quarter']) / 2:.0f}"],
             f"{row['time_over_sgd']['median']:.2f}",
             *[f"{row[key]:.2f}" for key in ("work_over_sgd", "work_limit_over_sgd")],
@@ -146,11 +159,13 @@ def steps_table(rows: list[dict[str, Any]]) -> Table:
     return shown
 
 
-def aggregation_table(rows: list[dict[str, Any]]) -> Table:
-    """Times over what the memory's bandwidth allows."""
-    shown = Table(title="Aggregation alone, over the limit by memory bandwidth")
-    for column in ("K", "parameters", "GB/s", "Gramian ms", "over limit", "all ms", "over limit"):
-        shown.add_column(column, justify="right", no_wrap=True)
+def _aggregation_table(rows: list[dict[str, Any]]) -> Table:
+    """Return times over those that the bandwidth of the memory allows."""
+    shown = Table(
+        "Aggregation alone, over the limit by memory bandwidth",
+        ["K", "parameters", "GB/s", "Gramian ms", "over limit", "all ms", "over limit"],
+        words=0,
+    )
     for row in rows:
         figures = [
             f"{row[part][figure]['median']:.2f}"
@@ -158,19 +173,24 @@ def aggregation_table(rows: list[dict[str, Any]]) -> Table:
             for figure in ("ms", "over_limit")
         ]
         bandwidth = f"{row['bandwidth_gb_per_s']['median']:.1f}"
-        shown.add_row(str(row["outputs"]), f"{row['parameters']:,}", bandwidth, *figures)
+        shown.add(row["outputs"], f"{row['parameters']:,}", bandwidth, *figures)
     return shown
 
 
-def tables(results: dict[str, Any]) -> list[Table]:
-    """All that there are figures for."""
-    shown = [steps_table(results["rows"])]
-    if "aggregation" in results:
-        shown.append(aggregation_table(results["aggregation"]))
-    if "peer" in results:
-        shown.append(torchjd.table(results["peer"]))
+def _peer_table(results: list[dict[str, Any]]) -> Table:
+    """Return times of both libraries, each over its own SGD."""
+    shown = Table(
+        "osgd_jax and TorchJD on the same branched net, each over its own SGD",
+        ["batch", "library", "step", "ms", "time", "overhead"],
+        words=3,
+    )
+    for result in results:
+        for library in ("osgd_jax", "torchjd"):
+            for row in result[library]:
+                time = row["time_over_sgd"]["median"]
+                ms = f"{row['step_ms']['median']:.1f}"
+                described = (result["batch_size"], library, row["step"])
+                shown.add(*described, ms, f"{time:.2f}", f"{100 * (time - 1):.0f} %")
+        share = f"{result['overhead_over_torchjd']:.2f}"
+        shown.add("", "", "least overhead over TorchJD's least", "", "", share)
     return shown
-
-
-if __name__ == "__main__":
-    command.run("experiments.benchmark", __doc__, Config, measure, tables, TITLE)

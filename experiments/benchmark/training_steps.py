@@ -65,8 +65,8 @@ class Step(NamedTuple):
         return largest + self.rows_bytes
 
 
-def problem(net: osgd_jax.nets.AnytimeNet, inputs_shape: tuple[int, ...]) -> Problem:
-    """Cross-entropies of a net on random inputs and labels."""
+def classification(net: osgd_jax.nets.AnytimeNet, inputs_shape: tuple[int, ...]) -> Problem:
+    """Return the cross-entropies of a net on random inputs and labels."""
     rng = np.random.default_rng(0)
     inputs = jnp.asarray(rng.normal(size=inputs_shape), jnp.float32)
     labels = jnp.asarray(rng.integers(0, net.num_classes, inputs_shape[0]))
@@ -74,7 +74,7 @@ def problem(net: osgd_jax.nets.AnytimeNet, inputs_shape: tuple[int, ...]) -> Pro
 
 
 def problem_of(net: osgd_jax.nets.AnytimeNet, inputs: jax.Array, labels: jax.Array) -> Problem:
-    """Cross-entropies of a net on a batch."""
+    """Return the cross-entropies of a net on a batch."""
     graphdef, params, rest = nnx.split(net, nnx.Param, ...)
 
     def losses(params: Any, rest: Any, inputs: jax.Array, labels: jax.Array):
@@ -209,7 +209,7 @@ def tree_bytes(tree: Any) -> int:
 
 
 def compare(problem: Problem, methods: tuple[str, ...], scope: str, rounds: int) -> Iterator[dict]:
-    """A row of figures for each method, with the limits that they are to be held against."""
+    """Yield a row of figures for each method, with their limits."""
     steps = make_steps(problem, methods, scope)
     seconds = time_in_turn({name: step.run for name, step in steps.items()}, rounds)
     sgd = steps["sgd"]

@@ -12,7 +12,7 @@ import rich.table
 from rich.console import Console
 
 from experiments.app import command_line
-from experiments.app.files import open_file, write_json
+from experiments.app.files import open_file, read_records, write_records
 from experiments.app.machine import machine
 
 
@@ -116,7 +116,7 @@ def run(
     measure: Callable[[Any, Callable[[str], None]], dict[str, Any]],
     tables: Callable[[dict[str, Any]], Sequence[Table]],
 ) -> None:
-    """Run a program that measures something and stores the results as JSON.
+    """Run a program that measures something and stores its run with `store`.
 
     Args:
       module: as for `program`, like `description` and `config_type`.
@@ -127,11 +127,40 @@ def run(
     """
 
     def work(config: Any, report: Callable[[str], None]) -> Sequence[Table]:
+        runs(config.output)  # refuses another kind of file before the measurement
         results = measure(config, report)
-        write_json(config.output, about(module) | {"config": described(config)} | results)
+        store(module, config, results)
         return tables(results)
 
     program(module, description, config_type, work)
+
+
+def store(module: str, config: Any, results: dict[str, Any]) -> None:
+    """Write a run into `config.output`, in place of an earlier run with the same settings.
+
+    Args:
+      module: the program's module.
+      config: dataclass of the settings.
+      results: by name, for JSON.
+    """
+    run = about(module) | {"config": settings(config)} | results
+    stored = {json.dumps(each["config"]): each for each in runs(config.output)}
+    stored[json.dumps(run["config"])] = run
+    write_records(config.output, stored.values())
+
+
+def runs(file: Path) -> list[dict[str, Any]]:
+    """Return the runs in a file: their command, machine, settings as `config`, and results.
+
+    There are none where the file is missing.
+
+    Raises:
+      ValueError: a file that `store` did not write.
+    """
+    stored = read_records(file)
+    if not all("config" in each for each in stored):
+        raise ValueError(f"output={file} must be a file of runs; name another file.")
+    return stored
 
 
 def about(module: str) -> dict[str, Any]:
@@ -139,12 +168,13 @@ def about(module: str) -> dict[str, Any]:
     return {"command": command_of(module, sys.argv[1:]), "machine": machine()}
 
 
-def described(config: Any) -> dict[str, Any]:
-    """Return a dataclass of settings for JSON, with the last part of paths only."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=lambda path: path.name))
+def settings(config: Any) -> dict[str, Any]:
+    """Return a dataclass of settings for JSON, with the last part of paths and without `output`."""
+    described = json.loads(json.dumps(dataclasses.asdict(config), default=lambda path: path.name))
+    return {name: value for name, value in described.items() if name != "output"}
 
 
 def command_of(module: str, arguments: Sequence[str]) -> str:
     """Return the command line that a user would type, with the last part of paths only."""
     shown = [Path(each).name if "/" in each else each for each in arguments]
-    return shlex.join(["python", "-m", module, *shown])
+    return shlex.join(["python", "-m", *module.split(), *shown])

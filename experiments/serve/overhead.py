@@ -39,7 +39,7 @@ class Config:
     file: tyro.conf.Positional[Path]
     port: int = 8000
     requests: int = 500
-    output: Path = Path("runs/overhead.json")
+    output: Path = Path("runs/overhead.jsonl")
 
     def __post_init__(self):
         require(self, fields=("requests",), at_least=1)

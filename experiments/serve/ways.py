@@ -76,7 +76,7 @@ class Config:
     loads: tuple[float, ...] = (0.4, 0.7, 1.0, 1.3, 1.5)
     seconds: float = 4.0
     repetitions: int = 5
-    output: Path = Path("runs/load/load.json")
+    output: Path = Path("runs/load/load.jsonl")
 
     def __post_init__(self):
         require(self, fields=("epochs", "batch_size", "max_batch", "repetitions"), at_least=1)

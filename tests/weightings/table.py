@@ -2,12 +2,11 @@
 
     python -m tests.weightings.table [--measure]
 
-With `--measure`, write weightings.md and weightings.json in experiments/results/benchmark, which
-takes half a minute on two CPU cores. The properties come from the catalogue, which the tests in
+With `--measure`, write experiments/results/benchmark/weightings.json, which takes half a minute on
+two CPU cores; the site has its table. The properties come from the catalogue, which the tests in
 this folder check; the times are of one compiled call from the Gramian to the weights.
 """
 
-import json
 import platform
 import sys
 from pathlib import Path
@@ -16,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.app.files import read_json, write_json
 from experiments.lab.timing import time_in_turn
 from tests.weightings.catalogue import CATALOGUE, PROPERTIES, Entry
 
-RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "benchmark"
+STORED = Path(__file__).parents[2] / "experiments" / "results" / "benchmark" / "weightings.json"
 NUM_TASKS = (3, 8, 32)
 
 # Transformations that are no weightings: source, needs, scopes, contents of the state.
@@ -70,30 +70,17 @@ def methods() -> str:
 
 
 def write() -> None:
-    """Measure all weightings and write their table."""
-    rows = [{"name": name, **measure(entry)} for name, entry in CATALOGUE.items()]
+    """Time all weightings and store the results."""
     machine = f"{jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}"
-    RESULTS.mkdir(exist_ok=True)
-    result = {"machine": machine, "num_tasks": NUM_TASKS, "weightings": rows}
-    (RESULTS / "weightings.json").write_text(json.dumps(result, indent=1) + "\n")
-    (RESULTS / "weightings.md").write_text(table(rows, machine))
-
-
-def measure(entry: Entry) -> dict:
-    """What the table says of one weighting."""
-    return {
-        "paper": entry.paper,
-        "losses": entry.losses,
-        "others": entry.others,
-        "state": bool(jax.tree.leaves(entry.make(2).init())),
-        "key": entry.key,
-        "properties": sorted(entry.properties),
-        "microseconds": [seconds_per_call(entry, num_tasks) * 1e6 for num_tasks in NUM_TASKS],
+    times = {
+        name: [seconds_per_call(entry, k) * 1e6 for k in NUM_TASKS]
+        for name, entry in CATALOGUE.items()
     }
+    write_json(STORED, {"machine": machine, "num_tasks": NUM_TASKS, "microseconds": times})
 
 
 def seconds_per_call(entry: Entry, num_tasks: int) -> float:
-    """Time of one compiled call: the least of several means, for the least disturbed."""
+    """Return the time of one compiled call: the least of several means, the least disturbed."""
     weighting = entry.make(num_tasks)
     rows = np.random.default_rng(0).normal(size=(num_tasks, 2 * num_tasks))
     gramian = jnp.asarray(rows @ rows.T, jnp.float32)
@@ -109,17 +96,21 @@ def seconds_per_call(entry: Entry, num_tasks: int) -> float:
     return time_in_turn({"": calls}, rounds=25)[""].min() / 20
 
 
-def table(rows: list[dict], machine: str) -> str:
-    """The table in Markdown."""
-    head = ["weighting", "source", "needs", *PROPERTIES, *(f"K = {k}" for k in NUM_TASKS)]
+def table() -> str:
+    """Return the catalogue with the stored times in Markdown; "–" stands for a missing time."""
+    stored = read_json(STORED, "machine", "num_tasks", "microseconds")
+    num_tasks = stored["num_tasks"]
+    head = ["weighting", "source", "needs", *PROPERTIES, *(f"K = {k}" for k in num_tasks)]
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
-    for row in rows:
-        key = {"no": [], "optional": ["key (optional)"], "required": ["key"]}[row["key"]]
-        needs = [need for need in ("losses", "state") if row[need]] + key
-        needs += ["a second batch"] if row["others"] else []
-        cells = [f"`{row['name']}`", row["paper"], ", ".join(needs) or "—"]
-        cells += ["yes" if name in row["properties"] else "" for name in PROPERTIES]
-        cells += [f"{microseconds:.0f}" for microseconds in row["microseconds"]]
+    for name, entry in CATALOGUE.items():
+        needs = ["losses"] if entry.losses else []
+        needs += ["state"] if jax.tree.leaves(entry.make(2).init()) else []
+        needs += {"no": [], "optional": ["key (optional)"], "required": ["key"]}[entry.key]
+        needs += ["a second batch"] if entry.others else []
+        cells = [f"`{name}`", entry.paper, ", ".join(needs) or "—"]
+        cells += ["yes" if claim in entry.properties else "" for claim in PROPERTIES]
+        times = stored["microseconds"].get(name)
+        cells += [f"{each:.0f}" for each in times] if times else ["–"] * len(num_tasks)
         lines.append("| " + " | ".join(cells) + " |")
     meanings = [f"- *{name}*: {meaning}." for name, meaning in PROPERTIES.items()]
     return "\n".join(
@@ -131,9 +122,10 @@ def table(rows: list[dict], machine: str) -> str:
             "",
             *meanings,
             "",
-            f"Times: microseconds a compiled call, from the Gramian to the weights; {machine}.",
+            "Times: microseconds a compiled call, from the Gramian to the weights;"
+            f" {stored['machine']}.",
             "",
-            "Methods that are no function of the Gramian alone, as transformations of their own:",
+            "Methods that are no function of the Gramian alone, as separate transformations:",
             "",
             "| method | source | needs | scopes | state |",
             "| --- | --- | --- | --- | --- |",

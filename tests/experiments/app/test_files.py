@@ -13,7 +13,7 @@ from experiments.app import command_line, files
 from tests.experiments.running import refuse
 
 # Modules that need packages of other environments.
-_APART = ("torchjd", "serve.deployment", "serve.metrics", "serve.service")
+_APART = ("benchmark.peer", "serve.deployment", "serve.metrics", "serve.service")
 _PROGRAMS = [
     name
     for _, name, _ in pkgutil.walk_packages(experiments.__path__, "experiments.")

@@ -1,4 +1,4 @@
-"""What the benchmark of nested Transformers holds them against, and how it counts."""
+"""The baseline of nested Transformers is a plain one, and its work is counted."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 import osgd_jax
-from experiments.benchmark import language, plain_transformer
+from experiments.benchmark import generator, plain_transformer
 from osgd_jax import nets
 from tests.nets.small_nets import randomise
 
@@ -58,7 +58,7 @@ def test_sizes_are_of_about_the_work_that_is_asked_for():
 
 
 def test_each_stage_runs_up_to_the_last_token_that_needs_it():
-    config = language.Config(prompt=4)
-    positions = language._positions(np.array([0, 2, 1, 0]), config)
+    config = generator.Config(prompt=4)
+    positions = generator._positions(np.array([0, 2, 1, 0]), config)
     np.testing.assert_array_equal(positions, [7, 6, 5])
-    np.testing.assert_array_equal(language._positions(np.array([0, 0]), config), [5, 0, 0])
+    np.testing.assert_array_equal(generator._positions(np.array([0, 0]), config), [5, 0, 0])

@@ -129,4 +129,4 @@ def test_the_benchmark_times_every_way():
     assert [row["method"] for row in results["rows"]] == ["sum", "osgd", "jacrev, upgrad"]
     assert results["rows"][0]["time_over_sum"]["median"] == 1
     (table,) = benchmark.tables(results)
-    assert list(table.columns[0].cells) == ["advection"] * 3
+    assert [row[0] for row in table.rows] == ["advection"] * 3

@@ -1,4 +1,4 @@
-"""Every table and figure of the stored studies is the one that was published, to the digit.
+"""Every table and figure of the stored results is the one that was published, to the digit.
 
 `golden.json` holds a digest of each. A change that is meant to alter a table renews its digest.
 """
@@ -13,9 +13,11 @@ from matplotlib.figure import Figure
 
 from experiments import compare, pages
 from experiments.app.files import read_json
+from experiments.benchmark.__main__ import NAMES
 from experiments.lab.store import Store
 from experiments.studies.anytime import page
 from experiments.studies.anytime.results import sweep
+from tests.weightings.table import table as weightings_table
 
 _GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())
 
@@ -60,7 +62,10 @@ def _tables(text):
     return blocks
 
 
-@pytest.mark.parametrize("name", ["study", "language", "equations", "published"])
+@pytest.mark.parametrize(
+    "name",
+    ["study", "language", "equations", "published", *(f"benchmark_{each}" for each in NAMES)],
+)
 def test_tables_are_the_published_ones(written, name):
     tables = _tables((written[0] / f"{name}.md").read_text())
     assert len(tables) == len(_GOLDEN[name])
@@ -80,6 +85,12 @@ def test_sentences_of_the_study_have_the_published_figures():
         if name in ("difference", "tested", "scope"):
             asked.append(page.PLACES[name](runs, *arguments))
     assert _digest("\n".join(asked)) == _GOLDEN["sentences"]
+
+
+def test_weightings_have_the_published_times():
+    rows = [line.split(" | ") for line in weightings_table().splitlines() if "| `" in line]
+    timed = [[row[0], *row[-3:]] for row in rows if row[-3].isdigit()]
+    assert _digest("\n".join(" | ".join(row) for row in timed)) == _GOLDEN["weightings"]
 
 
 def test_the_comparison_has_the_published_figures():

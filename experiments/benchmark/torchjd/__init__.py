@@ -1,1 +1,0 @@
-"""The same steps in PyTorch with TorchJD, timed beside ours."""
