@@ -7,7 +7,6 @@ rows, which reads them once.
 """
 
 import dataclasses
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import optax
 import osgd_jax
 from experiments.app.settings import require
 from experiments.lab.report import Table
-from experiments.lab.timing import time_in_turn
+from experiments.lab.timing import compile_anew, time_in_turn
 
 TITLE = "Many arrays"
 
@@ -113,12 +112,7 @@ def _transformation(method: str) -> optax.GradientTransformationExtraArgs:
 
 
 def _compile_seconds(tx: Any, grads: Any, params: Any) -> float:
-    jax.clear_caches()
-    state = jax.eval_shape(tx.init, params)
-    # Of the processor, which a busy machine hardly changes.
-    started = time.process_time()
-    jax.jit(tx.update).lower(grads, state, params).compile()
-    return time.process_time() - started
+    return compile_anew(tx.update, grads, jax.eval_shape(tx.init, params), params)[1]
 
 
 def gramian_time(num_tasks: int, num_parameters: int, rounds: int) -> dict[str, Any]:

@@ -5,7 +5,6 @@ of `jax.grad`. Losses in a tuple are heads on a shared trunk, beside the gradien
 """
 
 import dataclasses
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import osgd_jax
 from experiments.app.settings import require
 from experiments.lab.report import Table
-from experiments.lab.timing import spread, time_in_turn
+from experiments.lab.timing import compile_anew, spread, time_in_turn
 
 TITLE = "Many losses"
 _WIDTH = 64
@@ -72,11 +71,7 @@ def _compare(ways: dict[str, Callable], args: tuple, rounds: int) -> list[dict[s
     """Processor seconds to compile, and milliseconds of a call, of all ways in turn."""
     compile_seconds, calls = {}, {}
     for name, way in ways.items():
-        jax.clear_caches()
-        # Of the processor, which a busy machine hardly changes.
-        started = time.process_time()
-        compiled = jax.jit(way).lower(*args).compile()
-        compile_seconds[name] = time.process_time() - started
+        compiled, compile_seconds[name] = compile_anew(way, *args)
         calls[name] = lambda compiled=compiled: compiled(*args)
     seconds = time_in_turn(calls, rounds)
     return [

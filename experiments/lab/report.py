@@ -53,7 +53,8 @@ class Table:
     def __rich__(self) -> rich.table.Table:
         shown = rich.table.Table(title=self.title or None)
         for i, column in enumerate(self.columns):
-            shown.add_column(column, justify="left" if i < self.words else "right")
+            justify = "left" if i < self.words else "right"
+            shown.add_column(column, justify=justify, overflow="fold")
         for row in self.rows:
             shown.add_row(*map(str, row))
         return shown
