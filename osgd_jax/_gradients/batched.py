@@ -6,7 +6,7 @@ before them is common to all losses, and is pulled back for all at once, as `jax
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,11 +15,12 @@ import jax.numpy as jnp
 from jax.core import eval_jaxpr
 from jax.interpreters import partial_eval as pe
 
-from osgd_jax._gradients import programs, slicing
+from osgd_jax._gradients import nested, slicing
 from osgd_jax._gradients.programs import Program
-from osgd_jax._gradients.slicing import is_literal
+from osgd_jax._gradients.slicing import Along, Division, is_literal, opened, shape_of
 
-_RULES = {**slicing.ARITHMETIC, **slicing.LAYERS}
+# A variable and its division.
+Key = tuple[Any, Division]
 
 
 def pull_back(
@@ -35,24 +36,30 @@ def pull_back(
     Returns:
       An array for each parameter, or None where the losses do not depend on it.
     """
-    jaxpr = programs.opened(program)
-    tail, head = slicing.cut(jaxpr, _RULES)
-    split, whole = slicing.read_by(tail, jaxpr.outvars[0])
+    jaxpr = opened(program)
+    result, along = jaxpr.outvars[0], Along(0, len(losses))
+    tail, head = slicing.cut(jaxpr, nested.RULES, along)
+    read = slicing.read_by(tail, result, along)
     linear = _linear_variables(jaxpr)
-    ends = [v for v in (*whole, *split) if v in linear]
-    pruned, inputs = _pruned(jaxpr, head, ends)
+    ends = [key for key in read if key[0] in linear]
+    pruned, inputs = _pruned(jaxpr, head, [variable for variable, _ in ends])
     if not inputs:
         return [None] * len(leaves)
 
     # Nothing linear is evaluated here: the derivative of a `jax.custom_vjp` can only be transposed.
-    constants = [v for v in dict.fromkeys((*whole, *split)) if v not in linear]
-    known = dict(zip(constants, _constants(program, head, constants), strict=True))
-    of_whole, of_slices = _cotangents(tail, jaxpr.outvars[0], whole, split, known, losses)
-    of_split = [_on_diagonal(slices) for slices in of_slices]
+    constants = [key for key in read if key[0] not in linear]
+    of_constants, _ = _pruned(jaxpr, head, [variable for variable, _ in constants])
+    values = eval_jaxpr(of_constants, program.consts)
 
+    def loss(of_ends: Sequence[jax.Array], of_constants: Sequence[jax.Array]) -> jax.Array:
+        pairs = zip((*ends, *constants), (*of_ends, *of_constants), strict=True)
+        values = slicing.evaluate(tail, dict(pairs))
+        return slicing.value_of(result, along, values).reshape(())
+
+    cotangents = _cotangents(loss, ends, constants, values, losses)
     types = [jax.typeof(leaves[index]) for index in inputs]
     head_of = functools.partial(eval_jaxpr, pruned, program.consts)
-    rows = jax.vmap(jax.linear_transpose(head_of, *types))([*of_whole, *of_split])
+    rows = jax.vmap(jax.linear_transpose(head_of, *types))(cotangents)
     of_input = dict(zip(inputs, rows, strict=True))
     return [of_input.get(index) for index in range(len(leaves))]
 
@@ -63,48 +70,59 @@ def _pruned(jaxpr: jex.core.Jaxpr, head: list, ends: list) -> tuple[jex.core.Jax
     return pruned, [index for index, is_used in enumerate(used) if is_used]
 
 
-def _constants(program: Program, head: list, variables: list) -> list[jax.Array]:
-    """Evaluate variables of the head that do not depend on the inputs."""
-    pruned, _ = _pruned(programs.opened(program), head, variables)
-    return eval_jaxpr(pruned, program.consts)
-
-
 def _cotangents(
-    tail: Sequence[slicing.Step],
-    result: Any,
-    whole: list,
-    split: list,
-    known: dict,
+    loss: Callable[[Sequence[jax.Array], Sequence[jax.Array]], jax.Array],
+    ends: Sequence[Key],
+    constants: Sequence[Key],
+    values: Sequence[jax.Array],
     losses: jax.Array,
-) -> tuple[list, list]:
-    """Pull each loss back through the tail.
+) -> list[jax.Array]:
+    """Pull each loss back to the ends of the tail.
+
+    Args:
+      loss: of one example, linear in the ends: slices of those that are divided.
+      ends: linear variables that the tail reads.
+      constants: other variables that it reads.
+      values: of the constants.
+      losses: array `[K]`.
 
     Returns:
-      Of the linear variables that it reads whole, `[K, *shape]`, and of its slices of others, each
-      `[K, 1, ...]`.
+      Cotangents of the ends, `[K, *shape]`.
     """
-    linear_whole = [v for v in whole if v not in known]
-    linear_split = [v for v in split if v not in known]
-    types = [v.aval for v in linear_whole]
-    slice_types = [v.aval.update(shape=(1, *v.aval.shape[1:])) for v in linear_split]
-    known_whole = {v: known[v] for v in whole if v in known}
-    known_split = [v for v in split if v in known]
+    types = [
+        v.aval if by is None else v.aval.update(shape=by.slice_shape(shape_of(v))) for v, by in ends
+    ]
 
-    def of_one(slices: list[jax.Array]) -> tuple[list, list]:
-        def loss(of_whole: list, of_slices: list) -> jax.Array:
-            read_split = zip((*known_split, *linear_split), (*slices, *of_slices), strict=True)
-            read_whole = known_whole | dict(zip(linear_whole, of_whole, strict=True))
-            return slicing.evaluate(tail, dict(read_split), read_whole, result).reshape(())
+    def of_one(values: Sequence[jax.Array]) -> list[jax.Array]:
+        transposed = jax.linear_transpose(lambda *of_ends: loss(of_ends, values), *types)
+        return list(transposed(jnp.ones_like(losses, shape=())))
 
-        return jax.linear_transpose(loss, types, slice_types)(jnp.ones_like(losses, shape=()))
-
-    return jax.vmap(of_one, axis_size=len(losses))([known[v][:, None] for v in known_split])
+    slices = [_slices(value, by) for value, (_, by) in zip(values, constants, strict=True)]
+    axes = [by and by.axis for _, by in constants]
+    cotangents = jax.vmap(of_one, (axes,), axis_size=len(losses))(slices)
+    return [
+        c if by is None else _in_place(c, by) for c, (_, by) in zip(cotangents, ends, strict=True)
+    ]
 
 
-def _on_diagonal(slices: jax.Array) -> jax.Array:
-    """Put the slice of each task, `[K, 1, ...]`, in its place in the whole array, `[K, K, ...]`."""
-    own = jnp.eye(len(slices), dtype=bool).reshape(2 * slices.shape[:1] + (1,) * (slices.ndim - 2))
-    return jnp.where(own, slices, 0)
+def _slices(value: jax.Array, by: Division) -> jax.Array:
+    """Cut the axis of the slices in two: which slice, and the length of each."""
+    if by is None:
+        return value
+    shape = value.shape
+    sizes = (by.parts, shape[by.axis] // by.parts)
+    return value.reshape(*shape[: by.axis], *sizes, *shape[by.axis + 1 :])
+
+
+def _in_place(slices: jax.Array, by: Along) -> jax.Array:
+    """Put the slice of each task, `[K, ...]`, in its place in the whole array, `[K, ...]`."""
+    is_own = jnp.eye(by.parts, dtype=bool)
+    axis = 1 + by.axis
+    others = [i for i in range(1, slices.ndim + 1) if i != axis]
+    spread = jnp.where(jnp.expand_dims(is_own, others), jnp.expand_dims(slices, axis), 0)
+    shape = list(slices.shape)
+    shape[axis] *= by.parts
+    return spread.reshape(shape)
 
 
 def _linear_variables(jaxpr: jex.core.Jaxpr) -> set:

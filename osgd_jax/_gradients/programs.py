@@ -10,13 +10,12 @@ from jax import lax
 from jax.core import eval_jaxpr
 from jax.interpreters import partial_eval as pe
 
-from osgd_jax._gradients import slicing
-from osgd_jax._gradients.slicing import is_literal
+from osgd_jax._gradients import rules, slicing
+from osgd_jax._gradients.nested import is_plain_call
+from osgd_jax._gradients.slicing import Along, Division, Plan, Rule, Step, is_literal, opened
 
 # What `jax.make_jaxpr` returns: a `ClosedJaxpr` up to jax 0.11, then a `Jaxpr`.
 Program = Any
-
-_RULES = {**slicing.ARITHMETIC, **slicing.JOINS}
 
 
 def trace(linear: Callable, tangents: Sequence[jax.ShapeDtypeStruct]) -> Program:
@@ -40,8 +39,9 @@ def elements(program: Program, tangents: Sequence[jax.ShapeDtypeStruct]) -> Prog
 
 def is_put_together(program: Program) -> bool:
     """Tell whether the array that a program returns is made of parts by stacking, or of one."""
-    tail, _ = slicing.cut(opened(program), _RULES)
-    return any(step.rule.join is not None for step in tail)
+    jaxpr = opened(program)
+    tail, _ = slicing.cut(jaxpr, RULES, _along(jaxpr.outvars[0]))
+    return any(step.equation.primitive.name in _JOINS for step in tail)
 
 
 def prune(program: Program, output: int) -> tuple[Callable, tuple[int, ...]]:
@@ -60,72 +60,97 @@ def prune(program: Program, output: int) -> tuple[Callable, tuple[int, ...]]:
     return functools.partial(eval_jaxpr, jaxpr, program.consts), inputs
 
 
-def opened(program: Program) -> jex.core.Jaxpr:
-    """Return the equations of a program."""
-    return getattr(program, "jaxpr", program)
-
-
 def _inlined(program: Program, tangents: Sequence[jax.ShapeDtypeStruct]) -> Program:
     def evaluate(program: Program, consts: Sequence, args: Sequence) -> list:
         jaxpr: Any = opened(program)
         values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
         for equation in jaxpr.eqns:
-            if _is_plain_call(equation):
+            if is_plain_call(equation):
                 inner = equation.params["jaxpr"]
                 operands = [a.val if is_literal(a) else values[a] for a in equation.invars]
                 results = evaluate(inner, inner.consts, operands)
             else:
-                read = list(dict.fromkeys(a for a in equation.invars if not is_literal(a)))
-                alone = jaxpr.replace(
-                    eqns=[equation], constvars=[], invars=read, outvars=equation.outvars
-                )
-                results = eval_jaxpr(alone, (), *[values[a] for a in read])
+                results = slicing.evaluate_alone(jaxpr, equation, values)
             values.update(zip(equation.outvars, results, strict=True))
         return [a.val if is_literal(a) else values[a] for a in jaxpr.outvars]
 
     return jax.make_jaxpr(lambda *args: evaluate(program, program.consts, args))(*tangents)
 
 
-# The parameters of a call whose equations can stand in its place: those that the equations do not
-# depend on, and lists that must ask for nothing.
-_WITHOUT_EFFECT = {"jaxpr", "name", "keep_unused", "inline", "ctx_mesh"}
-_REQUESTS = {
-    *("in_shardings", "out_shardings", "in_layouts", "out_layouts"),
-    *("donated_invars", "compiler_options_kvs"),
-}
-
-
-def _is_plain_call(equation: jex.core.JaxprEqn) -> bool:
-    """Tell whether an equation calls a program and asks for nothing else."""
-    if equation.primitive.name not in ("jit", "pjit"):
-        return False
-    params = equation.params
-    requested = [value for name in _REQUESTS & params.keys() for value in params[name]]
-    return params.keys() <= _WITHOUT_EFFECT | _REQUESTS and not any(map(_is_request, requested))
-
-
-def _is_request(value: Any) -> bool:
-    # Sharding that is left to the compiler is an instance of a private class.
-    return type(value).__name__ != "UnspecifiedValue" and value not in (None, False)
-
-
 def _evaluate(program: Program, args: Sequence) -> list:
     """Evaluate a program of one result; return it as a list of scalars."""
     jaxpr = opened(program)
     (result,) = jaxpr.outvars
-    tail, head = slicing.cut(jaxpr, _RULES)
-    split, whole = slicing.read_by(tail, result)
-    values = eval_jaxpr(jaxpr.replace(eqns=head, outvars=split + whole), program.consts, *args)
-    of_split = [_slices(value) for value in values[: len(split)]]
-    slices = slicing.evaluate(
-        tail,
-        dict(zip(split, of_split, strict=True)),
-        dict(zip(whole, values[len(split) :], strict=True)),
-        result,
-    )
-    slices = slices if isinstance(slices, list) else [slices] * slicing.shape_of(result)[0]
-    return [lax.reshape(element, ()) for element in slices]
+    along = _along(result)
+    tail, head = slicing.cut(jaxpr, RULES, along)
+    read = slicing.read_by(tail, result, along)
+    variables = [variable for variable, _ in read]
+    values = eval_jaxpr(jaxpr.replace(eqns=head, outvars=variables), program.consts, *args)
+    pairs = zip(read, values, strict=True)
+    known = {key: value if key[1] is None else _slices(value, key[1]) for key, value in pairs}
+    for step in tail:
+        operands = [
+            slicing.value_of(atom, by, known)
+            for atom, by in zip(step.equation.invars, step.operands, strict=True)
+        ]
+        known[step.equation.outvars[0], step.results[0]] = _slices_of_step(step, operands)
+    slices = slicing.value_of(result, along, known)
+    return [lax.reshape(element, ()) for element in _listed(slices, along.parts)]
 
 
-def _slices(value: jax.Array) -> list[jax.Array]:
-    return [lax.slice_in_dim(value, i, i + 1) for i in range(value.shape[0])]
+def _along(result: Any) -> Along:
+    return Along(0, slicing.shape_of(result)[0])
+
+
+def _slices(value: jax.Array, along: Along) -> list[jax.Array]:
+    return [lax.slice_in_dim(value, i, i + 1, axis=along.axis) for i in range(along.parts)]
+
+
+def _slices_of_step(step: Step, operands: Sequence[Any]) -> Any:
+    """Compute the slices of a result, or one array that stands for each of them."""
+    if step.equation.primitive.name in _JOINS:
+        return step.evaluate(operands)
+    lengths = [len(operand) for operand in operands if isinstance(operand, list)]
+    with step.equation.ctx.manager:
+        if not lengths:
+            return step.evaluate(operands)[0]
+        columns = [_listed(operand, lengths[0]) for operand in operands]
+        return [step.evaluate(slices)[0] for slices in zip(*columns, strict=True)]
+
+
+def _listed(operand: Any, length: int) -> list:
+    return operand if isinstance(operand, list) else [operand] * length
+
+
+def _stack(equation: jex.core.JaxprEqn, results: Sequence[Division]) -> Plan | None:
+    along = results[0]
+    if along is None or equation.params["axis"] != along.axis:
+        return None
+
+    def stacked(operands: Sequence[Any]) -> list[jax.Array]:
+        return [lax.expand_dims(operand, (along.axis,)) for operand in operands]
+
+    return [None] * len(equation.invars), stacked
+
+
+def _concatenate(equation: jex.core.JaxprEqn, results: Sequence[Division]) -> Plan | None:
+    along = results[0]
+    if along is None or equation.params["dimension"] != along.axis:
+        return None
+    lengths = [slicing.shape_of(atom)[along.axis] for atom in equation.invars]
+    if sum(lengths) != along.parts:
+        return None
+
+    def concatenated(operands: Sequence[Any]) -> list[jax.Array]:
+        pairs = zip(operands, lengths, strict=True)
+        return [part for operand, length in pairs for part in _listed(operand, length)]
+
+    return [Along(along.axis, length) for length in lengths], concatenated
+
+
+# Operations that put slices together.
+_JOINS = {
+    "stack": Rule(_stack, frozenset(("axis",))),
+    "concatenate": Rule(_concatenate, frozenset(("dimension",))),
+}
+RULES = {**rules.ARITHMETIC, **_JOINS}
