@@ -46,10 +46,12 @@ def _sliced(program: Any, results: Divisions) -> _Sliced | None:
     """Follow results of a program backward to its inputs.
 
     Returns:
-      None where a value is needed both whole and by slices, or along two axes, or where an
-      operation has no rule.
+      None where a value is needed both whole and by slices, or along two axes, where an operation
+      has no rule, or where the program does more than to compute results.
     """
     jaxpr = opened(program)
+    if jaxpr.effects:
+        return None
     read: dict[Any, set[Division]] = {}
     wanted = [(jaxpr.outvars[index], by) for index, by in results.items()]
     steps: list[Step] = []
