@@ -52,7 +52,8 @@ def value_and_task_grads(
     which costs as much as `jax.jacrev`. Losses are pulled back one after the other, the last one
     first, so that what only later losses read need not be kept in memory until all are done. Eight
     or more that one operation returns as an array, such as one for each example, are pulled back
-    together: compiled once, in the memory of all.
+    together: compiled once, in the memory of all, and at the cost of `jax.vmap` of `jax.grad` where
+    loss i depends on example i alone.
 
     Flax NNX modules among the arguments are treated as `nnx.value_and_grad` treats them: the
     gradients are with respect to their `nnx.Param`, and what the call changes in a module, such as
