@@ -33,8 +33,6 @@ class _Sliced(NamedTuple):
         """Compute the results that are wanted from values of all inputs."""
         jaxpr: Any = opened(self.program)
         values = {(jaxpr.invars[index], by): operands[index] for index, by in self.operands.items()}
-        consts = zip(jaxpr.constvars, getattr(self.program, "consts", ()), strict=True)
-        values |= {(variable, None): value for variable, value in consts}
         values = slicing.evaluate(self.steps, values)
         return {
             index: slicing.value_of(jaxpr.outvars[index], by, values)
@@ -47,10 +45,10 @@ def _sliced(program: Any, results: Divisions) -> _Sliced | None:
 
     Returns:
       None where a value is needed both whole and by slices, or along two axes, where an operation
-      has no rule, or where the program does more than to compute results.
+      has no rule, or where the program holds arrays or has effects.
     """
     jaxpr = opened(program)
-    if jaxpr.effects:
+    if jaxpr.effects or jaxpr.constvars:
         return None
     read: dict[Any, set[Division]] = {}
     wanted = [(jaxpr.outvars[index], by) for index, by in results.items()]
@@ -79,8 +77,6 @@ def _sliced(program: Any, results: Divisions) -> _Sliced | None:
         steps.append(step)
         wanted = list(zip(equation.invars, step.operands, strict=True))
     inputs = {i: next(iter(read[v])) for i, v in enumerate(jaxpr.invars) if v in read}
-    if any(read.get(variable, {None}) != {None} for variable in jaxpr.constvars):
-        return None
     return _Sliced(program, steps[::-1], results, inputs)
 
 

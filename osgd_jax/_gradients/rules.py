@@ -30,8 +30,8 @@ def _rule(
       reads: parameters that `axes` takes.
       carries: parameters that mean the same for a slice, whatever their value.
       required: parameters that must have the value given here.
-      resized: the parameter that lists sizes, which a slice changes along one axis: that of the
-        operand with this index, or with None that of the result.
+      resized: the parameter that lists sizes, and the index of the operand whose sizes they are,
+        None for the result. The size of a slice takes the place of the length of the axis.
     """
 
     def plan(equation: jex.core.JaxprEqn, results: Sequence[Division]) -> Plan | None:
@@ -47,8 +47,8 @@ def _rule(
         params = dict(equation.params)
         if resized is not None:
             name, of = resized
-            axis = along.axis if of is None else found[of]
-            if axis is not None:
+            axis, shape = (along.axis, result) if of is None else (found[of], shapes[of])
+            if axis is not None and params[name][axis] == shape[axis]:
                 params[name] = Along(axis, along.parts).slice_shape(params[name])
 
         def evaluate(operands: Sequence[Any]) -> Sequence[Any]:
