@@ -103,7 +103,9 @@ def _along(result: Any) -> Along:
 
 
 def _slices(value: jax.Array, along: Along) -> list[jax.Array]:
-    return [lax.slice_in_dim(value, i, i + 1, axis=along.axis) for i in range(along.parts)]
+    length = value.shape[along.axis] // along.parts
+    starts = [part * length for part in range(along.parts)]
+    return [lax.slice_in_dim(value, i, i + length, axis=along.axis) for i in starts]
 
 
 def _slices_of_step(step: Step, operands: Sequence[Any]) -> Any:
@@ -125,6 +127,8 @@ def _listed(operand: Any, length: int) -> list:
 def _stack(equation: jex.core.JaxprEqn, results: Sequence[Division]) -> Plan | None:
     along = results[0]
     if along is None or equation.params["axis"] != along.axis:
+        return None
+    if len(equation.invars) != along.parts:
         return None
 
     def stacked(operands: Sequence[Any]) -> list[jax.Array]:

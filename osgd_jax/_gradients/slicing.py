@@ -150,7 +150,7 @@ def step(equation: jex.core.JaxprEqn, rules: Rules, results: Sequence[Division])
         return None
     operands, evaluate_slice = plan
     pairs = zip((*equation.invars, *equation.outvars), (*operands, *results), strict=True)
-    if any(by is not None and _is_on_devices(atom, by) for atom, by in pairs):
+    if any(by is not None and (is_literal(atom) or _is_on_devices(atom, by)) for atom, by in pairs):
         return None
     return Step(equation, operands, results, evaluate_slice)
 
