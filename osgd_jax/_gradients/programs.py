@@ -149,7 +149,7 @@ def _concatenate(equation: jex.core.JaxprEqn, results: Sequence[Division]) -> Pl
         pairs = zip(operands, lengths, strict=True)
         return [part for operand, length in pairs for part in _listed(operand, length)]
 
-    return [Along(along.axis, length) for length in lengths], concatenated
+    return [Along(along.axis, n) if n else None for n in lengths], concatenated
 
 
 # Operations that put slices together.

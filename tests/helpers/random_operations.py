@@ -290,9 +290,11 @@ def _dynamic_each(draw, x):
 
 
 def _merge(draw, x):
-    """Merge the first two axes for a layer."""
-    y = x.reshape(x.shape[0], -1, 1)
-    y = jnp.tanh(y.reshape(-1, 1) @ draw.weights((1, 2)) + draw.weights((2,)))
+    """Merge the first two axes for a layer, or for arithmetic."""
+    y = x.reshape(-1, 1)
+    layer = draw.pick([lambda: y * draw.weights((1, 2)), lambda: y @ draw.weights((1, 2))])
+    y = layer() + draw.weights((2,))
+    y = draw.pick([jnp.tanh, lambda y: y])(y)
     return y.reshape(x.shape[0], -1, 2)[:, : max(1, MAX_SIZE // 2 // x.shape[0])]
 
 

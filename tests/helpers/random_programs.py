@@ -4,6 +4,7 @@ A program draws its operations while it is traced, from a generator with the see
 every trace of it is the same.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,12 +23,13 @@ def parameters(seed: int) -> dict[str, jax.Array]:
     return {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
 
 
-def random_losses(seed: int, num_operations: tuple[int, int] = (10, 40)):
-    """Make a function from `parameters` to K losses, K between 1 and 12."""
+def random_losses(seed: int, num_operations: tuple[int, int], num_losses: Sequence[int]):
+    """Make a function from `parameters` to as many losses as one of `num_losses`."""
+    counts = num_losses
 
     def losses(params: dict[str, jax.Array]) -> Any:
         draw = Draw(seed, params)
-        num_losses = int(draw.rng.integers(1, 13))
+        num_losses = draw.pick(counts)
         rest = [int(n) for n in draw.rng.integers(1, 4, size=draw.rng.integers(1, 3))]
         values = [draw.weights((num_losses, *rest))]
         for _ in range(draw.rng.integers(num_operations[0], num_operations[1] + 1)):
@@ -47,17 +49,26 @@ def stacked(losses):
     return lambda params: jnp.stack(jax.tree.leaves(losses(params))).reshape(-1)
 
 
-def largest_difference(seed: int, transform=lambda fun: fun, **kwargs: Any) -> float:
-    """Compare the task gradients of a program with `jax.jacrev`, relative to their scale."""
+def largest_difference(seed: int, is_compiled: bool, **kwargs: Any) -> float:
+    """Compare the task gradients of a program with `jax.jacrev`, relative to their scale.
+
+    Args:
+      seed: of the program.
+      is_compiled: whether the task gradients are computed under `jax.jit`.
+      **kwargs: of `random_losses`.
+    """
     losses, params = random_losses(seed, **kwargs), parameters(seed)
 
-    @transform
-    def both(params):
-        grads = osgd_jax.densify(osgd_jax.task_grads(losses)(params))
-        return grads, jax.jacrev(stacked(losses))(params)
+    def ours(params):
+        return osgd_jax.densify(osgd_jax.task_grads(losses)(params))
 
+    reference = jax.jacrev(stacked(losses))
+    if is_compiled:
+        trees = jax.jit(lambda params: (ours(params), reference(params)))(params)
+    else:
+        trees = ours(params), jax.jit(reference)(params)
     actual, expected = (
-        np.concatenate([np.ravel(a) for a in tree.values()]) for tree in both(params)
+        np.concatenate([np.ravel(a) for a in tree.values()]) for tree in trees
     )
     assert np.all(np.isfinite(expected)), f"program {seed} is not finite"
     return float(np.max(np.abs(actual - expected)) / max(1.0, np.max(np.abs(expected))))
