@@ -67,9 +67,7 @@ def largest_difference(seed: int, is_compiled: bool, **kwargs: Any) -> float:
         trees = jax.jit(lambda params: (ours(params), reference(params)))(params)
     else:
         trees = ours(params), jax.jit(reference)(params)
-    actual, expected = (
-        np.concatenate([np.ravel(a) for a in tree.values()]) for tree in trees
-    )
+    actual, expected = (np.concatenate([np.ravel(a) for a in tree.values()]) for tree in trees)
     assert np.all(np.isfinite(expected)), f"program {seed} is not finite"
     return float(np.max(np.abs(actual - expected)) / max(1.0, np.max(np.abs(expected))))
 
