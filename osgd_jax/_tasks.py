@@ -53,6 +53,11 @@ def task_names(losses: Any) -> tuple[str, ...]:
     Returns:
       K names: keys, fields or indices, joined by `/` where trees are nested; indices for an array
       `[K]`.
+
+    Example:
+      >>> import osgd_jax
+      >>> osgd_jax.task_names({"pde": 0.1, "boundary": (0.2, 0.3)})
+      ('boundary/0', 'boundary/1', 'pde')
     """
     if hasattr(losses, "shape"):
         (num_tasks,) = _shape_of_array(losses)

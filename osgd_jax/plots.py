@@ -16,6 +16,8 @@ from osgd_jax.nets.diagram import diagram
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+__all__ = ["anytime_curve", "cosines", "nesting"]
+
 
 def anytime_curve(
     costs: Any,
@@ -44,6 +46,14 @@ def anytime_curve(
     Raises:
       ImportError: without matplotlib.
       ValueError: the arguments are not K numbers each, or a cost is not positive.
+
+    Example:
+      >>> from matplotlib.figure import Figure
+      >>> from osgd_jax import plots
+      >>> axes = Figure().subplots()
+      >>> axes = plots.anytime_curve([1e6, 4e6], [0.81, 0.86], axes=axes, label="OSGD")
+      >>> axes.get_xscale()
+      'log'
     """
     axes = _axes(axes)
     costs, accuracy = _numbers("costs", costs), _numbers("accuracy", accuracy)
@@ -94,6 +104,15 @@ def cosines(
       ImportError: without matplotlib.
       ValueError: `values` is not `[T, K, K]` with K >= 2, there are not K names, or `unbiased` is
         not of K tasks.
+
+    Example:
+      >>> import numpy as np
+      >>> from matplotlib.figure import Figure
+      >>> from osgd_jax import plots
+      >>> values = np.array([[[1.0, -0.2], [-0.2, 1.0]], [[1.0, 0.1], [0.1, 1.0]]])
+      >>> axes = plots.cosines([0, 100], values, names=("ic", "pde"), axes=Figure().subplots())
+      >>> len(axes.lines) > 0
+      True
     """
     axes = _axes(axes)
     steps, values = _numbers("steps", steps), _numbers("values", values)
@@ -159,6 +178,18 @@ def nesting(net: Any, input_shape: Sequence[int], *, axes: "Axes | None" = None)
     Raises:
       ImportError: without matplotlib.
       ValueError: the net does not take this shape.
+
+    Example:
+      >>> from flax import nnx
+      >>> from matplotlib.figure import Figure
+      >>> from osgd_jax import nets, plots
+      >>> net = nets.BranchedResNet(
+      ...     num_classes=3, num_outputs=2, in_channels=1, widths=(4,), blocks=(2,),
+      ...     rngs=nnx.Rngs(0),
+      ... )
+      >>> axes = plots.nesting(net, (8, 8, 1), axes=Figure().subplots())
+      >>> len(axes.patches) > 0
+      True
     """
     axes = _axes(axes)
     drawn = diagram(net, input_shape)

@@ -23,6 +23,14 @@ class AggregateState(NamedTuple):
     Attributes:
       key: PRNG key for the next step, or None where none was given.
       weighting: state of the weighting.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> tx = osgd_jax.aggregate(osgd_jax.weightings.pcgrad(), key=0)
+      >>> state = tx.init(jnp.zeros(2))
+      >>> state.key.shape, state.weighting
+      ((), ())
     """
 
     key: jax.Array | None
@@ -102,6 +110,16 @@ def aggregate(
         weighting with a state per task used with a scope of several groups; inside `jax.shard_map`,
         without `axis_name` for gradients that differ between devices or could, and with it for
         those that were summed over the devices already.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import osgd_jax
+      >>> params, grads = jnp.zeros(2), jnp.array([[1.0, 0.0], [-1.0, 1.0]])
+      >>> tx = optax.chain(osgd_jax.aggregate(osgd_jax.weightings.upgrad()), optax.sgd(0.1))
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> print(updates.round(3))
+      [-0.025 -0.075]
     """
     _check_weighting(weighting)
     scopes.check_name(scope)

@@ -42,12 +42,6 @@ def gramian(grads: ArrayTree, others: ArrayTree | None = None) -> jax.Array:
     parameters along their noise. The guide "Do my losses conflict?" has recipes for two halves of a
     batch and for all pairs of several batches.
 
-    >>> import jax.numpy as jnp
-    >>> first, second = jnp.array([[1.0, 0.0], [1.0, 1.0]]), jnp.array([[0.0, 1.0], [2.0, 1.0]])
-    >>> gramian(first, second)
-    Array([[0. , 1.5],
-           [1.5, 3. ]], dtype=float32)
-
     Args:
       grads: a tree of `TaskRows` or of arrays `[K, *parameter.shape]`.
       others: task gradients of the same losses and parameters for another batch, or None.
@@ -58,6 +52,17 @@ def gramian(grads: ArrayTree, others: ArrayTree | None = None) -> jax.Array:
     Raises:
       ValueError: a tree without leaves, leaves that disagree on K, or are not of a real floating
         dtype; `others` with another structure, other shapes or other tasks.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> first, second = jnp.array([[1.0, 0.0], [1.0, 1.0]]), jnp.array([[0.0, 1.0], [2.0, 1.0]])
+      >>> print(osgd_jax.gramian(first))
+      [[1. 1.]
+       [1. 2.]]
+      >>> print(osgd_jax.gramian(first, second))
+      [[0.  1.5]
+       [1.5 3. ]]
     """
     if others is not None:
         return _cross_gramian(*paired(grads, others))
@@ -134,6 +139,13 @@ def combine(grads: ArrayTree, weights: jax.Array) -> ArrayTree:
     Raises:
       ValueError: leaves that disagree on K or are not of a real floating dtype, or `weights` of
         another shape than `[K]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> grads = {"w": jnp.array([[1.0, 0.0], [-1.0, 1.0]])}
+      >>> osgd_jax.combine(grads, jnp.array([2.0, 1.0]))
+      {'w': Array([1., 1.], dtype=float32)}
     """
     leaves = leaves_of(grads)
     weights = jnp.asarray(weights)
@@ -157,6 +169,13 @@ def task_cosines(gramian: jax.Array) -> jax.Array:
 
     Returns:
       Array `[K, K]`. The cosine with a gradient of zero is zero.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> print(osgd_jax.task_cosines(jnp.array([[1.0, -1.0], [-1.0, 4.0]])))
+      [[ 1.  -0.5]
+       [-0.5  1. ]]
     """
     norms = safe_sqrt(squared_norms(gramian))
     inverse = jnp.where(norms == 0, 0, 1 / jnp.where(norms == 0, 1, norms))

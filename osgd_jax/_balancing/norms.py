@@ -42,6 +42,18 @@ def clip_task_norms(max_norm: Numbers) -> optax.GradientTransformationExtraArgs:
       ValueError: `max_norm` is not above zero; from `update`, as `aggregate`, for limits that are
         not one for each task, and for gradients that differ between the devices of a mesh axis,
         inside `jax.shard_map` (with `check_vma=False` nothing tells).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import osgd_jax
+      >>> params, grads = jnp.zeros(2), jnp.array([[6.0, 8.0], [0.0, 1.0]])
+      >>> clip = osgd_jax.clip_task_norms(5.0)
+      >>> clipped, _ = clip.update(grads, clip.init(params), params)
+      >>> print(clipped.round(2))
+      [[3. 4.]
+       [0. 1.]]
+      >>> tx = optax.chain(clip, osgd_jax.orthogonalize(), optax.sgd(0.1))
     """
     checked = check_range("max_norm", max_norm, "above zero", lambda norm: norm > 0, most_axes=1)
 
@@ -65,6 +77,16 @@ def normalize_task_norms() -> optax.GradientTransformationExtraArgs:
 
     Raises:
       ValueError: from `update`, as `clip_task_norms`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> params, grads = jnp.zeros(2), jnp.array([[0.0, 2.0], [3.0, 0.0]])
+      >>> tx = osgd_jax.normalize_task_norms()
+      >>> normalized, _ = tx.update(grads, tx.init(params), params)
+      >>> print(normalized.round(2))
+      [[0. 1.]
+       [1. 0.]]
     """
     return _scale_tasks(
         lambda norms, _: jnp.where(norms == 0, 0, 1 / jnp.where(norms == 0, 1, norms))
@@ -83,6 +105,12 @@ def task_norms(grads: ArrayTree) -> jax.Array:
     Raises:
       ValueError: a tree without leaves, leaves that disagree on K, or are not of a real floating
         dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> print(osgd_jax.task_norms({"w": jnp.array([[3.0, 4.0], [0.0, 2.0]])}))
+      [5. 2.]
     """
     leaves = [block.rows[0] for block in merge([gramians.leaves_of(grads)])]
     scales = gramians.scales_of(leaves)

@@ -56,6 +56,15 @@ def orthogonalize(
       ValueError: as `aggregate`; an order that is no permutation; `"random"` without a key; names
         that are not those of the losses; another order than one of names, or `"random"`, for losses
         in a dict.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> params, grads = jnp.zeros(2), jnp.array([[1.0, 0.0], [-1.0, 1.0]])
+      >>> tx = osgd_jax.orthogonalize()
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> print(updates)
+      [1. 1.]
     """
     if isinstance(order, str) and order == "random" and key is None:
         raise ValueError(
@@ -100,6 +109,22 @@ def osgd(
 
     Raises:
       ValueError: as `orthogonalize`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import osgd_jax
+      >>> def losses(w):
+      ...     return jnp.sum((w - 1) ** 2), jnp.sum((w - jnp.array([3.0, 1.0])) ** 2)
+      >>> params = jnp.zeros(2)
+      >>> tx = osgd_jax.osgd(0.1, momentum=0.9)
+      >>> state = tx.init(params)
+      >>> for _ in range(2):
+      ...     grads = osgd_jax.task_grads(losses)(params)
+      ...     updates, state = tx.update(grads, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> print(params.round(2))
+      [1.17 0.02]
     """
     chained = optax.chain(
         orthogonalize(order, scope, key, hold=hold, axis_name=axis_name),

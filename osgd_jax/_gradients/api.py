@@ -78,6 +78,22 @@ def value_and_task_grads(
       ValueError: while tracing, if the losses are not K >= 1 real scalars, if they are a pair with
         a container in it, which looks like a forgotten `has_aux`, if a parameter is not of
         a real floating dtype of 16 bits or more, or if `argnums` does not name arguments.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> def loss_fn(params):
+      ...     fit = jnp.sum((params["trunk"] * params["head"] - 1.0) ** 2)
+      ...     return {"fit": fit, "size": jnp.sum(params["trunk"] ** 2)}
+      >>> params = {"trunk": jnp.array([1.0, 2.0]), "head": jnp.array([1.0, 1.0])}
+      >>> losses, grads = osgd_jax.value_and_task_grads(loss_fn)(params)
+      >>> losses["size"]
+      Array(5., dtype=float32)
+      >>> print(grads["trunk"].rows)
+      [[0. 2.]
+       [2. 4.]]
+      >>> grads["head"].tasks, grads["head"].names
+      ((0,), ('fit', 'size'))
     """
     argnums = collect(argnums)
 
@@ -106,6 +122,14 @@ def task_grads(
 
     Returns:
       A function with the arguments of `fun` that returns `grads`, or `(grads, aux)` with `has_aux`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> grads = osgd_jax.task_grads(lambda w: (w[0] ** 2, jnp.sum(w)))(jnp.array([1.0, 2.0]))
+      >>> print(grads.rows)
+      [[2. 0.]
+       [1. 1.]]
     """
     value_and_grads = value_and_task_grads(fun, argnums, has_aux)
 
@@ -133,6 +157,16 @@ def reach(
     Returns:
       A function with the arguments of `fun` that returns the gradients' tree with a tuple of task
       indices, ascending, in place of each `TaskRows`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> def loss_fn(params):
+      ...     fit = jnp.sum((params["trunk"] * params["head"] - 1.0) ** 2)
+      ...     return {"fit": fit, "size": jnp.sum(params["trunk"] ** 2)}
+      >>> params = {"trunk": jnp.array([1.0, 2.0]), "head": jnp.array([1.0, 1.0])}
+      >>> osgd_jax.reach(loss_fn)(params)
+      {'head': (0,), 'trunk': (0, 1)}
     """
     argnums = collect(argnums)
 

@@ -33,6 +33,15 @@ class TaskRows:
         a tuple, a list or an array.
       ordered: whether the tasks are in an order that the user wrote. False for losses from a dict
         of more than one key: JAX sorts the keys. An order or numbers by position are then refused.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> rows = osgd_jax.TaskRows(jnp.ones((1, 2)), tasks=(1,), num_tasks=3)
+      >>> print(osgd_jax.densify(rows))
+      [[0. 0.]
+       [1. 1.]
+       [0. 0.]]
     """
 
     rows: jax.Array
@@ -77,6 +86,13 @@ def densify(grads: ArrayTree) -> ArrayTree:
 
     Returns:
       The tree with an array for each `TaskRows`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> grads = osgd_jax.task_grads(lambda p: (p["a"], p["a"] * p["b"]))({"a": 2.0, "b": 3.0})
+      >>> print(osgd_jax.densify(grads)["b"])
+      [0. 2.]
     """
 
     def dense(leaf: TaskRows | jax.Array) -> jax.Array:
@@ -107,6 +123,14 @@ def to_task_rows(dense: ArrayTree, reach: ArrayTree) -> ArrayTree:
     Raises:
       ValueError: a reach that is not a tuple of different indices in `0 .. K-1`, or a tree whose
         structure is not that of `dense`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> dense = {"a": jnp.array([1.0, 3.0]), "b": jnp.array([0.0, 2.0])}
+      >>> grads = osgd_jax.to_task_rows(dense, {"a": (0, 1), "b": (1,)})
+      >>> grads["b"].rows, grads["b"].tasks
+      (Array([2.], dtype=float32), (1,))
     """
     flat, treedef = jax.tree_util.tree_flatten_with_path(dense, is_leaf=is_task_rows)
     reaches = flatten_like(reach, dense, ("reach", "dense"), is_leaf=is_task_rows)

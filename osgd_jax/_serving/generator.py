@@ -43,6 +43,18 @@ class AnytimeGenerator(Engine):
 
     Raises:
       ValueError: an argument is not one of those above.
+
+    Example:
+      >>> import osgd_jax
+      >>> from flax import nnx
+      >>> net = osgd_jax.nets.BranchedTransformer(
+      ...     vocab_size=5, num_outputs=2, width=8, depth=2, num_heads=2,
+      ...     rngs=nnx.Rngs(0),
+      ... )
+      >>> generator = osgd_jax.AnytimeGenerator(net, max_length=8)
+      >>> generation = generator.generate([1, 2], max_new_tokens=3)
+      >>> len(generation.tokens[0]), generation.exits
+      (3, [array([1, 1, 1])])
     """
 
     def __init__(self, net: Transformer, *, max_length: int):

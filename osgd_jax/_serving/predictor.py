@@ -55,6 +55,24 @@ class AnytimePredictor(Engine):
 
     Raises:
       ValueError: the net lacks an attribute, or `combine` is unknown.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> from flax import nnx
+      >>> net = osgd_jax.nets.BranchedResNet(
+      ...     num_classes=3, num_outputs=2, in_channels=1, widths=(4,), blocks=(2,),
+      ...     rngs=nnx.Rngs(0),
+      ... )
+      >>> predictor = osgd_jax.AnytimePredictor(net)
+      >>> x = jnp.ones((2, 4, 4, 1))
+      >>> for output in predictor.stream(x):
+      ...     print(output.index, output.logits.shape)
+      0 (2, 3)
+      1 (2, 3)
+      >>> times = predictor.calibrate(x)
+      >>> predictor.predict(x, deadline=60.0).exits
+      array([1, 1])
     """
 
     def __init__(self, net: Any, *, combine: str = "latest"):

@@ -24,7 +24,22 @@ _REPEATS = 20
 
 
 class OverloadedError(RuntimeError):
-    """A request was refused because not even output 0 fits before its deadline."""
+    """A request was refused because not even output 0 fits before its deadline.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> from flax import nnx
+      >>> net = osgd_jax.nets.BranchedResNet(
+      ...     num_classes=3, num_outputs=2, in_channels=1, widths=(4,), blocks=(2,),
+      ...     rngs=nnx.Rngs(0),
+      ... )
+      >>> predictor = osgd_jax.AnytimePredictor(net)
+      >>> with osgd_jax.AnytimeServer(predictor, input_shape=(4, 4, 1), max_batch=1) as server:
+      ...     future = server.submit(jnp.ones((4, 4, 1)), deadline=0.0)
+      >>> isinstance(future.exception(), osgd_jax.OverloadedError)
+      True
+    """
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,6 +52,20 @@ class ServedAnswer:
       elapsed: seconds from `submit` to the answer.
       stages: seconds of these in which the batches with this request ran.
       lateness: seconds by which the answer came after the deadline; 0 where it was kept.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> from flax import nnx
+      >>> net = osgd_jax.nets.BranchedResNet(
+      ...     num_classes=3, num_outputs=2, in_channels=1, widths=(4,), blocks=(2,),
+      ...     rngs=nnx.Rngs(0),
+      ... )
+      >>> predictor = osgd_jax.AnytimePredictor(net)
+      >>> with osgd_jax.AnytimeServer(predictor, input_shape=(4, 4, 1), max_batch=1) as server:
+      ...     answer = server.submit(jnp.ones((4, 4, 1)), deadline=60.0).result()
+      >>> answer.output, answer.lateness, answer.stages > 0
+      (1, 0.0, True)
     """
 
     logits: np.ndarray
@@ -84,17 +113,18 @@ class AnytimeServer:
       ValueError: an argument is not one of those above.
 
     Example:
-      >>> import jax.numpy as jnp, osgd_jax
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
       >>> from flax import nnx
       >>> net = osgd_jax.nets.BranchedResNet(
-      ...     num_classes=10, num_outputs=2, in_channels=1, widths=(4,), blocks=(2,),
+      ...     num_classes=3, num_outputs=2, in_channels=1, widths=(4,), blocks=(2,),
       ...     rngs=nnx.Rngs(0),
       ... )
       >>> predictor = osgd_jax.AnytimePredictor(net)
-      >>> with osgd_jax.AnytimeServer(predictor, input_shape=(8, 8, 1), max_batch=2) as server:
-      ...     answer = server.submit(jnp.ones((8, 8, 1)), deadline=10.0).result()
+      >>> with osgd_jax.AnytimeServer(predictor, input_shape=(4, 4, 1), max_batch=2) as server:
+      ...     answer = server.submit(jnp.ones((4, 4, 1)), deadline=60.0).result()
       >>> answer.output, answer.logits.shape
-      (1, (10,))
+      (1, (3,))
     """
 
     def __init__(

@@ -42,6 +42,28 @@ class AnytimeNet(nnx.Module):
       spatial_dims: 1 or 2, the axes of the input between batch and channels; None likewise.
       sizes: what the family made the stages from, so that `grow` can make more; None for a net that
         cannot grow.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from osgd_jax import nets
+      >>> class Stage(nnx.Module):
+      ...     def __init__(self, features, rngs):
+      ...         self.layer = nets.Linear(features, 4, rngs=rngs)
+      ...         self.head = nets.Linear(4, 3, rngs=rngs)
+      ...
+      ...     def __call__(self, x):
+      ...         x = nnx.relu(self.layer(x.mean((1, 2)) if x.ndim == 4 else x))
+      ...         return self.head(x), x
+      >>> rngs = nnx.Rngs(0)
+      >>> net = nets.AnytimeNet(
+      ...     [Stage(2, rngs), Stage(4, rngs)], num_classes=3, in_channels=2, spatial_dims=2
+      ... )
+      >>> carry = net.start(jnp.ones((1, 4, 4, 2)))
+      >>> first, carry = net.advance(0, carry)
+      >>> second, carry = net.advance(1, carry)
+      >>> first.shape, second.shape
+      ((1, 3), (1, 3))
     """
 
     def __init__(

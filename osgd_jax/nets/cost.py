@@ -25,6 +25,16 @@ class OutputCost(NamedTuple):
     Attributes:
       parameters: numbers in the parameter arrays on which an output so far depends.
       multiply_adds: multiplications with addition for one example.
+
+    Example:
+      >>> import osgd_jax
+      >>> from flax import nnx
+      >>> net = osgd_jax.nets.BranchedResNet(
+      ...     num_classes=3, num_outputs=2, in_channels=1, widths=(4,), blocks=(2,),
+      ...     rngs=nnx.Rngs(0),
+      ... )
+      >>> osgd_jax.cost(net, (8, 8, 1))[-1]
+      OutputCost(parameters=690, multiply_adds=39192)
     """
 
     parameters: int
@@ -64,6 +74,16 @@ def cost(
     Raises:
       ValueError: the net does not take this shape or lacks one of the three attributes, or a
         `lax.while_loop` does multiply-adds an unknown number of times.
+
+    Example:
+      >>> import osgd_jax
+      >>> from flax import nnx
+      >>> net = osgd_jax.nets.BranchedResNet(
+      ...     num_classes=3, num_outputs=2, in_channels=1, widths=(4,), blocks=(2,),
+      ...     rngs=nnx.Rngs(0),
+      ... )
+      >>> [(output.parameters, output.multiply_adds) for output in osgd_jax.cost(net, (8, 8, 1))]
+      [(363, 20748), (690, 39192)]
     """
     check_net(net)
     shape = check_shape("input_shape", input_shape)

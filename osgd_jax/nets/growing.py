@@ -42,17 +42,6 @@ def grow(net: NetT, num_outputs: int, *, rngs: nnx.Rngs, **sizes: Any) -> NetT:
     all parameters, by steps orthogonal to the gradients of the old outputs' losses
     (`osgd_jax.orthogonalize(hold=…)`); *joint*, all parameters on all losses.
 
-    >>> import jax.numpy as jnp
-    >>> from flax import nnx
-    >>> from osgd_jax import nets
-    >>> net = nets.DepthNestedResNet(
-    ...     num_classes=3, num_outputs=1, widths=(4,), blocks=(1,), rngs=nnx.Rngs(0)
-    ... )
-    >>> grown = nets.grow(net, 2, rngs=nnx.Rngs(1))
-    >>> x = jnp.ones((1, 8, 8, 3))
-    >>> [bool((old == new).all()) for old, new in zip(net(x), grown(x), strict=False)]
-    [True]
-
     Args:
       net: a net of one of the families above, or one of its subnetworks.
       num_outputs: number of outputs of the result.
@@ -68,6 +57,19 @@ def grow(net: NetT, num_outputs: int, *, rngs: nnx.Rngs, **sizes: Any) -> NetT:
     Raises:
       ValueError: `net` is of no family, `num_outputs` is not larger than the net's, `rngs` is no
         `nnx.Rngs`, or the sizes are not ones to which the net can grow.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from osgd_jax import nets
+      >>> net = nets.DepthNestedResNet(
+      ...     num_classes=3, num_outputs=1, in_channels=1, widths=(4,), blocks=(1,),
+      ...     rngs=nnx.Rngs(0),
+      ... )
+      >>> grown = nets.grow(net, 2, rngs=nnx.Rngs(1))
+      >>> x = jnp.ones((2, 4, 4, 1))
+      >>> [bool((old == new).all()) for old, new in zip(net(x), grown(x), strict=False)]
+      [True]
     """
     old = net.num_outputs if isinstance(net, AnytimeNet) else 0
     if not old or net.stage_sizes is None or net.stage_sizes.num_outputs < old:
@@ -114,8 +116,25 @@ def stages_from(first: int) -> Callable[[Any, Any], bool]:
     differentiate (`nnx.DiffState`), to optimize (`nnx.Optimizer(wrt=…)`) or to split off
     (`nnx.split`).
 
+    Args:
+      first: index of a stage.
+
+    Returns:
+      A function of a path and a Variable that tells whether the stage has the Variable.
+
     Raises:
-      ValueError: `first` is no index of a stage.
+      ValueError: `first` is not an integer of at least 0.
+
+    Example:
+      >>> from flax import nnx
+      >>> from osgd_jax import nets
+      >>> net = nets.BranchedResNet(
+      ...     num_classes=3, num_outputs=2, in_channels=1, widths=(4,), blocks=(2,),
+      ...     rngs=nnx.Rngs(0),
+      ... )
+      >>> new = nnx.state(net, nnx.All(nnx.Param, nets.stages_from(1)))
+      >>> list(new["stages"])
+      [1]
     """
     if isinstance(first, bool) or not isinstance(first, SupportsIndex) or first.__index__() < 0:
         raise ValueError(f"first={first!r} must be the index of a stage, an integer from 0 on.")

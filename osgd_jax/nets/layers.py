@@ -60,6 +60,14 @@ class Conv(nnx.Module):
       dtype: of the computation; None takes that of input and kernel together.
       param_dtype: of the kernel.
       rngs: source of the initial kernel.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from osgd_jax import nets
+      >>> conv = nets.Conv(3, 8, stride=2, rngs=nnx.Rngs(0))
+      >>> conv(jnp.ones((1, 4, 4, 3))).shape
+      (1, 2, 2, 8)
     """
 
     def __init__(
@@ -128,6 +136,14 @@ class Linear(nnx.Module):
       out_features: size of the last axis of the output.
       param_dtype: of kernel and bias.
       rngs: source of the initial kernel.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from osgd_jax import nets
+      >>> linear = nets.Linear(4, 3, rngs=nnx.Rngs(0))
+      >>> linear(jnp.ones((2, 4))).shape
+      (2, 3)
     """
 
     def __init__(
@@ -165,6 +181,14 @@ class Layers:
       param_dtype: of the parameters; `float` is float32, or float64 under `jax.enable_x64`.
       remat: compute the inside of each residual block again in the backward pass instead of
         keeping it.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from osgd_jax import nets
+      >>> layers = nets.Layers(nnx.Rngs(0), norm="group", dtype=jnp.bfloat16)
+      >>> layers.conv(3, 8, stride=2)(jnp.ones((1, 4, 4, 3))).dtype
+      dtype(bfloat16)
     """
 
     rngs: nnx.Rngs

@@ -199,6 +199,16 @@ class MSDNet(AnytimeNet):
 
     Raises:
       ValueError: an argument is not one of those above.
+
+    Example:
+      >>> import osgd_jax
+      >>> from flax import nnx
+      >>> net = osgd_jax.nets.MSDNet(
+      ...     num_classes=3, num_outputs=2, in_channels=1, channels=4, growth_rate=2,
+      ...     growth_factors=(1, 2), bottleneck_factors=(1, 2), base=2, step=1, rngs=nnx.Rngs(0),
+      ... )
+      >>> [output.multiply_adds for output in osgd_jax.cost(net, (8, 8, 1))]
+      [237312, 441280]
     """
 
     @keywords_of(MSDNetSizes)

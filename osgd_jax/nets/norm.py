@@ -47,6 +47,16 @@ class BatchNorm(nnx.Module):
     Args:
       features: channels of the input.
       param_dtype: of scale and bias; the statistics are at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from osgd_jax import nets
+      >>> norm = nets.BatchNorm(2)
+      >>> y = norm(jnp.array([[1.0, 2.0], [3.0, 6.0]]))
+      >>> print(y.round(2))
+      [[-1. -1.]
+       [ 1.  1.]]
     """
 
     def __init__(self, features: int, *, param_dtype: DTypeLike = float):
@@ -86,6 +96,14 @@ class GroupNorm(nnx.Module):
     Args:
       features: channels of the input.
       param_dtype: of scale and bias.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from osgd_jax import nets
+      >>> norm = nets.GroupNorm(4)
+      >>> print(norm(jnp.array([[1.0, 3.0, 1.0, 3.0]])).round(2))
+      [[-1.  1. -1.  1.]]
     """
 
     def __init__(self, features: int, *, param_dtype: DTypeLike = float):

@@ -32,6 +32,8 @@ from osgd_jax.nets.transformers.depth_nested import DepthNestedTransformer
 from osgd_jax.nets.transformers.nested import NestedTransformer
 from osgd_jax.nets.transformers.width_nested import WidthNestedTransformer
 
+__all__ = ["PRESETS", "Preset", "make", "table"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
@@ -41,6 +43,11 @@ class Preset:
       make: the constructor.
       arguments: all its arguments but `rngs`.
       input_shape: the shape of one example.
+
+    Example:
+      >>> from osgd_jax.nets import presets
+      >>> presets.PRESETS["cifar-width-20"].arguments
+      {'num_classes': 10, 'widths': (16, 32, 64), 'blocks': (3, 3, 3)}
     """
 
     make: Callable[..., AnytimeNet]
@@ -141,21 +148,42 @@ def make(name: str, *, rngs: nnx.Rngs, **changes: Any) -> AnytimeNet:
       **changes: arguments of the net in place of the preset's, such as `num_classes`, `vocab_size`
         or `dtype`.
 
+    Returns:
+      An `AnytimeNet`.
+
     Raises:
-      ValueError: there is no such preset.
+      ValueError: `name` is not one of `PRESETS`.
+
+    Example:
+      >>> from flax import nnx
+      >>> from osgd_jax.nets import presets
+      >>> net = presets.make("cifar-width-20", num_classes=100, rngs=nnx.Rngs(0))
+      >>> net.num_outputs, net.num_classes
+      (3, 100)
     """
     preset = _find(name)
     return preset.make(rngs=rngs, **{**preset.arguments, **changes})
 
 
 def table(*names: str) -> str:
-    """The parameters and multiply-adds of presets (all, without names) as a table in Markdown.
+    """Return a Markdown table of the parameters and multiply-adds of presets.
 
-    Millions for each output in order, cumulative as `osgd_jax.cost` counts them; multiply-adds of
-    language models for each token of a text of the input's length.
+    Args:
+      *names: names of presets; all of them if there is none.
+
+    Returns:
+      A table with millions for each output in order, cumulative as `osgd_jax.cost` counts them.
+      Multiply-adds of language models are for one token of a text of the input's length.
 
     Raises:
-      ValueError: there is no preset of a name.
+      ValueError: a name is not one of `PRESETS`.
+
+    Example:
+      >>> from osgd_jax.nets import presets
+      >>> print(presets.table("cifar-width-20"))
+      | preset | input | parameters (millions) | multiply-adds (millions) |
+      | --- | --- | --- | --- |
+      | `cifar-width-20` | 32×32×3 | 0.02, 0.05, 0.19 | 2.6, 7.8, 28.2 |
     """
     lines = [
         "| preset | input | parameters (millions) | multiply-adds (millions) |",

@@ -24,7 +24,23 @@ from osgd_jax.nets.layers import Layers
 
 
 def geometric_fractions(num_outputs: int, ratio: float = 2.0) -> tuple[float, ...]:
-    """Cumulative fractions of the width that grow by `ratio`: (1/4, 1/2, 1) for three outputs."""
+    """Return cumulative fractions of the width that grow by `ratio`.
+
+    Args:
+      num_outputs: number of fractions.
+      ratio: the factor from one fraction to the next, above 1.
+
+    Returns:
+      A tuple of `num_outputs` numbers; the last is 1.
+
+    Raises:
+      ValueError: `ratio` is not a number above 1, or `num_outputs` is not a positive integer.
+
+    Example:
+      >>> from osgd_jax import nets
+      >>> nets.geometric_fractions(3)
+      (0.25, 0.5, 1.0)
+    """
     num_outputs = check_positive("num_outputs", num_outputs)
     if not 1 < as_number(ratio) < math.inf:
         raise ValueError(f"ratio={ratio!r} must be a number above 1.")
@@ -72,6 +88,11 @@ def stripe_sizes(width: int, fractions: Sequence[float]) -> tuple[int, ...]:
 
     Raises:
       ValueError: there are more stripes than channels, or an argument is not one of those above.
+
+    Example:
+      >>> from osgd_jax import nets
+      >>> nets.stripe_sizes(64, (0.25, 0.5, 1.0))
+      (16, 16, 32)
     """
     width, fractions = check_positive("width", width), check_fractions(fractions)
     count = len(fractions)
@@ -113,6 +134,18 @@ class StripeConv(nnx.Module):
       out_features: channels of this stripe of the output.
       size: taps along each spatial axis.
       stride: step along each spatial axis.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from osgd_jax import nets
+      >>> layers = nets.Layers(nnx.Rngs(0))
+      >>> first, second = nets.StripeConv(layers, 0, 4, 4), nets.StripeConv(layers, 4, 4, 4)
+      >>> x = jnp.ones((1, 4, 4, 8))
+      >>> y_0, memory = first(x[..., :4])
+      >>> y_1, memory = second(x[..., 4:], memory)
+      >>> y_1.shape, memory.shape
+      ((1, 4, 4, 4), (1, 4, 4, 8))
     """
 
     def __init__(

@@ -44,6 +44,19 @@ class Weighting(NamedTuple):
       cross: whether the Gramian is the unbiased one of two independent batches, as from
         `osgd_jax.gramian(grads, others)`, whose diagonal can be negative.
       name: the call that made it, such as `"upgrad(preference=None)"`, which is its `repr`.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> def weigh(gramian, state, *, losses=None, key=None):
+      ...     return jax.nn.softmax(-jnp.diag(gramian)), state
+      >>> weighting = osgd_jax.weightings.Weighting(init=lambda: (), weigh=weigh)
+      >>> tx = osgd_jax.aggregate(weighting)
+      >>> params = jnp.zeros(2)
+      >>> updates, _ = tx.update(jnp.eye(2), tx.init(params), params)
+      >>> print(updates)
+      [0.5 0.5]
     """
 
     init: Callable[[], State]

@@ -33,6 +33,14 @@ def cagrad(c: float | jax.Array = 0.5) -> Weighting:
 
     Raises:
       ValueError: `c` is negative.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
+      >>> weights, _ = weightings.cagrad().weigh(gramian, ())
+      >>> print(weights.round(2))
+      [0.93 0.5 ]
     """
     c = check_range("c", c, "finite and at least 0", lambda c: (c >= 0) & (c < np.inf))
 

@@ -30,6 +30,14 @@ def config(preference: Numbers | None = None) -> Weighting:
     Raises:
       ValueError: a preference that is negative, or zero for all; while tracing, one that does not
         have K numbers.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
+      >>> weights, _ = weightings.config().weigh(gramian, ())
+      >>> print(weights.round(2))
+      [1.5  0.75]
     """
     preference = check_preference(preference)
 

@@ -52,6 +52,17 @@ def dwa(
     Raises:
       ValueError: `period` below one or `temperature` not positive; while tracing, no losses, or
         another number of tasks.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
+      >>> weighting = weightings.dwa(num_tasks=2, period=1)
+      >>> state = weighting.init()
+      >>> for losses in ([1.0, 1.0], [0.5, 0.9], [0.2, 0.8]):
+      ...     weights, state = weighting.weigh(gramian, state, losses=jnp.array(losses))
+      >>> print(weights.round(2))
+      [0.9 1.1]
     """
     temperature = check_range("temperature", temperature, "above zero", lambda t: t > 0)
     period = check_range("period", period, "at least 1", lambda p: p >= 1)

@@ -30,6 +30,14 @@ def fairgrad(alpha: float | jax.Array = 2.0) -> Weighting:
 
     Raises:
       ValueError: `alpha` is below 0.5.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
+      >>> weights, _ = weightings.fairgrad().weigh(gramian, ())
+      >>> print(weights.round(2))
+      [1.5  0.68]
     """
     checked = check_range("alpha", alpha, "at least 0.5; 0 would be the mean", lambda a: a >= 0.5)
     return of_unit_rows(lambda rows: fair_weights(rows, 1 / checked))

@@ -22,6 +22,15 @@ def gls() -> Weighting:
 
     Raises:
       ValueError: while tracing, without losses.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
+      >>> losses = jnp.array([1.0, 4.0])
+      >>> weights, _ = weightings.gls().weigh(gramian, (), losses=losses)
+      >>> print(weights.round(2))
+      [1.   0.25]
     """
 
     def weigh(gramian: jax.Array, *, losses: jax.Array | None, key: jax.Array | None) -> jax.Array:

@@ -22,6 +22,14 @@ def gradient_equilibrium() -> Weighting:
 
     Returns:
       A weighting.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
+      >>> weights, _ = weightings.gradient_equilibrium().weigh(gramian, ())
+      >>> print(weights.round(2))
+      [0.5 0.5]
     """
 
     def weigh(gramian: jax.Array, **_: jax.Array | None) -> jax.Array:

@@ -49,6 +49,17 @@ def gradnorm(
 
     Raises:
       ValueError: while tracing, without losses, or with another number of tasks.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
+      >>> weighting = weightings.gradnorm(num_tasks=2, learning_rate=0.25)
+      >>> state = weighting.init()
+      >>> for losses in ([1.0, 1.0], [0.5, 0.9], [0.2, 0.8]):
+      ...     weights, state = weighting.weigh(gramian, state, losses=jnp.array(losses))
+      >>> print(weights.round(2))
+      [1.23 0.77]
     """
     num_tasks = check_positive("num_tasks", num_tasks)
     optimizer = optax.adam(learning_rate, eps_root=EPS_ROOT)

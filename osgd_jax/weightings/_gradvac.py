@@ -33,6 +33,17 @@ def gradvac(num_tasks: int, beta: float | jax.Array = 0.01) -> Weighting:
 
     Raises:
       ValueError: `beta` outside [0, 1], or, while tracing, another number of tasks.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
+      >>> weighting = weightings.gradvac(num_tasks=2)
+      >>> state = weighting.init()
+      >>> for _ in range(3):
+      ...     weights, state = weighting.weigh(gramian, state)
+      >>> print(weights.round(2))
+      [1.98 1.25     ]
     """
     beta = check_range("beta", beta, "in [0, 1]", lambda b: (b >= 0) & (b <= 1))
     num_tasks = check_positive("num_tasks", num_tasks)

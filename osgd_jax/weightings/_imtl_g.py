@@ -23,6 +23,14 @@ def imtl_g() -> Weighting:
 
     Returns:
       A weighting.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 9.0]])
+      >>> weights, _ = weightings.imtl_g().weigh(gramian, ())
+      >>> print(weights.round(2))
+      [0.75 0.25]
     """
 
     def weigh(rows: UnitRows) -> jax.Array:

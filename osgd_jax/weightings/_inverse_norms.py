@@ -32,6 +32,17 @@ def inverse_norms(num_tasks: int, decay: float | jax.Array = 0.9) -> Weighting:
 
     Raises:
       ValueError: `decay` out of range; while tracing, another number of tasks.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
+      >>> weighting = weightings.inverse_norms(num_tasks=2)
+      >>> state = weighting.init()
+      >>> for _ in range(3):
+      ...     weights, state = weighting.weigh(gramian, state)
+      >>> print(weights.round(2))
+      [1.5  0.75]
     """
 
     def weigh(rows: UnitRows) -> jax.Array:

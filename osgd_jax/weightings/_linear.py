@@ -17,6 +17,17 @@ def sum() -> Weighting:
     The update differs from that of `jax.grad` of the sum by rounding alone. Adam makes such a
     difference as large as the learning rate where a gradient is rounding alone, as that of a bias
     before batch normalization is. These biases have no effect on the outputs.
+
+    Returns:
+      A weighting.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
+      >>> weights, _ = weightings.sum().weigh(gramian, ())
+      >>> print(weights.round(2))
+      [1. 1.]
     """
 
     def weigh(gramian: jax.Array, **_: jax.Array | None) -> jax.Array:
@@ -27,7 +38,19 @@ def sum() -> Weighting:
 
 @named
 def mean() -> Weighting:
-    """Weigh each of the K tasks by 1/K: the gradient of the mean of the losses."""
+    """Weigh each of the K tasks by 1/K: the gradient of the mean of the losses.
+
+    Returns:
+      A weighting.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
+      >>> weights, _ = weightings.mean().weigh(gramian, ())
+      >>> print(weights.round(2))
+      [0.5 0.5]
+    """
 
     def weigh(gramian: jax.Array, **_: jax.Array | None) -> jax.Array:
         return jnp.full_like(gramian, 1 / gramian.shape[0], shape=gramian.shape[:1])
@@ -48,6 +71,14 @@ def constant(weights: Numbers) -> Weighting:
     Raises:
       ValueError: while tracing, where there are not as many weights as tasks, or not of their
         names; numbers by position, unless they are equal, for losses in a dict.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
+      >>> weights, _ = weightings.constant((1.0, 100.0)).weigh(gramian, ())
+      >>> print(weights)
+      [  1. 100.]
     """
     wanted = "a finite number for each task"
     weights = check_range("weights", weights, wanted, lambda w: abs(w) < np.inf, most_axes=1)

@@ -21,6 +21,14 @@ def mgda() -> Weighting:
 
     Returns:
       A weighting; the weights are non-negative and sum to one.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
+      >>> weights, _ = weightings.mgda().weigh(gramian, ())
+      >>> print(weights.round(2))
+      [0.71 0.29]
     """
 
     def weigh(rows: UnitRows) -> jax.Array:

@@ -34,6 +34,16 @@ def modo(num_tasks: int, gamma: float | jax.Array = 0.1, rho: float | jax.Array 
 
     Raises:
       ValueError: `gamma` not above zero or `rho` negative; while tracing, another number of tasks.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> tx = osgd_jax.aggregate(osgd_jax.weightings.modo(num_tasks=2))
+      >>> params = jnp.zeros(2)
+      >>> grads, others = jnp.array([[1.0, 0.0], [-1.0, 1.0]]), jnp.array([[0.8, 0.2], [-1.0, 1.2]])
+      >>> updates, state = tx.update(grads, tx.init(params), params, others=others)
+      >>> print(updates.round(2))
+      [0.02 0.56]
     """
     num_tasks = check_positive("num_tasks", num_tasks)
     gamma = check_range("gamma", gamma, "above zero", lambda g: g > 0)

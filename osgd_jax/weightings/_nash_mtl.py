@@ -22,5 +22,13 @@ def nash_mtl() -> Weighting:
 
     Returns:
       A weighting; the weights are positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
+      >>> weights, _ = weightings.nash_mtl().weigh(gramian, ())
+      >>> print(weights.round(2))
+      [1.41 0.71]
     """
     return of_unit_rows(lambda rows: fair_weights(rows, 1.0))

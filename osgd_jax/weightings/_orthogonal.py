@@ -47,6 +47,14 @@ def orthogonal(order: Order = "first_to_last", hold: Hold = ()) -> Weighting:
     Raises:
       ValueError: `order` or `hold` is none of these (from here, or while tracing, where the tasks
         become known), or `order` is `"random"` and there is no key.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
+      >>> weights, _ = weightings.orthogonal().weigh(gramian, ())
+      >>> print(weights.round(2))
+      [2. 1.]
     """
     order, hold = known_order(order), known_hold(hold)
 

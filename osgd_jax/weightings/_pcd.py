@@ -70,6 +70,17 @@ def pcd(
 
     Raises:
       ValueError: a number out of its range; while tracing, another number of tasks, or other names.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
+      >>> weighting = weightings.pcd(num_tasks=2)
+      >>> state = weighting.init()
+      >>> for _ in range(3):
+      ...     weights, state = weighting.weigh(gramian, state)
+      >>> print(weights.round(2))
+      [1.15       0.3]
     """
     num_tasks = check_positive("num_tasks", num_tasks)
     tau = check_range("tau", tau, "in [0, 1]", lambda t: (t >= 0) & (t <= 1), most_axes=1)

@@ -24,6 +24,14 @@ def pcgrad() -> Weighting:
 
     Returns:
       A weighting that uses a key if there is one.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
+      >>> weights, _ = weightings.pcgrad().weigh(gramian, ())
+      >>> print(weights.round(2))
+      [2.   1.25]
     """
 
     def weigh(

@@ -18,6 +18,14 @@ def random() -> Weighting:
 
     Raises:
       ValueError: while tracing, if there is no key.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> weights, _ = weightings.random().weigh(jnp.eye(2), (), key=jax.random.key(0))
+      >>> print(weights.sum().round(2))
+      1.0
     """
 
     def weigh(gramian: jax.Array, *, losses: jax.Array | None, key: jax.Array | None) -> jax.Array:

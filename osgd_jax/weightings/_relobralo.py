@@ -62,6 +62,19 @@ def relobralo(
     Raises:
       ValueError: a number out of its range; while tracing, no losses, no key, or another number of
         tasks.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> weighting = weightings.relobralo(num_tasks=2, alpha=0.5, temperature=1.0)
+      >>> state = weighting.init()
+      >>> for losses in ([1.0, 1.0], [0.5, 0.9]):
+      ...     weights, state = weighting.weigh(
+      ...         jnp.eye(2), state, losses=jnp.array(losses), key=jax.random.key(0)
+      ...     )
+      >>> print(weights.round(2))
+      [0.9 1.1]
     """
     alpha = check_range("alpha", alpha, "in [0, 1]", lambda a: (a >= 0) & (a <= 1))
     rho = check_range("rho", rho, "in [0, 1]", lambda r: (r >= 0) & (r <= 1))

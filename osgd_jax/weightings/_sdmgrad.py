@@ -58,6 +58,16 @@ def sdmgrad(
 
     Raises:
       ValueError: an argument out of range; while tracing, another number of tasks.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> tx = osgd_jax.aggregate(osgd_jax.weightings.sdmgrad(num_tasks=2))
+      >>> params = jnp.zeros(2)
+      >>> grads, others = jnp.array([[1.0, 0.0], [-1.0, 1.0]]), jnp.array([[0.8, 0.2], [-1.0, 1.2]])
+      >>> updates, state = tx.update(grads, tx.init(params), params, others=others)
+      >>> print(updates.round(2))
+      [0.68 0.22]
     """
     num_tasks = check_positive("num_tasks", num_tasks)
     steps = check_positive("steps", steps)

@@ -49,6 +49,17 @@ def smooth(weighting: Weighting, num_tasks: int, decay: float | jax.Array) -> We
 
     Raises:
       ValueError: `decay` out of range; while tracing, as `weighting`, or another number of tasks.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
+      >>> weighting = weightings.smooth(weightings.upgrad(), num_tasks=2, decay=0.9)
+      >>> state = weighting.init()
+      >>> for _ in range(3):
+      ...     weights, state = weighting.weigh(gramian, state)
+      >>> print(weights.round(2))
+      [1.   0.62]
     """
     decay = check_decay(decay)
     num_tasks = check_positive("num_tasks", num_tasks)

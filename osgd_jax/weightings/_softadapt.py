@@ -43,6 +43,17 @@ def softadapt(num_tasks: int, beta: float | jax.Array = 0.1) -> Weighting:
 
     Raises:
       ValueError: `beta` is not finite; while tracing, no losses, or another number of tasks.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
+      >>> weighting = weightings.softadapt(num_tasks=2, beta=10.0)
+      >>> state = weighting.init()
+      >>> for losses in ([1.0, 1.0], [0.5, 0.9], [0.2, 0.8]):
+      ...     weights, state = weighting.weigh(gramian, state, losses=jnp.array(losses))
+      >>> print(weights.round(2))
+      [0.12 0.88]
     """
     beta = check_range("beta", beta, "finite", lambda b: abs(b) < np.inf)
     num_tasks = check_positive("num_tasks", num_tasks)

@@ -34,6 +34,15 @@ def stch(mu: float | jax.Array = 1.0, preference: Numbers | None = None) -> Weig
     Raises:
       ValueError: `mu` not positive, or a preference that is negative, or zero for all; while
         tracing, one that does not have K numbers, or no losses.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
+      >>> losses = jnp.array([1.0, 4.0])
+      >>> weights, _ = weightings.stch().weigh(gramian, (), losses=losses)
+      >>> print(weights.round(2))
+      [0.09 0.41]
     """
     mu = check_range("mu", mu, "above zero", lambda mu: mu > 0)
     preference = check_preference(preference)

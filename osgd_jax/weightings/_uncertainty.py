@@ -39,6 +39,17 @@ def uncertainty(num_tasks: int, learning_rate: float | jax.Array = 0.025) -> Wei
 
     Raises:
       ValueError: while tracing, without losses, or with another number of tasks.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
+      >>> weighting = weightings.uncertainty(num_tasks=2, learning_rate=0.5)
+      >>> state = weighting.init()
+      >>> for losses in ([1.0, 4.0], [1.0, 3.0]):
+      ...     weights, state = weighting.weigh(gramian, state, losses=jnp.array(losses))
+      >>> print(weights.round(2))
+      [0.5        0.3]
     """
     num_tasks = check_positive("num_tasks", num_tasks)
     optimizer = optax.adam(learning_rate, eps_root=EPS_ROOT)

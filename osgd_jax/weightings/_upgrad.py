@@ -29,6 +29,14 @@ def upgrad(preference: Numbers | None = None) -> Weighting:
     Raises:
       ValueError: a preference that is negative, or zero for all; while tracing, one that does not
         have K numbers.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from osgd_jax import weightings
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
+      >>> weights, _ = weightings.upgrad().weigh(gramian, ())
+      >>> print(weights.round(2))
+      [1.   0.62]
     """
     preference = check_preference(preference)
 

@@ -30,6 +30,13 @@ class TaskMomentaState(NamedTuple):
     Attributes:
       momenta: running means, `[K, *parameter.shape]`, in float32 or wider.
       totals: sums of the weights in these means, `[K]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> state = osgd_jax.task_momenta(num_tasks=2).init(jnp.zeros(3))
+      >>> state.momenta.shape, state.totals.shape
+      ((2, 3), (2,))
     """
 
     momenta: Any
@@ -58,6 +65,20 @@ def task_momenta(
     Raises:
       ValueError: `num_tasks` below 1 or `decay` outside [0, 1); from `update`, a task index that is
         no integer, or known and out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import osgd_jax
+      >>> tx = optax.chain(
+      ...     osgd_jax.task_momenta(num_tasks=2), osgd_jax.aggregate(osgd_jax.weightings.pcgrad())
+      ... )
+      >>> params = jnp.zeros(2)
+      >>> state = tx.init(params)
+      >>> for task, grad in enumerate(jnp.array([[1.0, 0.0], [-1.0, 1.0]])):
+      ...     updates, state = tx.update(grad, state, params, task=task)
+      >>> print(updates.round(2))
+      [0.5 1.5]
     """
     names = None
     if isinstance(num_tasks, Sequence) and not isinstance(num_tasks, str):
@@ -169,6 +190,17 @@ def m_config(
 
     Raises:
       ValueError: as `task_momenta`; a decay outside [0, 1), or `eps` below zero.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> tx = osgd_jax.m_config(0.1, num_tasks=2)
+      >>> params = jnp.zeros(2)
+      >>> state = tx.init(params)
+      >>> for task, grad in enumerate(jnp.array([[1.0, 0.0], [-1.0, 1.0]])):
+      ...     updates, state = tx.update(grad, state, params, task=task)
+      >>> print(updates.round(2))
+      [-0.05 -0.07]
     """
     b1, b2 = check_decay(b1, "b1"), check_decay(b2, "b2")
     eps = check_range("eps", eps, "at least 0", lambda eps: eps >= 0)

@@ -53,6 +53,16 @@ def db_mtl(
     Raises:
       ValueError: a rate out of range; from `update`, as `aggregate`, without losses, another number
         of tasks, or a scope with several groups.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> params, grads = jnp.zeros(2), jnp.array([[1.0, 0.0], [-1.0, 1.0]])
+      >>> tx = osgd_jax.db_mtl(num_tasks=2)
+      >>> losses = jnp.array([0.5, 2.0])
+      >>> updates, state = tx.update(grads, tx.init(params), params, losses=losses)
+      >>> print(updates.round(2))
+      [0.06 0.14]
     """
     beta = check_rate(beta, "beta", 1)
 

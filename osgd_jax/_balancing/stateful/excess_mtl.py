@@ -65,6 +65,15 @@ def excess_mtl(
     Raises:
       ValueError: a step size below zero; from `update`, as `aggregate`, another number of tasks, or
         a scope with several groups.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> params, grads = jnp.zeros(2), jnp.array([[1.0, 0.0], [-1.0, 1.0]])
+      >>> tx = osgd_jax.excess_mtl(num_tasks=2)
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> print(updates.round(2))
+      [0.  0.5]
     """
     step_size = check_range("step_size", step_size, "at least 0", lambda size: size >= 0)
 

@@ -19,7 +19,18 @@ from osgd_jax.weightings._tools import Numbers
 
 
 class GradDropState(NamedTuple):
-    """State of `graddrop`: the PRNG key for the next step."""
+    """State of `graddrop`.
+
+    Attributes:
+      key: PRNG key for the next step.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> state = osgd_jax.graddrop(key=0).init(jnp.zeros(2))
+      >>> state.key.shape
+      ()
+    """
 
     key: jax.Array
 
@@ -51,6 +62,15 @@ def graddrop(key: jax.Array | int, leak: Numbers = 0.0) -> optax.GradientTransfo
     Raises:
       ValueError: no key; a leak that is not between 0 and 1; from `update`, as `aggregate`, and
         another number of leaks than of tasks.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> params, grads = jnp.zeros(2), jnp.array([[1.0, 0.0], [-1.0, 1.0]])
+      >>> tx = osgd_jax.graddrop(key=0, leak=0.5)
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> updates.shape
+      (2,)
     """
     if key is None:
         raise ValueError(

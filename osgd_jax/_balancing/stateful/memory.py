@@ -30,6 +30,13 @@ class MemoryState(NamedTuple):
         float32 or wider.
       tasks: what is remembered of each task.
       steps: number of steps taken.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> state = osgd_jax.moco(num_tasks=2).init(jnp.zeros(3))
+      >>> state.memory.shape, state.tasks.shape, int(state.steps)
+      ((2, 3), (2,), 0)
     """
 
     memory: ArrayTree

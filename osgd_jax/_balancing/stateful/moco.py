@@ -63,6 +63,15 @@ def moco(
     Raises:
       ValueError: a rate out of range; from `update`, as `aggregate`, another number of tasks, or
         a scope with several groups.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import osgd_jax
+      >>> params, grads = jnp.zeros(2), jnp.array([[1.0, 0.0], [-1.0, 1.0]])
+      >>> tx = osgd_jax.moco(num_tasks=2)
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> print(updates.round(2))
+      [0.01 0.25]
     """
     beta = check_rate(beta, "beta", 1)
     gamma = check_rate(gamma, "gamma", float("inf"))

@@ -142,6 +142,17 @@ class ResNet(AnytimeNet):
 
     Raises:
       ValueError: an argument is not one of those above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from osgd_jax import nets
+      >>> net = nets.DepthNestedResNet(
+      ...     num_classes=3, num_outputs=2, in_channels=1, widths=(4,), blocks=(1,),
+      ...     rngs=nnx.Rngs(0),
+      ... )
+      >>> isinstance(net, nets.ResNet), net.num_outputs
+      (True, 2)
     """
 
     @keywords_of(Sizes)

@@ -34,7 +34,25 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 
 class Stem(nnx.Module):
-    """The first layer: a 3×3 convolution ("cifar"), or 7×7 and max pooling ("imagenet")."""
+    """The first layer: a 3×3 convolution ("cifar"), or 7×7 and max pooling ("imagenet").
+
+    Args:
+      layers: makes the convolution.
+      kind: "cifar" or "imagenet", which divides the resolution by four.
+      in_channels: channels of the input.
+      out_features: channels of the output.
+
+    Raises:
+      ValueError: `kind` is unknown.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from osgd_jax import nets
+      >>> stem = nets.Stem(nets.Layers(nnx.Rngs(0)), "cifar", 3, 4)
+      >>> stem(jnp.ones((1, 4, 4, 3))).shape
+      (1, 4, 4, 4)
+    """
 
     def __init__(self, layers: Layers, kind: str, in_channels: int, out_features: int):
         check_choice("kind", kind, STEMS)
@@ -49,7 +67,25 @@ class Stem(nnx.Module):
 
 
 class PreactConv(nnx.Module):
-    """Normalisation of the new channels, ReLU, and a `StripeConv`, whose arguments it takes."""
+    """Normalization of the new channels, ReLU, and a `StripeConv`.
+
+    Args:
+      layers: makes the layers.
+      inherited: channels in the memory, 0 for the first stripe.
+      features: new channels of the input.
+      out_features: channels of this stripe of the output.
+      size: taps along each spatial axis.
+      stride: step along each spatial axis.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from osgd_jax import nets
+      >>> conv = nets.PreactConv(nets.Layers(nnx.Rngs(0)), 0, 4, 8, size=3)
+      >>> y, memory = conv(jnp.ones((1, 4, 4, 4)))
+      >>> y.shape
+      (1, 4, 4, 8)
+    """
 
     def __init__(
         self,
@@ -82,6 +118,15 @@ class ResidualBlock(nnx.Module):
       inherited: channels of the input that earlier stripes have read.
       inherited_width: channels inside the block that earlier stripes have made.
       stride: of the block's first 3×3 convolution.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from osgd_jax import nets
+      >>> block = nets.ResidualBlock(nets.Layers(nnx.Rngs(0)), "basic", 4, 4)
+      >>> increment, memories = block(jnp.ones((1, 4, 4, 4)))
+      >>> increment.shape
+      (1, 4, 4, 4)
     """
 
     def __init__(
@@ -143,7 +188,26 @@ class ResidualBlock(nnx.Module):
 
 
 class SkipBlock(nnx.Module):
-    """A `ResidualBlock`, whose arguments it takes, with the skip connection around it."""
+    """A `ResidualBlock` with the skip connection around it.
+
+    Args:
+      layers: makes the layers.
+      kind: "basic" or "bottleneck".
+      features: new channels of the input.
+      width: new channels inside the block; `expansion(kind)` times as many leave it.
+      inherited: channels of the input that earlier stripes have read.
+      inherited_width: channels inside the block that earlier stripes have made.
+      stride: of the block's first 3×3 convolution.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from osgd_jax import nets
+      >>> block = nets.SkipBlock(nets.Layers(nnx.Rngs(0)), "basic", 4, 4)
+      >>> x, memories = block(jnp.ones((1, 4, 4, 4)))
+      >>> x.shape
+      (1, 4, 4, 4)
+    """
 
     def __init__(
         self,
@@ -189,6 +253,15 @@ class Head(nnx.Module):
       features: new channels of the input.
       num_classes: logits.
       inherited: channels that earlier stripes have pooled.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from osgd_jax import nets
+      >>> head = nets.Head(nets.Layers(nnx.Rngs(0)), 4, 3)
+      >>> logits, pooled = head(jnp.ones((1, 4, 4, 4)))
+      >>> logits.shape, pooled.shape
+      ((1, 3), (1, 4))
     """
 
     def __init__(self, layers: Layers, features: int, num_classes: int, *, inherited: int = 0):

@@ -103,6 +103,17 @@ class BranchedResNet(ResNet):
 
     Raises:
       ValueError: an argument is not one of those above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from osgd_jax import nets
+      >>> net = nets.BranchedResNet(
+      ...     num_classes=3, num_outputs=2, in_channels=1, widths=(4,), blocks=(2,),
+      ...     rngs=nnx.Rngs(0),
+      ... )
+      >>> [logits.shape for logits in net(jnp.ones((2, 4, 4, 1)))]
+      [(2, 3), (2, 3)]
     """
 
     @keywords_of(TrunkSizes)

@@ -55,6 +55,17 @@ class NestedResNet(ResNet):
 
     Raises:
       ValueError: an argument is not one of those above, or a level is too narrow for its stripes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from osgd_jax import nets
+      >>> net = nets.NestedResNet(
+      ...     num_classes=3, num_outputs=2, in_channels=1, widths=(8,), blocks=(1,),
+      ...     rngs=nnx.Rngs(0),
+      ... )
+      >>> [logits.shape for logits in net(jnp.ones((2, 4, 4, 1)))]
+      [(2, 3), (2, 3)]
     """
 
     @keywords_of(NestedSizes)

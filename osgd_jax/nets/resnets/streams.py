@@ -31,6 +31,14 @@ class Transition(nnx.Module):
       features: channels of the input.
       out_features: channels of the output.
       stride: neighbours and step along each spatial axis.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from osgd_jax import nets
+      >>> transition = nets.Transition(nets.Layers(nnx.Rngs(0)), 4, 8, stride=2)
+      >>> transition(jnp.ones((1, 4, 4, 4))).shape
+      (1, 2, 2, 8)
     """
 
     def __init__(self, layers: Layers, features: int, out_features: int, *, stride: int):
@@ -62,6 +70,19 @@ class Stream(nnx.Module):
       transition: brings the stream here from the resolution before, None where it comes as it
         should be.
       blocks: the new blocks, each with increments of the shape of the stream.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from osgd_jax import nets
+      >>> layers = nets.Layers(nnx.Rngs(0))
+      >>> first = nets.Stream(None, [nets.ResidualBlock(layers, "basic", 4, 4)])
+      >>> second = nets.Stream(None, [nets.ResidualBlock(layers, "basic", 4, 4)])
+      >>> x = jnp.ones((1, 4, 4, 4))
+      >>> _, increments = first(x)
+      >>> state, increments = second(x, increments)
+      >>> state.shape, len(increments)
+      ((1, 4, 4, 4), 2)
     """
 
     def __init__(self, transition: Transition | None, blocks: Sequence[Block]):
@@ -110,6 +131,16 @@ class WideningStream(nnx.Module):
         should be.
       stripes: one more stripe for each block of the stream before; none for the first stream.
       blocks: the new blocks.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from osgd_jax import nets
+      >>> layers = nets.Layers(nnx.Rngs(0))
+      >>> stream = nets.WideningStream(None, [], [nets.ResidualBlock(layers, "basic", 4, 4)])
+      >>> state, increments = stream(jnp.ones((1, 4, 4, 4)), [])
+      >>> state.shape, len(increments)
+      ((1, 4, 4, 4), 1)
     """
 
     def __init__(

@@ -82,6 +82,17 @@ class BranchedTransformer(Transformer):
 
     Raises:
       ValueError: an argument is not one of those above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from osgd_jax import nets
+      >>> net = nets.BranchedTransformer(
+      ...     vocab_size=5, num_outputs=2, width=8, depth=2, num_heads=2,
+      ...     rngs=nnx.Rngs(0),
+      ... )
+      >>> [logits.shape for logits in net(jnp.array([[1, 2, 3]]))]
+      [(1, 3, 5), (1, 3, 5)]
     """
 
     @keywords_of(TrunkSizes)

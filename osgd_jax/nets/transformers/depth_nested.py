@@ -42,6 +42,17 @@ class DepthNestedTransformer(Transformer):
 
     Raises:
       ValueError: an argument is not one of those above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from osgd_jax import nets
+      >>> net = nets.DepthNestedTransformer(
+      ...     vocab_size=5, num_outputs=2, width=8, depth=1, num_heads=2,
+      ...     rngs=nnx.Rngs(0),
+      ... )
+      >>> [logits.shape for logits in net(jnp.array([[1, 2, 3]]))]
+      [(1, 3, 5), (1, 3, 5)]
     """
 
     def make_stage(self, k: int, sizes: TransformerSizes) -> _Stage:
