@@ -1,6 +1,7 @@
 """The code in the documents runs, and what they link to is there."""
 
 import importlib
+import inspect
 import re
 import shlex
 import tomllib
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 import tyro
 
+import osgd_jax
+from osgd_jax import plots
+from osgd_jax.nets import presets
 from tests.weightings.table import methods
 
 _ROOT = Path(__file__).parents[1]
@@ -41,6 +45,19 @@ def test_links_to_files_lead_somewhere(name):
 
 def test_readme_has_the_table_of_methods():
     assert methods() in (_ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "module",
+    [osgd_jax, osgd_jax.nets, presets, osgd_jax.weightings, osgd_jax.typing, plots],
+    ids=lambda module: module.__name__,
+)
+def test_reference_lists_every_public_name(module):
+    text = "".join(path.read_text() for path in sorted((_ROOT / "docs/reference").glob("*.md")))
+    listed = re.findall(rf"(?m)^\.\. currentmodule:: {module.__name__}\n((?:(?!```).*\n)*)", text)
+    names = re.findall(r"(?m)^   (\w+)$", "".join(listed))
+    public = [name for name in module.__all__ if not inspect.ismodule(getattr(module, name))]
+    assert sorted(names) == sorted(public)
 
 
 @pytest.mark.parametrize("name", [*_DOCUMENTS, *_PAGES])

@@ -33,9 +33,9 @@ class Diagnosis(NamedTuple):
       norms: geometric means over the steps of the norms that are not zero, `[K]`; zero for a task
         without any.
       norm_ratio: largest of the norms over the smallest that is not zero.
-      alignment: mean over the steps of 2 |mean of the unit gradients|^2 - 1, gradients of zero left
-        out: 1 where all point the same way, 2 / K - 1 where they are orthogonal, -1 where they
-        cancel.
+      alignment: mean over the steps of :math:`2 ‖m‖² - 1`, with m the mean of the unit gradients
+        that are not zero: 1 if all have the same direction, 2 / K - 1 if they are orthogonal, -1 if
+        they cancel.
       unbiased_cosines: cosines between the true gradients, `[K, K]`, from the mean of the unbiased
         Gramians; NaN where its diagonal is not positive.
       cosine_intervals: their 95 % confidence intervals, `[K, K, 2]`; [-1, 1] where nothing can be

@@ -137,6 +137,7 @@ def _text() -> dict[str, Preset]:
 
 
 PRESETS = {**_cifar(), **_imagenet(), **_text()}
+"""Every `Preset` by its name."""
 
 
 def make(name: str, *, rngs: nnx.Rngs, **changes: Any) -> AnytimeNet:

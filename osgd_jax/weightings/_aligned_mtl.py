@@ -15,8 +15,8 @@ from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
 def aligned_mtl(preference: Numbers | None = None) -> Weighting:
     """Replace the singular values of the gradient matrix by the smallest one, and average.
 
-    The condition number of the gradients becomes one, and none grows. Singular values of zero stay:
-    as many as the gradients have linear dependencies, whatever their lengths.
+    The condition number of the gradients becomes one, and no gradient grows. Singular values of
+    zero stay zero; there is one for each linear dependency of the gradients, at all lengths.
 
     Source: Senushkin, Patakin, Kuznetsov and Konushin, "Independent Component Alignment for
     Multi-Task Learning", CVPR 2023.

@@ -14,12 +14,17 @@ from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
 
 @named
 def cagrad(c: float | jax.Array = 0.5) -> Weighting:
-    """Maximise the smallest decrease of any loss within a ball around the mean gradient.
+    """Maximize the smallest decrease of any loss within a ball around the mean gradient.
 
-    The direction d maximises min_i <g_i, d> subject to |d - g_0| <= c |g_0|, with g_0 the mean of
-    the gradients. Its dual, over the weights w of the simplex, is to minimise
-    <g_w, g_0> + c |g_0| |g_w|, and d = g_0 + c |g_0| / |g_w| g_w. Tasks with a zero gradient are
-    left out of the minimum.
+    With :math:`g_0` the mean of the gradients, the direction d maximizes :math:`min_i ⟨g_i, d⟩`
+    subject to :math:`‖d - g_0‖ ≤ c ‖g_0‖`. The weights w of the simplex that minimize
+
+    .. math::
+
+       ⟨g_w, g_0⟩ + c ‖g_0‖ ‖g_w‖
+
+    with :math:`g_w = ∑_i w_i g_i` give :math:`d = g_0 + c ‖g_0‖ g_w / ‖g_w‖`. The minimum leaves
+    out tasks with a zero gradient.
 
     Source: Liu, Liu, Jin, Stone and Liu, "Conflict-Averse Gradient Descent for Multi-task
     Learning", NeurIPS 2021. Without the rescaling that their code adds.

@@ -14,9 +14,9 @@ from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
 def config(preference: Numbers | None = None) -> Weighting:
     """Weigh the tasks so that the direction has the same cosine with all gradients.
 
-    Its length is the sum of the components of the gradients along it. With linearly dependent
-    gradients the cosines are as equal as they can be, in the least squares sense; where that is not
-    at all, as for opposite gradients, the direction is zero.
+    Its length is the sum of the components of the gradients along it. For linearly dependent
+    gradients the cosines are equal in the least squares sense. If that is not possible at all, as
+    for opposite gradients, the direction is zero.
 
     Source: Liu, Chu and Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed Neural
     Networks", ICLR 2025, arXiv 2408.11104.

@@ -35,15 +35,20 @@ def dwa(
 ) -> Weighting:
     """Weigh the tasks by the rate at which their mean losses changed over the last two periods.
 
-    The weights are K times the softmax of r_i / temperature, r_i being the mean loss of task i in
-    the last period over that in the one before; they are one during the first two periods. A period
-    is an epoch in the paper.
+    With :math:`r_i` the mean loss of task i in the last period over that in the period before, the
+    weights are
+
+    .. math::
+
+       w = K softmax(r / T)
+
+    During the first two periods the weights are one. A period is an epoch in the paper.
 
     Source: Liu, Johns and Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019.
 
     Args:
       num_tasks: number of tasks K.
-      temperature: the larger, the more equal the weights.
+      temperature: T; the larger, the more equal the weights.
       period: number of steps whose losses are averaged.
 
     Returns:

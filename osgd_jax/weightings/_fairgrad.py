@@ -13,17 +13,22 @@ from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
 def fairgrad(alpha: float | jax.Array = 2.0) -> Weighting:
     """Weigh the tasks so that the decreases of their losses are alpha-fair.
 
-    The direction maximises sum_i <g_i, d>^(1 - alpha) / (1 - alpha) over a ball, for which
-    (G w)_i = w_i^(-1/alpha). With alpha = 1 this is `nash_mtl`; the larger alpha, the nearer to
-    equal decreases. The weights, and so the length of the direction, are those of that equation. At
-    Pareto-stationary points, which have no solution, they are large but finite. The equation is met
-    within 2 % up to alpha = 2 where the norms of the gradients are a million times apart, with
-    alpha = 10 where they are a thousand times apart, and with far larger ones only for like norms.
+    The direction d maximizes :math:`∑_i ⟨g_i, d⟩^{1 - α} / (1 - α)` over a ball. Its weights solve
+
+    .. math::
+
+       (G w)_i = w_i^{-1 / α}
+
+    which also sets the length of the direction. For α = 1 this is `nash_mtl`; a larger α brings the
+    decreases closer together. Pareto-stationary points have no solution; there the weights are
+    large but finite. The error of the equation is below 2 % up to α = 2 for gradients whose norms
+    differ by a factor of a million, and at α = 10 for a factor of a thousand. A far larger α needs
+    gradients of similar norms.
 
     Source: Ban and Ji, "Fair Resource Allocation in Multi-Task Learning", ICML 2024.
 
     Args:
-      alpha: kind of fairness, at least 0.5: below that the powers leave the range of the dtype.
+      alpha: α, the kind of fairness, at least 0.5: below it, powers leave the range of the dtype.
 
     Returns:
       A weighting; the weights are positive.

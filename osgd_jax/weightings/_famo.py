@@ -35,19 +35,24 @@ def famo(
 ) -> Weighting:
     """Weigh each task by its share over its loss, with shares learned from how the losses change.
 
-    The shares z are a softmax. When the logarithm of a loss has fallen by less than the average,
-    weighted by z, its share grows: Adam with L2 regularisation, on the logits. The weights are the
-    z_i / L_i, divided by their sum.
+    With z the softmax of learned logits and L the losses, the weights are
 
-    The change of the losses is taken between consecutive steps, with their own batches, which saves
-    evaluating the losses a second time after each step.
+    .. math::
+
+       w_i = (z_i / L_i) / ∑_j (z_j / L_j)
+
+    Adam with L2 regularization raises the share of a loss whose logarithm has fallen by less than
+    the average, weighted by z.
+
+    The change of the losses is measured between consecutive steps, each on its batch. The paper
+    evaluates the losses a second time after each step instead.
 
     Source: Liu, Feng, Stone and Liu, "FAMO: Fast Adaptive Multitask Optimization", NeurIPS 2023.
 
     Args:
       num_tasks: number of tasks K.
       learning_rate: learning rate of the logits.
-      weight_decay: L2 regularisation of the logits.
+      weight_decay: L2 regularization of the logits.
 
     Returns:
       A weighting with state that needs the losses, which must be positive.

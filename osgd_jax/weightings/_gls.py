@@ -12,7 +12,13 @@ from osgd_jax.weightings._tools import check_losses
 def gls() -> Weighting:
     """Weigh the tasks so that the direction is the gradient of the geometric mean of the losses.
 
-    That is, by the geometric mean over K L_i. Tasks with a zero gradient have no part in the mean.
+    With K tasks of losses :math:`L_i`, the weights are
+
+    .. math::
+
+       w_i = (∏_j L_j)^{1 / K} / (K L_i)
+
+    The mean leaves out tasks with a zero gradient.
 
     Source: Chennupati, Sistu, Yogamani and Rawashdeh, "MultiNet++: Multi-Stream Feature Aggregation
     and Geometric Loss Strategy for Multi-Task Learning", CVPR Workshops 2019.

@@ -11,11 +11,12 @@ from osgd_jax.weightings._base import Weighting, named, stateless
 def gradient_equilibrium() -> Weighting:
     """Weigh each task by one over the number of tasks that reach the group of parameters.
 
-    The method scales gradients at the exits of a multi-exit network on their way back: with k
-    exits, behind block i, those of classifier i by 1 / (k - i + 1) and those from later blocks by
-    (k - i) / (k - i + 1). The factors on a path multiply to 1 / (k - i + 1) for every loss that
-    reaches block i, of which there are just as many. So it is this weighting with
-    `scope="reach"` (or `"leaf"`); with other scopes it is the mean over the whole group.
+    The paper scales gradients at the exits of a network with k exits during the backward pass:
+    behind block i, gradients of classifier i by :math:`1 / (k - i + 1)` and gradients of later
+    blocks by :math:`(k - i) / (k - i + 1)`. The factors on a path multiply to
+    :math:`1 / (k - i + 1)` for each of the :math:`k - i + 1` losses that reach block i. This
+    weighting with `scope="reach"` or `"leaf"` computes the same; with other scopes it is the mean
+    over the whole group.
 
     Source: Li, Zhang, Qi, Yang and Huang, "Improved Techniques for Training Adaptive Deep
     Networks", ICCV 2019.

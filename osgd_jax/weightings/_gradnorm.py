@@ -26,13 +26,13 @@ class GradNormState(NamedTuple):
 def gradnorm(
     num_tasks: int, alpha: float | jax.Array = 1.5, learning_rate: float | jax.Array = 0.025
 ) -> Weighting:
-    """Learn weights that give tasks which train slowly a larger gradient.
+    """Learn weights that give larger gradients to tasks that train slowly.
 
-    With w the weights, r_i the loss of task i over its first loss, divided by the mean of these
-    ratios, and m the mean of the norms of w_i g_i, the weights descend the sum over the tasks of
-    | w_i |g_i| - m r_i^alpha |, m and r_i taken as constants, by Adam. They are then divided by
-    their mean. So that the learning rate does not depend on the scale of the gradients, the norms
-    are divided by m; so that no task is lost, no weight falls below a thousandth.
+    Let :math:`r_i` be the loss of task i over its first loss, divided by the mean of these ratios,
+    and m the mean of :math:`w_i ‖g_i‖`. With m and :math:`r_i` as constants, Adam takes a step on
+    :math:`∑_i |w_i ‖g_i‖ - m r_i^α|`. The weights are then divided by their mean. The norms are
+    divided by m, so that the learning rate does not depend on the scale of the gradients. No weight
+    falls below a thousandth, so that no task is lost.
 
     The first loss is that of the first step in which the task's gradient is not zero.
 
@@ -41,7 +41,7 @@ def gradnorm(
 
     Args:
       num_tasks: number of tasks K.
-      alpha: strength of the pull towards equal progress.
+      alpha: α, strength of the pull towards equal progress.
       learning_rate: learning rate of the weights.
 
     Returns:

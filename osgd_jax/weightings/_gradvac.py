@@ -15,11 +15,11 @@ from osgd_jax.weightings._unit_rows import unit_rows, weights_of_rows
 def gradvac(num_tasks: int, beta: float | jax.Array = 0.01) -> Weighting:
     """Raise the cosine of each pair of gradients to its own running average where it is below.
 
-    As `pcgrad`, which is the case of targets that stay zero: each task goes through the others, and
-    adds so much of the other's gradient that the cosine reaches the target of the pair. Targets
-    start at zero and follow the cosines seen, with rate `beta`.
+    Each task visits the others and adds so much of the other's gradient that the cosine reaches the
+    target of the pair. Targets start at zero and follow the cosines of the steps with rate `beta`.
+    With targets of zero this is `pcgrad`.
 
-    Without a key the order is fixed: the others from the first to the last.
+    With a key, each task visits the others in a random order; without one, from first to last.
 
     Source: Wang, Tsvetkov, Firat and Cao, "Gradient Vaccine: Investigating and Improving Multi-task
     Optimization in Massively Multilingual Models", ICLR 2021.

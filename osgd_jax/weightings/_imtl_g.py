@@ -12,11 +12,10 @@ from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
 def imtl_g() -> Weighting:
     """Weigh the tasks so that the direction has equal projections onto all unit gradients.
 
-    The weights sum to one and may be negative; where they would have to sum to zero, the direction
-    is zero. With linearly dependent gradients, the projections are as equal as they can be, in the
-    least squares sense. Where the gradients' norms are very different, the sum of the unnormalised
-    weights can be negative, and then the direction is uphill for all losses: a property of the
-    published method.
+    The weights sum to one and may be negative; if they would have to sum to zero, the direction is
+    zero. For linearly dependent gradients, the projections are equal in the least squares sense. If
+    the norms of the gradients differ a lot, the sum of the unnormalized weights can be negative.
+    The direction then increases all losses, which is a property of the published method.
 
     Source: Liu, Li, Kuang, Xue, Chen, Yang, Liao and Zhang, "Towards Impartial Multi-task
     Learning", ICLR 2021.

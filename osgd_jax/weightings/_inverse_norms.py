@@ -13,9 +13,15 @@ from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
 def inverse_norms(num_tasks: int, decay: float | jax.Array = 0.9) -> Weighting:
     """Weigh each task by the running mean of the mean gradient norm over its own.
 
-    At each step w_i = mean_j |g_j| / |g_i|, so that all w_i g_i have the same norm; the weights are
-    the means lambda <- decay lambda + (1 - decay) w over the steps. Common for physics-informed
-    nets.
+    With a the decay, a step computes
+
+    .. math::
+
+       w_i = mean_j ‖g_j‖ / ‖g_i‖
+       λ ← a λ + (1 - a) w
+
+    All :math:`w_i g_i` have the same norm; the weights are λ. The method is common for
+    physics-informed nets.
 
     Source: Wang, Teng and Perdikaris, "Understanding and Mitigating Gradient Flow Pathologies in
     Physics-Informed Neural Networks", SIAM Journal on Scientific Computing 43, 2021, in the form of

@@ -12,8 +12,14 @@ from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows
 def mgda() -> Weighting:
     """Weigh the tasks so that the direction is the shortest convex combination of the gradients.
 
-    It descends every loss, and is zero where, and only where, the parameters are Pareto-stationary.
-    Tasks with a zero gradient are left out of the convex hull.
+    The direction decreases every loss, and is zero if and only if the parameters are
+    Pareto-stationary:
+
+    .. math::
+
+       min_w ‖Jᵀ w‖²
+
+    over weights w of the simplex. The convex hull leaves out tasks with a zero gradient.
 
     Source: Désidéri, "Multiple-gradient descent algorithm (MGDA) for multiobjective optimization",
     Comptes Rendus Mathématique 2012; for networks, Sener and Koltun, "Multi-Task Learning as

@@ -13,11 +13,17 @@ from osgd_jax.weightings._tools import check_num_tasks
 def modo(num_tasks: int, gamma: float | jax.Array = 0.1, rho: float | jax.Array = 0.1) -> Weighting:
     """Move the weights by one step towards those of the shortest convex combination.
 
-    MoDo (multi-objective gradient with double sampling) takes w <- P(w - gamma (G w + rho w)), with
-    the projection P onto the simplex, as stochastic descent on |Jᵀw|² + rho |w|². It starts at
-    equal weights. For the descent to be unbiased, G is the Gramian of two independent batches: pass
-    the second one's gradients as `tx.update(grads, state, params, others=second_grads)`. The update
-    is along the mean of both batches' gradients.
+    MoDo (multi-objective gradient with double sampling) takes a step of projected stochastic
+    descent on :math:`‖Jᵀ w‖² + ρ ‖w‖²`,
+
+    .. math::
+
+       w ← Π(w - γ (G w + ρ w))
+
+    with the projection Π onto the simplex, from equal weights. The descent is unbiased if G is the
+    Gramian of two independent batches: pass the gradients of the second one as
+    `tx.update(grads, state, params, others=second_grads)`. The update is along the mean of both
+    batches' gradients.
 
     Source: Chen, Fernando, Ying and Chen, "Three-Way Trade-Off in Multi-Objective Learning:
     Optimization, Generalization and Conflict-Avoidance", NeurIPS 2023; the update along both
@@ -26,8 +32,8 @@ def modo(num_tasks: int, gamma: float | jax.Array = 0.1, rho: float | jax.Array 
 
     Args:
       num_tasks: number of tasks K.
-      gamma: rate of the weights. The useful size depends on that of the gradients.
-      rho: regularization, towards equal weights.
+      gamma: γ, rate of the weights. The useful size depends on that of the gradients.
+      rho: ρ, regularization, towards equal weights.
 
     Returns:
       A weighting with state: the weights, `[K]`, which are non-negative and sum to one.

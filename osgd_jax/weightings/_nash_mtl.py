@@ -7,15 +7,20 @@ from osgd_jax.weightings._unit_rows import of_unit_rows
 
 @named
 def nash_mtl() -> Weighting:
-    """Weigh the tasks by the Nash bargaining solution: G w = 1 / w.
+    """Weigh the tasks by the Nash bargaining solution, (G w)_i = 1 / w_i.
 
-    The direction maximises the product of the decreases of the losses over a ball, and does not
-    change when a gradient is multiplied by a positive number. Its norm is the square root of K
-    whatever the gradients, so the learning rate alone sets the length of the step. At
-    Pareto-stationary points, which have no solution, the weights are large but finite.
+    The direction maximizes the product of the decreases of the losses over a ball, and does not
+    change when a gradient is multiplied by a positive number. Its norm is the square root of K for
+    all gradients, so the learning rate alone sets the length of the step. Pareto-stationary points
+    have no solution; there the weights are large but finite.
 
-    The equation is solved exactly, as the minimum of w' G w / 2 - sum_i log w_i, in place of the
-    sequence of approximations of the paper; so there is no state.
+    Where the paper approximates the solution step by step, this minimizes
+
+    .. math::
+
+       wᵀ G w / 2 - ∑_i log w_i
+
+    exactly, so the weighting has no state.
 
     Source: Navon, Shamsian, Achituve, Maron, Kawaguchi, Chechik and Fetaya, "Multi-Task Learning as
     a Bargaining Game", ICML 2022.

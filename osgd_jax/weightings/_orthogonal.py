@@ -25,10 +25,16 @@ Hold = Sequence[int] | Sequence[str]
 def orthogonal(order: Order = "first_to_last", hold: Hold = ()) -> Weighting:
     """Weigh the tasks so that the direction is the sum of their orthogonalized gradients.
 
-    The gradients are taken in the order of priority, and each is made orthogonal to those before
-    it, without normalisation: u_i = g_i - sum_{j<i} (<g_i, u_j> / <u_j, u_j>) u_j. The direction is
-    the sum of the u_i of the tasks that are not held. A gradient whose part that is orthogonal to
-    the earlier ones is below 1e-6 (float32; 1e-12 in float64) of it, in squared norm, adds nothing.
+    In the order of priority, Gram-Schmidt without normalization makes each gradient orthogonal to
+    the earlier ones:
+
+    .. math::
+
+       u_i = g_i - ∑_{j<i} (⟨g_i, u_j⟩ / ⟨u_j, u_j⟩) u_j
+       direction = ∑_i u_i
+
+    The sum leaves out held tasks. A gradient adds nothing if the squared norm of its orthogonal
+    part :math:`u_i` is below 1e-6 of that of :math:`g_i` (1e-12 in float64).
 
     Source: Wan, Hoffmann, Lu and Maire, "Orthogonalized SGD and Nested Architectures for Anytime
     Neural Networks", ICML 2020.
@@ -38,8 +44,8 @@ def orthogonal(order: Order = "first_to_last", hold: Hold = ()) -> Weighting:
         paper), `"last_to_first"`, `"random"` (a new permutation each step, which needs a key), or a
         permutation of `0 .. K-1` or of the names of the losses. Losses in a dict of more than one
         key need names, or `"random"`.
-      hold: names or indices of tasks that are protected in their place of the order, but whose
-        losses are not trained: the direction has no part along their u_i.
+      hold: names or indices of tasks that keep their place in the order, but whose losses are not
+        trained: the direction has no part along their :math:`u_i`.
 
     Returns:
       A weighting, invariant to the scale of the gradients.

@@ -44,14 +44,24 @@ def pcd(
 ) -> Weighting:
     """Follow one task's gradient as closely as a promise to each other task allows.
 
-    With h_i = g_i / sqrt(v_i + eps) the normalised gradients, v_i being the running mean of |g_i|^2
-    without bias, the direction is the d nearest to h_primary for which <h_j, d> >= tau_j |h_j|^2
-    for every other task j: it makes at least the share tau_j of the progress that a step along h_j
-    would make. It is then given the length of g_primary.
+    With :math:`v_i` the unbiased running mean of :math:`‖g_i‖²`, the normalized gradients are
 
-    A primary gradient of zero gives zero. Promises that cannot all be kept are dropped, and the
-    direction is g_primary. In float32 so are those that only a direction keeps which is some
-    hundred times as long as the normalised gradients.
+    .. math::
+
+       h_i = g_i (v_i + ε)^{-1/2}
+
+    and the direction is the d nearest to the h of the primary task with
+
+    .. math::
+
+       ⟨h_j, d⟩ ≥ τ_j ‖h_j‖²
+
+    for every other task j. It makes at least the share :math:`τ_j` of the progress that a step
+    along :math:`h_j` would make. It is then scaled to the length of the primary gradient.
+
+    A primary gradient of zero gives zero. If the promises cannot all be kept, the direction is the
+    primary gradient. In float32 this also happens if only directions some hundred times as long as
+    the normalized gradients keep them.
 
     Source: Varam and AlHajri, "Not All Objectives Are Born Equal: Priority-Constrained Descent for
     Hierarchical Multi-Objective Optimization", TMLR 2026, arXiv 2606.29521.

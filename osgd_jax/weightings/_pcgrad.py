@@ -13,11 +13,15 @@ from osgd_jax.weightings._unit_rows import unit_rows, weights_of_rows
 def pcgrad() -> Weighting:
     """Project each gradient, in turn, onto the normal plane of every one that it conflicts with.
 
-    Each task goes through the others in an order of its own, drawn at each step. Its gradient loses
-    its component along the *original* gradient of another task where their inner product is
-    negative. The direction is the sum of the projected gradients.
+    Each task visits the others. Its gradient :math:`p_i`, at first :math:`g_i`, loses its component
+    along the *original* gradient of another task if their inner product is negative:
 
-    Without a key the order is fixed: the others from the first to the last.
+    .. math::
+
+       p_i ← p_i - (⟨p_i, g_j⟩ / ⟨g_j, g_j⟩) g_j
+
+    The direction is the sum of the projected gradients. With a key, each task visits the others in
+    a random order, drawn at each step; without one, from first to last.
 
     Source: Yu, Kumar, Gupta, Levine, Hausman and Finn, "Gradient Surgery for Multi-Task Learning",
     NeurIPS 2020.

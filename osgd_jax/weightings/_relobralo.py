@@ -36,24 +36,26 @@ def relobralo(
 ) -> Weighting:
     """Weigh the tasks by how far their losses have fallen, with a random look back to the start.
 
-    With r(s) = K softmax(L(t) / (temperature L(s))), the losses of now over those of step s, the
-    weights are
+    The weights :math:`λ(t)` at step t, for losses :math:`L(t)`, are
 
-        lambda(t) = alpha (b lambda(t - 1) + (1 - b) r(0)) + (1 - alpha) r(t - 1)
+    .. math::
 
-    where b is 1 with probability rho and else 0: now and then, the history of the weights is
-    replaced by the progress since the first step. They start at one. The gradients are not looked
-    at. As in the authors' code, 1e-12 is added to the divisors; unlike there, the second step is
-    one like the others.
+       r(s) = K softmax(L(t) / (T L(s)))
+       λ(t) = α (b λ(t - 1) + (1 - b) r(0)) + (1 - α) r(t - 1)
+
+    where b is 1 with probability ρ and otherwise 0, so that the progress since the first step
+    sometimes replaces the history of the weights. The weights start at one and do not depend on
+    the gradients. As in the authors' code, 1e-12 is added to the divisors. Unlike in their code,
+    the second step is computed like all others.
 
     Source: Bischof and Kraus, "Multi-Objective Loss Balancing for Physics-Informed Deep Learning",
     arXiv 2110.09813, 2021.
 
     Args:
       num_tasks: number of tasks K.
-      alpha: decay of the weights, in [0, 1].
-      rho: probability of not looking back, in [0, 1].
-      temperature: the larger, the more equal the weights; positive.
+      alpha: α, decay of the weights, in [0, 1].
+      rho: ρ, probability of not looking back, in [0, 1].
+      temperature: T; the larger, the more equal the weights; positive.
 
     Returns:
       A weighting with state that needs the losses, which must be positive, and a key. All numbers

@@ -32,22 +32,28 @@ def sdmgrad(
     """Weigh the tasks by the shortest of the directions near a preferred combination.
 
     With p the preference, SDMGrad (stochastic direction-oriented multi-objective gradient descent)
-    minimizes |Jᵀ(w + lambda p)|² over the simplex, from the solution of the update before, and
-    weighs the tasks by (w + lambda p) / (1 + lambda). For the descent to be unbiased, the Gramian
-    is of two independent batches: pass the second one's gradients as
+    minimizes
+
+    .. math::
+
+       ‖Jᵀ (w + λ p)‖²
+
+    over the simplex, from the solution of the update before, and weighs the tasks by
+    :math:`(w + λ p) / (1 + λ)`. The descent is unbiased if the Gramian is of two independent
+    batches: pass the gradients of the second one as
     `tx.update(grads, state, params, others=second_grads)`. The update is along the mean of both
     batches' gradients; the paper takes a third batch for it.
 
-    The Gramian is divided by the square of the mean norm, as in the authors' code. Where no
-    unbiased squared norm is positive, the weights stay as they are.
+    The Gramian is divided by the square of the mean norm, as in the authors' code. If no unbiased
+    squared norm is positive, the weights do not change.
 
     Source: Xiao, Ban and Ji, "Direction-oriented Multi-objective Learning: Simple and Provable
     Stochastic Algorithms", NeurIPS 2023. The defaults are those of the authors' code.
 
     Args:
       num_tasks: number of tasks K.
-      lambda_: how strongly the direction is pulled to the preferred one: zero for that of `mgda`,
-        large for the fixed weights of the preference.
+      lambda_: λ, how strongly the direction is pulled to the preferred one: zero for the direction
+        of `mgda`, large for the fixed weights of the preference.
       preference: ratios of the weights of the preferred direction; equal if None.
       learning_rate: rate of the steps on the weights.
       momentum: momentum of these steps, in [0, 1).

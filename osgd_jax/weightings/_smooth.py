@@ -29,12 +29,18 @@ class SmoothState(NamedTuple):
 def smooth(weighting: Weighting, num_tasks: int, decay: float | jax.Array) -> Weighting:
     """Replace the weights of a weighting by their running mean over the steps.
 
-    The means, lambda <- decay lambda + (1 - decay) w, start at the first weights. Weights that
-    depend on one noisy batch alone can keep a method from converging; the means need not. The
-    paper lets the decay grow towards one as the learning rate falls: give `decay` by
+    With a the decay and w the weights of a step, the running means start at the first weights and
+    follow
+
+    .. math::
+
+       λ ← a λ + (1 - a) w
+
+    Weights from one noisy batch alone can keep a method from converging; the means need not. In
+    the paper the decay grows towards one as the learning rate falls: pass `decay` through
     `optax.inject_hyperparams` with a schedule.
 
-    A step in which the gradient of a task is zero leaves its mean alone.
+    A step in which the gradient of a task is zero does not change the mean of the task.
 
     Source: Zhou, Zhang, Jiang, Zhong, Gu and Zhu, "On the Convergence of Stochastic Multi-Objective
     Gradient Manipulation and Beyond", NeurIPS 2022 (CR-MOGM).

@@ -23,11 +23,17 @@ class SoftAdaptState(NamedTuple):
 def softadapt(num_tasks: int, beta: float | jax.Array = 0.1) -> Weighting:
     """Weigh the tasks by the softmax of beta times the change of their losses since the last step.
 
-    The weights sum to one, and are equal at the first step. Changes are absolute: losses that are
-    far below one are weighed all but equally, so choose `beta` by their size, or give their
-    logarithms. `smooth` makes the weights less noisy.
+    With :math:`L(t)` the losses at step t, the weights are
 
-    This is the original of the paper's three variants, with first-order differences; the others
+    .. math::
+
+       w = softmax(β (L(t) - L(t - 1)))
+
+    They are equal at the first step. Changes are absolute, so losses far below one get nearly equal
+    weights: choose `beta` by the size of the losses, or pass their logarithms. `smooth` makes the
+    weights less noisy.
+
+    This is the original variant of the three in the paper, with first-order differences. The others
     divide the changes by their sum, or multiply the exponentials by the losses.
 
     Source: Heydari, Thompson and Mehmood, "SoftAdapt: Techniques for Adaptive Loss Weighting of
@@ -35,8 +41,8 @@ def softadapt(num_tasks: int, beta: float | jax.Array = 0.1) -> Weighting:
 
     Args:
       num_tasks: number of tasks K.
-      beta: the larger, the more weight for losses that fall slowly; below zero, for those that fall
-        fast. It may be traced.
+      beta: β; the larger, the more weight for losses that fall slowly; below zero, for losses that
+        fall fast. It may be traced.
 
     Returns:
       A weighting with state that needs the losses.

@@ -18,15 +18,20 @@ from osgd_jax.weightings._tools import (
 def stch(mu: float | jax.Array = 1.0, preference: Numbers | None = None) -> Weighting:
     """Weigh the tasks so that the direction is the gradient of a smooth maximum of the losses.
 
-    The smooth maximum is mu log sum_i exp(p_i L_i / mu), with the preferences p and the ideal point
-    at zero, so the weights are p_i softmax(p L / mu)_i.
+    With the preferences p, the losses L and the ideal point at zero, the smooth maximum and the
+    weights are
+
+    .. math::
+
+       μ log ∑_i exp(p_i L_i / μ)
+       w_i = p_i softmax(p L / μ)_i
 
     Source: Lin, Zhang, Yang, Liu, Wang and Zhang, "Smooth Tchebycheff Scalarization for
     Multi-Objective Optimization", ICML 2024.
 
     Args:
-      mu: smoothness; near zero only the largest of the p_i L_i counts.
-      preference: the p_i, by name for losses in a dict; 1/K each if None.
+      mu: μ, the smoothness; near zero only the largest :math:`p_i L_i` counts.
+      preference: p, by name for losses in a dict; 1/K each if None.
 
     Returns:
       A weighting that needs the losses.

@@ -22,10 +22,14 @@ class UncertaintyState(NamedTuple):
 
 @named
 def uncertainty(num_tasks: int, learning_rate: float | jax.Array = 0.025) -> Weighting:
-    """Weigh each task by 1 / (2 s_i^2), where the s_i are learned.
+    """Weigh each task by one over twice a learned variance.
 
-    They descend the sum of L_i / (2 s_i^2) + log s_i, by Adam on the logarithms of the s_i^2, which
-    start at zero.
+    With :math:`L_i` the losses and :math:`s_i` the standard deviations, the weights are
+    :math:`1 / (2 s_i²)`. Adam on the logarithms of the variances, from zero, minimizes
+
+    .. math::
+
+       ∑_i (L_i / (2 s_i²) + log s_i)
 
     Source: Kendall, Gal and Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses for
     Scene Geometry and Semantics", CVPR 2018.

@@ -14,9 +14,9 @@ from osgd_jax.weightings._unit_rows import UnitRows, of_unit_rows, weights_of_ro
 def upgrad(preference: Numbers | None = None) -> Weighting:
     """Project each gradient onto the dual cone of all gradients, and average the projections.
 
-    The dual cone holds the directions d with <g_i, d> >= 0 for all i, so no loss increases, to
-    first order; the projections are the nearest such directions. The result grows linearly with
-    each gradient.
+    The dual cone holds the directions d with :math:`⟨g_i, d⟩ ≥ 0` for all i, so that to first order
+    no loss increases. The projection of a gradient is the nearest such direction. The result is
+    linear in the length of each gradient.
 
     Source: Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", arXiv 2406.16232.
 

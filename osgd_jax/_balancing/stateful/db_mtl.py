@@ -24,11 +24,13 @@ def db_mtl(
 ) -> optax.GradientTransformationExtraArgs:
     """Add up running means of the gradients of the log losses, each scaled to the longest's norm.
 
-    With Y the running means (rows y_i, zero at the start), g_i the gradients and L_i the losses, a
-    step is
+    With :math:`y_i` the running means (zero at the start), :math:`g_i` the gradients and
+    :math:`L_i` the losses, a step computes
 
-        y_i ← beta y_i + (1 - beta) g_i / L_i
-        direction = Σ_i (max_j |y_j| / |y_i|) y_i
+    .. math::
+
+       y_i ← β y_i + (1 - β) g_i / L_i
+       direction = ∑_i (max_j ‖y_j‖ / ‖y_i‖) y_i
 
     With scope `"shared"`, parameters that one loss reaches keep their own gradient, that of the
     loss (the paper lets them follow the logarithm of the loss). For what composes, see `aggregate`.
@@ -41,7 +43,7 @@ def db_mtl(
 
     Args:
       num_tasks: number of tasks K.
-      beta: how much of the running means is kept, between 0 and 1; a number or a schedule.
+      beta: β, the share of the running means that is kept, between 0 and 1; a number or a schedule.
       scope: which parameters are balanced together, as for `aggregate`, in one group: `"all"` or
         `"shared"`.
 

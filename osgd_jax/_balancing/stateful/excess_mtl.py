@@ -33,15 +33,18 @@ def excess_mtl(
 ) -> optax.GradientTransformationExtraArgs:
     """Weigh the tasks by estimates of their excess risks, which label noise does not raise.
 
-    The excess risk of a task, its loss above the least that it can reach, is estimated to second
-    order, with AdaGrad's diagonal matrix for the Hessian: with h the root of the sum of the squares
-    of all gradients g of the task until now, entry by entry, it is Σ g² / h. Its ratio r_i to the
-    task's first estimate turns the weights, all equal at the start and positive with the sum one:
+    The excess risk of a task is its loss above the least value that it can reach. The estimate is
+    of second order, with AdaGrad's diagonal matrix for the Hessian: :math:`∑ g² / h`, where h is
+    the root of the sum of the squares of all gradients g of the task so far, entry by entry. With
+    :math:`r_i` the ratio of this estimate to the task's first one, a step computes
 
-        w_i ← w_i exp(step_size r_i), divided by the sum
-        direction = Σ_i w_i g_i
+    .. math::
 
-    A task's first step counts as r_i = 0. A task whose gradient is zero has no part in the sum.
+       w_i ← w_i exp(η r_i) / ∑_j w_j exp(η r_j)
+       direction = ∑_i w_i g_i
+
+    The weights are equal at the start. A task's first step counts as :math:`r_i = 0`. The sums
+    leave out tasks whose gradient is zero.
 
     With scope `"shared"`, parameters that one loss reaches keep their own gradient, and have no
     part in the estimates. For what composes, see `aggregate`. Inside `jax.shard_map`, average the
@@ -54,7 +57,7 @@ def excess_mtl(
 
     Args:
       num_tasks: number of tasks K.
-      step_size: how fast the weights follow the excess risks, at least 0.
+      step_size: η, how fast the weights follow the excess risks, at least 0.
       scope: which parameters are balanced together, as for `aggregate`, in one group: `"all"` or
         `"shared"`.
 

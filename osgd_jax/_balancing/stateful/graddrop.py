@@ -38,10 +38,10 @@ class GradDropState(NamedTuple):
 def graddrop(key: jax.Array | int, leak: Numbers = 0.0) -> optax.GradientTransformationExtraArgs:
     """Draw one sign for each number in the parameters, and add up the gradients of that sign.
 
-    The positive sign has the probability (1 + Σ g_i / Σ |g_i|) / 2, with sums over the tasks. A
-    gradient of the other sign counts with the share `leak` only.
+    The positive sign has the probability :math:`(1 + ∑_i g_i / ∑_i |g_i|) / 2`, with sums over the
+    tasks. A gradient of the other sign counts with the share `leak` only.
 
-    Every number is balanced by itself, so there is no scope to choose, and a parameter that one
+    Every number is balanced separately, so there is no scope to choose, and a parameter that one
     loss reaches keeps its own gradient. A NaN or infinity in a gradient makes that number of the
     update NaN. The paper also has a form for activations, with sums over a batch; this one is for
     the gradients of parameters. For what composes, see `aggregate`. Inside `jax.shard_map`, average

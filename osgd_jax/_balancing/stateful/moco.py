@@ -28,16 +28,19 @@ def moco(
 ) -> optax.GradientTransformationExtraArgs:
     """Combine running means of the task gradients, which are less noisy than those of a batch.
 
-    With Y the running means (rows, zero at the start), G the gradients and w the weights (all equal
-    at the start), a step is
+    With Y the running means of the rows (zero at the start), G the gradients, w the weights (equal
+    at the start) and Π the projection onto the simplex, a step computes
 
-        Y ← Y - beta (Y - G)
-        w ← the point of the simplex nearest to w - gamma (Y Yᵀ + rho I) w
-        direction = Yᵀ w
+    .. math::
 
-    where the change of w is a step of projected gradient descent on |Yᵀ w|² / 2, the problem of
-    MGDA. How fast w changes depends on the scale of the gradients; `normalize_task_norms` before
-    this in a chain removes it (the authors scale each gradient to the length of its loss).
+       Y ← Y - β (Y - G)
+       w ← Π(w - γ (Y Yᵀ + ρ I) w)
+       direction = Yᵀ w
+
+    The change of w is a step of projected gradient descent on :math:`‖Yᵀ w‖² / 2`, the problem of
+    `weightings.mgda`. The size of the change depends on the scale of the gradients. To remove the
+    scale, put `normalize_task_norms` before this in a chain. (The authors scale each gradient to
+    the length of its loss.)
 
     With scope `"shared"`, parameters that one loss reaches keep their own gradient. For what
     composes, see `aggregate`. Inside `jax.shard_map`, average the task gradients over the devices
@@ -49,10 +52,10 @@ def moco(
 
     Args:
       num_tasks: number of tasks K.
-      beta: rate of the running means, between 0 and 1; a number or a schedule. The paper's
+      beta: β, rate of the running means, between 0 and 1; a number or a schedule. The paper's
         guarantees are for rates that fall.
-      gamma: rate of the weights; a number or a schedule.
-      rho: pull of the weights towards equal ones.
+      gamma: γ, rate of the weights; a number or a schedule.
+      rho: ρ, pull of the weights towards equal ones.
       scope: which parameters are balanced together, as for `aggregate`, in one group: `"all"` or
         `"shared"`.
 
