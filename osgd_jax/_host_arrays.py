@@ -1,4 +1,4 @@
-"""Arrays that users pass in, in a form that compiled programs take."""
+"""Conversion of arrays from users to a form that compiled programs take."""
 
 from typing import Any
 

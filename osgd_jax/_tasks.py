@@ -42,7 +42,7 @@ def _is_ordered(treedef: Any) -> bool:
 
 
 def task_names(losses: Any) -> tuple[str, ...]:
-    """Name the tasks as their losses are named, in the order in which they are numbered.
+    """Return the names of the tasks, from the keys and fields of their losses.
 
     Tasks are numbered in the order of `jax.tree.leaves`: a dict by its sorted keys, a NamedTuple or
     tuple by its fields in turn.

@@ -1,7 +1,7 @@
 """Checks of arguments; each raises a ValueError that names the argument.
 
-A hyperparameter that is traced cannot raise where it is out of range: it becomes NaN there, and
-with it the weights of a method that uses it.
+A traced hyperparameter cannot raise an error if it is out of range. It becomes NaN then, and so do
+the weights of the method that uses it.
 """
 
 import itertools

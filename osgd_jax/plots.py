@@ -1,7 +1,7 @@
-"""Drawings: anytime curves, the conflict between tasks over time, what a nested net contains.
+"""Figures of anytime curves, conflict between tasks over time, and nested nets.
 
-They need matplotlib, which is imported when a function is called: `pip install matplotlib`. Each
-draws into the given axes, or into new ones, and returns them.
+They need matplotlib (`pip install matplotlib`), which is imported when a function is called. Each
+function draws into the given axes, or into new ones, and returns them.
 """
 
 import itertools
@@ -28,14 +28,14 @@ def anytime_curve(
     axes: "Axes | None" = None,
     **style: Any,
 ) -> "Axes":
-    """Draw the accuracy of each output against what it costs to get there.
+    """Draw the accuracy of each output against the cost up to it.
 
     Call it again with the same `axes` for another curve.
 
     Args:
       costs: K costs, such as multiply-adds or seconds; the axis is logarithmic.
       accuracy: K accuracies.
-      error: K errors, drawn as bars; those that are not a number are left out.
+      error: K errors, drawn as bars; NaN is left out.
       label: of the curve in the legend.
       axes: where to draw.
       **style: as for `matplotlib.axes.Axes.errorbar`, such as `color` or `linestyle`.
@@ -85,8 +85,8 @@ def cosines(
 ) -> "Axes":
     """Draw the cosines between the task gradients over time, one line for each pair of tasks.
 
-    Gradients of one batch share its noise, so that their cosines do not tell whether the losses
-    agree; `unbiased` adds those of the true gradients.
+    Gradients of one batch share its noise, so their cosines do not tell whether the losses agree;
+    `unbiased` adds the cosines of the true gradients.
 
     Args:
       steps: T steps.
@@ -159,13 +159,13 @@ def _intervals(
 
 
 def nesting(net: Any, input_shape: Sequence[int], *, axes: "Axes | None" = None) -> "Axes":
-    """Draw what each output of an anytime net computes, and what it takes from earlier outputs.
+    """Draw the layers that each output of an anytime net computes and reuses.
 
-    The drawing is made from the traced net, not from its name: every convolution or matrix product
-    is a box, as high as it has channels, in the row of the first output that needs it, and to the
-    right of all that it needs. Lines say which results a layer reads; coloured ones cross from one
-    row to another: results of an earlier output that a later one uses again. Lines that follow from
-    others are left out. In a nested net no line leads down.
+    The figure comes from the traced net: each convolution or matrix product is a box in the row of
+    the first output that needs it, to the right of all layers that it reads. The height of a box
+    shows its channels. Lines show which results a layer reads; colored lines cross rows, where a
+    later output reuses results of an earlier one. Lines that follow from others are left out. In a
+    nested net no line leads down.
 
     Args:
       net: an `nnx.Module` with `num_outputs`, `start(x)` and `advance(k, carry)`.

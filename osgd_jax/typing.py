@@ -1,6 +1,6 @@
 """Classes of the results and states that `osgd_jax` returns, for annotations and `isinstance`.
 
-`osgd_jax` has them under the same names.
+`osgd_jax` exports them under the same names.
 """
 
 from osgd_jax._balancing.aggregate import AggregateState

@@ -47,31 +47,31 @@ def aggregate(
     """Combine the gradients of K tasks into one update, by weights from their Gramian.
 
     .. warning:: Unlike other transformations, this one takes *task* gradients: leaves are
-      `osgd_jax.TaskRows`, or arrays with a leading task axis, `[K, *parameter.shape]`. Updates come
-      out with the shapes of the parameters. So it stands first in `optax.chain`, or after others
-      that work on task gradients, such as `clip_task_norms`. Pass `params` to `update`: they tell
-      task gradients from others. `optax.clip_by_global_norm` before it clips the norm of the whole
-      Jacobian, and nothing can tell; put it after, or use `clip_task_norms`.
+      `osgd_jax.TaskRows`, or arrays with a leading task axis, `[K, *parameter.shape]`. Updates have
+      the shapes of the parameters, so put this first in `optax.chain`, or after transformations of
+      task gradients such as `clip_task_norms`. Pass `params` to `update`, so that ordinary
+      gradients raise an error. An `optax.clip_by_global_norm` in front would clip the norm of the
+      whole Jacobian without an error; put it after this one, or use `clip_task_norms`.
 
-    What composes: anything after it in a chain, such as `optax.partition`, `optax.masked` and
-    `optax.apply_if_finite`; around it, `optax.partition` with a tree of labels (not a function that
-    makes them) whose transformations *all* take task gradients. What cannot stand around it, since
-    it would see the task axis: `optax.MultiSteps` (accumulate the task gradients by
-    `optax.microbatch` around the function that `task_grads` returns), `optax.apply_if_finite` and
-    `optax.masked`.
+    Everything composes after it in a chain, such as `optax.partition`, `optax.masked` and
+    `optax.apply_if_finite`. Around it, only `optax.partition` composes, with a tree of labels (not
+    a function) whose transformations *all* take task gradients. `optax.MultiSteps`,
+    `optax.apply_if_finite` and `optax.masked` cannot wrap it, because they would see the task axis.
+    Instead of `optax.MultiSteps`, wrap the function that `task_grads` returns in
+    `optax.microbatch`.
 
-    To freeze parameters, differentiate with respect to the others only. Or set their updates to
-    zero after it, `optax.chain(tx, optax.masked(optax.set_to_zero(), frozen))`; under scope `"all"`
-    they then still take part in the weights.
+    To freeze parameters, differentiate with respect to the others only. You can also set their
+    updates to zero, `optax.chain(tx, optax.masked(optax.set_to_zero(), frozen))`, but under scope
+    `"all"` they still influence the weights.
 
     With scopes `"shared"` and `"reach"`, a loss reaches a parameter array if its row is not zero at
-    this step. So the result is the same however the losses are written, and for `TaskRows` as for
-    dense arrays; a loss that is masked out reaches nothing. These two scopes read each row that
-    analysis cannot rule out before they form the groups.
+    this step. The result therefore does not depend on how the losses are written, and is the same
+    for `TaskRows` and dense arrays; a masked loss reaches nothing. Both scopes read every row that
+    the static analysis cannot rule out before they form the groups.
 
     Args:
       weighting: one of `osgd_jax.weightings`, such as `weightings.pcgrad()`.
-      scope: which parameters are balanced together, each group by weights of its own:
+      scope: which parameters are balanced together; each group gets separate weights:
 
         * `"all"`: all parameters are one group: each paper's formula as it stands.
         * `"shared"`: all parameters reached by two or more losses are one group; the others keep
@@ -81,8 +81,8 @@ def aggregate(
         * a tree of labels with the structure of the parameters, or a function from the parameters
           to such a tree: each label is a group.
       key: PRNG key or seed for weightings that draw random numbers; kept in the state and split at
-        every step. A seed makes a typed key. `flax.serialization` does not take typed keys: for it,
-        give `jax.random.PRNGKey(seed)`.
+        every step. A seed becomes a typed key, which `flax.serialization` does not accept; pass
+        `jax.random.PRNGKey(seed)` for it.
       axis_name: inside `jax.shard_map`, the mesh axis (or axes) that the batch is split over. Each
         device then gives the gradients of the losses on its own examples, with respect to
         `jax.lax.pcast(params, axis_name, to="varying")`, and all get the update for the mean of the
@@ -97,19 +97,19 @@ def aggregate(
       the K losses for the weightings that need them. For `modo` and `sdmgrad` it takes `others`:
       the task gradients of a second, independent batch at the same parameters. The Gramian is then
       the unbiased one of both, and the update is along their mean. Gradients of the step before are
-      no such batch (see `gramian`); where a batch holds all examples, give its gradients twice.
+      not such a batch (see `gramian`); if a batch holds all examples, pass its gradients twice.
 
-      A NaN or infinity in a gradient makes every array of its group NaN that a loss reaches, and is
-      forgotten: the weighting's state stays as it was. So it does where it would no longer be
-      finite, as after a loss that is not.
+      A NaN or infinity in a gradient makes every array of its group NaN that a loss reaches. The
+      weighting's state does not change then, or if its new value would not be finite, as after a
+      loss that is not finite.
 
     Raises:
-      ValueError: from here, for an unknown scope, and for what is no weighting or no key; from
-        `update` while tracing, for leaves that disagree on K or do not fit `params`, gradients of
-        another than a real floating dtype, labels that do not fit, losses that are not K numbers, a
-        weighting with a state per task used with a scope of several groups; inside `jax.shard_map`,
-        without `axis_name` for gradients that differ between devices or could, and with it for
-        those that were summed over the devices already.
+      ValueError: from `aggregate`, for an unknown scope, or a wrong weighting or key; from `update`
+        while tracing, for leaves that disagree on K or do not fit `params`, gradients without a
+        real floating dtype, labels that do not fit, losses that are not K numbers, a weighting with
+        a state per task used with a scope of several groups; inside `jax.shard_map`, without
+        `axis_name`, for gradients that differ or may differ between devices; with it, for gradients
+        that are already summed over the devices.
 
     Example:
       >>> import jax.numpy as jnp
@@ -213,7 +213,7 @@ def _check_others(weighting: Weighting, others: Any) -> None:
 
 
 def _check_weighting(weighting: Any) -> None:
-    """Raise a ValueError for what is no `Weighting`, with the call that makes one."""
+    """Raise a ValueError unless `weighting` is a `Weighting`, with the call that makes one."""
     if isinstance(weighting, Weighting):
         return
     name = weighting if isinstance(weighting, str) else getattr(weighting, "__name__", "")

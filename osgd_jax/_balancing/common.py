@@ -1,4 +1,4 @@
-"""What all transformations share that balance task gradients: losses, keys, and bad numbers."""
+"""Checks that all transformations of task gradients share: losses, keys, numbers."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol

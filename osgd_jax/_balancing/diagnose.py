@@ -15,8 +15,8 @@ _LISTED = 6
 class Diagnosis(NamedTuple):
     """Directions and lengths of K tasks' gradients over a training run; `str` summarizes them.
 
-    It describes, and names no method: over the trainings stored with this project, neither
-    alignment nor cosines tell which method wins, or whether any does.
+    The diagnosis recommends no method: in the stored experiments of this project, neither alignment
+    nor cosines predict which method wins, or whether any does.
 
     The attributes up to `alignment` are of the gradients as a batch gives them. Two gradients of
     one batch share its noise, so that their cosine can be positive where the losses disagree. The
@@ -90,8 +90,8 @@ class Diagnosis(NamedTuple):
             f" steps. Norms: {self.tasks[longest]} {self.norm_ratio:.3g} times"
             f" {self.tasks[shortest]}.\n"
             f"{self._conflict()}\n"
-            "This does not tell which method wins: hold any against the sum, clipped, and with"
-            " fixed weights, each at a learning rate of its own."
+            "This does not tell which method wins: compare any with the clipped sum and with fixed"
+            " weights, each at a tuned learning rate."
         )
 
     def _conflict(self) -> str:
@@ -139,15 +139,14 @@ def diagnose(
 ) -> Diagnosis:
     """Describe how far the gradients of several losses disagree, in direction and in length.
 
-    Log the Gramian of some hundred steps of plain training on the sum, on the parameters that the
-    losses share, and with it the unbiased Gramian of two halves of the batch. Runs on the host, in
+    Log the Gramian of the shared parameters for some hundred steps of plain training on the sum,
+    and the unbiased Gramian of two halves of each batch. This function runs on the host, in
     float64.
 
-    Cosines of gradients of one batch are biased by the noise that they share; those from `cross`
-    are not, and come with 95 % confidence intervals. These are for the mean Gramian of the steps:
-    over a window of a training, for the conflict on average over the window. They assume that each
-    step has a fresh batch, so that its error is uncorrelated with those of the steps before; pairs
-    of batches that overlap make them too narrow.
+    Cosines of gradients of one batch are biased by the noise that they share. Cosines from `cross`
+    are unbiased and have 95 % confidence intervals, which are for the mean Gramian of the steps.
+    They assume a fresh batch for each step, so that the errors of the steps are uncorrelated;
+    overlapping batches make them too narrow.
 
     The alignment is the score of Wang, Bhartari, Li and Perdikaris, "Gradient Alignment in
     Physics-informed Neural Networks: A Second-Order Optimization Perspective", NeurIPS 2025, arXiv
@@ -275,7 +274,7 @@ def _untold(num_tasks: int) -> dict[str, Any]:
 
 
 def _mean(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Mean over the steps that count; NaN where there are none."""
+    """Return the mean over the steps that count; NaN where there are none."""
     number = counted.sum(axis=0)
     total = np.where(counted, values, 0).sum(axis=0)
     return np.where(number > 0, total / np.maximum(number, 1), np.nan)

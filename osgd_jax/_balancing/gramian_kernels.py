@@ -45,7 +45,7 @@ def symmetrized(matrix: jax.Array) -> jax.Array:
     return 0.5 * matrix + 0.5 * matrix.T
 
 
-# Compiled by itself, so that leaves of one shape are traced once.
+# Compiled separately, so that leaves of one shape are traced once.
 @jax.jit
 def row_products(rows: jax.Array, factors: jax.Array, *other: jax.Array) -> jax.Array:
     """Multiply the scaled rows by each other, or by the rows and factors given as `other`."""

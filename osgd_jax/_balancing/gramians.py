@@ -38,9 +38,9 @@ def gramian(grads: ArrayTree, others: ArrayTree | None = None) -> jax.Array:
     this computes (J Jₒᵀ + Jₒ Jᵀ) / 2 instead, whose expectation is the Gramian of the true
     gradients. It is not positive semidefinite, and a number on its diagonal can be negative.
 
-    The gradients of the step before are no such second batch, because that step moved the
-    parameters along their noise. The guide "Do my losses conflict?" has recipes for two halves of a
-    batch and for all pairs of several batches.
+    Gradients of the step before are not independent, because that step moved the parameters along
+    their noise. The guide "Do my losses conflict?" has recipes for two halves of a batch and for
+    all pairs of several batches.
 
     Args:
       grads: a tree of `TaskRows` or of arrays `[K, *parameter.shape]`.
@@ -161,8 +161,9 @@ def combine(grads: ArrayTree, weights: jax.Array) -> ArrayTree:
 def task_cosines(gramian: jax.Array) -> jax.Array:
     """Compute the cosines of the angles between the task gradients.
 
-    Those of one batch share its noise and do not tell whether the losses agree. An unbiased Gramian
-    is for `diagnose`: here a negative number on its diagonal gives NaN.
+    Gradients of one batch share its noise, so their cosines do not tell whether the losses agree.
+    Pass an unbiased Gramian to `diagnose` instead: a negative number on its diagonal gives NaN
+    here.
 
     Args:
       gramian: array `[K, K]`, as from `gramian`.
@@ -232,7 +233,7 @@ def _check_names(paths: list, leaves: list[TaskRows]) -> None:
 
 
 def check_dtype(name: str, dtype: Any) -> None:
-    """Raise a ValueError for a dtype that is no real floating one of 16 bits or more."""
+    """Raise a ValueError unless the dtype is real, floating and has 16 bits or more."""
     if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits < 16:
         raise ValueError(
             f"{name} has dtype {dtype}; it must be of a real floating dtype of at least 16 bits,"

@@ -1,4 +1,4 @@
-"""Transformations of the task gradients themselves, to stand before `aggregate` in a chain."""
+"""Transformations of task gradients, for use before `aggregate` in a chain."""
 
 import dataclasses
 from collections.abc import Callable
@@ -27,9 +27,9 @@ from osgd_jax.weightings._tools import Numbers, numbers_like
 def clip_task_norms(max_norm: Numbers) -> optax.GradientTransformationExtraArgs:
     """Scale down each task's gradient whose norm over all parameters is above a limit.
 
-    The counterpart of `optax.clip_by_global_norm`, task by task. Takes and returns task gradients:
-    it stands before `aggregate` or `orthogonalize` in `optax.chain`, but not before one with an
-    `axis_name`: each device would clip the gradients of its own examples.
+    This is `optax.clip_by_global_norm` for each task. It takes and returns task gradients, so put
+    it before `aggregate` or `orthogonalize` in `optax.chain`. It cannot precede one with an
+    `axis_name`, because each device would clip the gradients of its examples.
 
     Args:
       max_norm: the largest norm that passes unchanged, above zero: one number, or one for each
@@ -41,7 +41,7 @@ def clip_task_norms(max_norm: Numbers) -> optax.GradientTransformationExtraArgs:
     Raises:
       ValueError: `max_norm` is not above zero; from `update`, as `aggregate`, for limits that are
         not one for each task, and for gradients that differ between the devices of a mesh axis,
-        inside `jax.shard_map` (with `check_vma=False` nothing tells).
+        inside `jax.shard_map` (not detected with `check_vma=False`).
 
     Example:
       >>> import jax.numpy as jnp
@@ -69,8 +69,8 @@ def clip_task_norms(max_norm: Numbers) -> optax.GradientTransformationExtraArgs:
 def normalize_task_norms() -> optax.GradientTransformationExtraArgs:
     """Scale each task's gradient to norm one over all parameters; a zero gradient stays zero.
 
-    Takes and returns task gradients: it stands before `aggregate` or `orthogonalize` in
-    `optax.chain`, but not before one with an `axis_name`, as `clip_task_norms`.
+    It takes and returns task gradients, so put it before `aggregate` or `orthogonalize` in
+    `optax.chain`. Like `clip_task_norms`, it cannot precede one with an `axis_name`.
 
     Returns:
       A transformation of task gradients.

@@ -54,8 +54,8 @@ def orthogonalize(
 
     Raises:
       ValueError: as `aggregate`; an order that is no permutation; `"random"` without a key; names
-        that are not those of the losses; another order than one of names, or `"random"`, for losses
-        in a dict.
+        that are not those of the losses; for losses in a dict, an order other than names or
+        `"random"`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -85,7 +85,7 @@ def osgd(
     hold: Hold = (),
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Orthogonalized SGD: `orthogonalize`, then `optax.sgd`.
+    """Apply Orthogonalized SGD: `orthogonalize`, then `optax.sgd`.
 
     Where the task gradients align, the step is shorter than that of SGD on the sum of the losses,
     so the best learning rate is often larger, up to K times. For what may stand around it, see

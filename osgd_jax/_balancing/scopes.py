@@ -1,4 +1,4 @@
-"""Which parameters take part in the balancing, and together with which others."""
+"""Groups of parameters that are balanced together."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -25,7 +25,7 @@ NAMED_SCOPES = ("shared", "all", "leaf", "reach")
 
 
 class OfTasks(Protocol):
-    """Something that some of the K tasks have a part in: a `TaskRows` or a block of parameters."""
+    """A `TaskRows` or a block of parameters, which some of the K tasks reach."""
 
     @property
     def tasks(self) -> tuple[int, ...]:
@@ -82,7 +82,7 @@ class Groups(NamedTuple):
     def max(
         self, values: Sequence[jax.Array], leaves: Sequence[OfTasks] | None = None
     ) -> jax.Array:
-        """Elementwise maximum of one non-negative array for each parameter by group."""
+        """Take the elementwise maximum of one non-negative array for each parameter by group."""
         return self._reduce(values, leaves, jnp.max, _segment_max)
 
     def of_each(self, values: jax.Array) -> list[jax.Array]:
@@ -111,8 +111,8 @@ class Groups(NamedTuple):
             return by_segment(stacked, self.ids, num_segments=self.num_groups)
         groups = []
         for group in range(self.num_groups):
-            # Each group stacked by itself, so that nothing is computed for private arrays; what
-            # the same tasks reach is reduced before it is filled up.
+            # Each group is stacked separately, so that nothing is computed for private arrays;
+            # arrays of the same tasks are reduced before they are padded to K.
             alike: dict[Any, list[jax.Array]] = {}
             for i in np.flatnonzero(self.ids == group).tolist():
                 if self.private[i] is False:

@@ -4,10 +4,10 @@ To sum one gradient over the devices, as a step of plain SGD does, moves as many
 reduce-scatter it and to all-gather the sum. Here every row is reduce-scattered, the Gramian is the
 sum of those of the shares, so that all devices have the same weights, and the weighted sum alone is
 all-gathered: (K + 1) / 2 times the bytes of SGD, less where not all losses reach all parameters.
-Rows that are too short for it are summed whole, as `jax.jit` by itself would do.
+Rows that are too short for it are summed whole, as `jax.jit` alone would do.
 
-Without an `axis_name`, or with one of no axes, every function here leaves what it is given as it
-is.
+Without an `axis_name`, or with one without axes, all functions here return their arguments
+unchanged.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ _TILE_BYTES = 32 * _LANES * 4
 def check(leaves: Sequence[TaskRows], axis_name: AxisName | None) -> None:
     """Raise a ValueError for gradients of each device alone, unless `axis_name` says that they are.
 
-    So it does for those that were summed over the devices, if `axis_name` says that they were not.
-    An `axis_name` of no axes, `()`, says that they were averaged.
+    The same holds for gradients that were summed over the devices, if `axis_name` says that they
+    were not. An `axis_name` without axes, `()`, says that they were averaged.
     """
     if axis_name:
         check_varying([leaf.rows for leaf in leaves], axis_name)

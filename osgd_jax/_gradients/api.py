@@ -41,24 +41,22 @@ def value_and_task_grads(
 ) -> Callable[..., Any]:
     """Make a function that computes K losses and the gradient of each.
 
-    The counterpart of `jax.value_and_grad` and `nnx.value_and_grad` for several losses. The
-    function is linearized once; then each loss is pulled back through those operations only that
-    lie between it and a parameter, found by analysis of the jaxpr when the function is traced.
+    This is `jax.value_and_grad` and `nnx.value_and_grad` for several losses. The function is
+    linearized once. Each loss is then pulled back only through the operations between it and a
+    parameter, which are found in the jaxpr when the function is traced.
 
-    Losses in a tuple, dict or other tree are told apart; so are those of an array put together by
-    `jnp.stack` or concatenation, also where arithmetic, `jnp.where` or a mean over examples comes
-    after it. Where the array is indexed or multiplied by a matrix, or comes out of a
-    `jax.checkpoint` around all of it, each loss counts as reaching whatever the array depends on,
-    which costs as much as `jax.jacrev`. Losses are pulled back one after the other, the last one
-    first, so that what only later losses read need not be kept in memory until all are done. Eight
-    or more that one operation returns as an array, such as one for each example, are pulled back
-    together: compiled once, in the memory of all, and at the cost of `jax.vmap` of `jax.grad` where
-    loss i depends on example i alone.
+    The analysis separates losses in a tuple, dict or other tree, and losses in an array from
+    `jnp.stack` or concatenation, also if arithmetic, `jnp.where` or a mean over examples follows.
+    If the array is indexed or multiplied by a matrix, or comes out of a `jax.checkpoint` around all
+    of it, each loss counts as reaching everything that the array depends on, which costs as much as
+    `jax.jacrev`. Losses are pulled back one after the other, the last one first, which frees the
+    memory that only later losses need. Eight or more losses that one operation returns as an array,
+    such as one for each example, are pulled back together: compiled once, in the memory of all,
+    and at the cost of `jax.vmap` of `jax.grad` where loss i depends on example i alone.
 
-    Flax NNX modules among the arguments are treated as `nnx.value_and_grad` treats them: the
-    gradients are with respect to their `nnx.Param`, and what the call changes in a module, such as
-    the averages of batch normalisation, stays changed. Those gradients are what
-    `nnx.Optimizer.update` takes.
+    Flax NNX modules among the arguments are treated as in `nnx.value_and_grad`: the gradients are
+    with respect to their `nnx.Param`, and changes that the call makes to a module persist, such as
+    the averages of batch normalization. `nnx.Optimizer.update` takes these gradients.
 
     Args:
       fun: returns K real scalar losses, as an array `[K]` or a tree of K scalars, whose tasks are
@@ -146,8 +144,8 @@ def reach(
 ) -> Callable[..., Any]:
     """Make a function that tells which of K losses depend on each parameter array.
 
-    Nothing is computed, and modules stay as they are: the function is traced with the shapes of
-    its arguments.
+    The function is traced with the shapes of its arguments. It computes nothing and does not change
+    modules.
 
     Args:
       fun: returns K real scalar losses, with `has_aux` a pair of these and auxiliary data.
@@ -294,7 +292,7 @@ def _pull_back_at_once(
 
 
 def _after(arrays: Sequence[jax.Array], value: jax.Array) -> jax.Array:
-    """The scalar `value`, not available before the arrays are."""
+    """Return the scalar `value`, not available before the arrays are."""
     usable = [array for array in arrays if array.size and _is_everywhere(array, value)]
     if not usable:
         return value
@@ -319,7 +317,7 @@ def _after_by_value(value: jax.Array, *arrays: jax.Array) -> jax.Array:
 
 
 def _is_everywhere(array: jax.Array, value: jax.Array) -> bool:
-    """Whether an element can be read wherever `value` is, by the types that meshes give."""
+    """Tell whether an element can be read wherever `value` is, by the types that meshes give."""
     of_array, of_value = jax.typeof(array), jax.typeof(value)
     varies_alike = of_array.manual_axis_type.varying <= of_value.manual_axis_type.varying
     return varies_alike and not any(of_array.sharding.spec)

@@ -1,4 +1,4 @@
-"""Which arguments are differentiated, and calls with Flax NNX modules as functions of arrays."""
+"""Arguments to differentiate, and calls with Flax NNX modules as functions of arrays."""
 
 import contextlib
 import functools

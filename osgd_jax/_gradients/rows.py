@@ -20,10 +20,11 @@ ArrayTree = Any
 class TaskRows:
     """The rows of the task Jacobian for one parameter array.
 
-    Only the rows of the losses that depend on this parameter are held. A pytree node, so that a
-    tree of task gradients has the structure of the parameters with a `TaskRows` for each array.
+    It holds only the rows of the losses that depend on this parameter. A `TaskRows` is a pytree
+    node, so a tree of task gradients has the structure of the parameters with a `TaskRows` for each
+    array.
 
-    Not an update: arithmetic with one is refused.
+    It is not an update, so arithmetic with it raises an error.
 
     Attributes:
       rows: gradients, shape `[len(tasks), *parameter.shape]`.
@@ -31,8 +32,9 @@ class TaskRows:
       num_tasks: K, the number of losses.
       names: K names of the losses, as from `osgd_jax.task_names`; None where they have none, as in
         a tuple, a list or an array.
-      ordered: whether the tasks are in an order that the user wrote. False for losses from a dict
-        of more than one key: JAX sorts the keys. An order or numbers by position are then refused.
+      ordered: whether the user wrote the tasks in this order. False for losses from a dict of more
+        than one key, because JAX sorts the keys; an order or numbers by position then raise an
+        error.
 
     Example:
       >>> import jax.numpy as jnp

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class KeyedCache:
-    """A dictionary whose missing values are made once, also when several threads ask at a time."""
+    """A dictionary that makes missing values once, also if several threads ask at a time."""
 
     def __init__(self, values: dict[Any, Any] | None = None):
         self._lock = threading.Lock()
@@ -17,7 +17,7 @@ class KeyedCache:
         return KeyedCache, (self.as_dict(),)
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The value of `key`, from `make()` the first time; other keys do not wait for it."""
+        """Return the value of `key`, from `make()` the first time; other keys do not wait."""
         if key not in self._values:
             with self._lock:
                 lock = self._locks.setdefault(key, threading.Lock())
@@ -31,5 +31,5 @@ class KeyedCache:
         self._values[key] = value
 
     def as_dict(self) -> dict[Any, Any]:
-        """A copy of what has been made so far."""
+        """Return a copy of the values so far."""
         return self._values.copy()

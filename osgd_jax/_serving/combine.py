@@ -1,4 +1,4 @@
-"""How the outputs so far become one answer."""
+"""Combinations of the outputs so far into one answer."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ Combine = Callable[[int, int, jax.Array, jax.Array | None], tuple[jax.Array, jax
 def latest(
     k: int, num_outputs: int, logits: jax.Array, state: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The latest output alone."""
+    """Return the latest output alone."""
     del k, num_outputs
     return logits, state
 
@@ -20,19 +20,19 @@ def latest(
 def product(
     k: int, num_outputs: int, logits: jax.Array, state: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The product of all outputs so far (Jazbec et al. 2023, arXiv 2306.02652: "PA").
+    """Multiply all outputs so far (Jazbec et al. 2023, arXiv 2306.02652: "PA").
 
     With the logits f_i of the outputs 1 … m of K, the probability of class y is proportional to
-    Π_{i ≤ m} max(f_i(y), 0)^{w_i}, w_i = i / K. A class to which one output gives no positive logit
-    is out for good, so the set of possible classes only shrinks. An example whose set is empty gets
-    the softmax of output m alone, as in the authors' code.
+    Π_{i ≤ m} max(f_i(y), 0)^{w_i}, w_i = i / K. A class without a positive logit in one output is
+    ruled out for all later outputs, so the set of possible classes only shrinks. An example whose
+    set is empty gets the softmax of output m alone, as in the authors' code.
 
     Returns:
-      Logits whose softmax is that distribution, −∞ for a class that is out, and the logarithm of
-      the product.
+      Logits whose softmax is this distribution, −∞ for a class that is ruled out, and the logarithm
+      of the product.
 
     Raises:
-      ValueError: there is one logit alone, whose class no output can rule out.
+      ValueError: there is only one logit, whose class no output can rule out.
     """
     if logits.shape[-1] == 1:
         raise ValueError(

@@ -3,9 +3,9 @@
 A line of text with what the file is for and the format's version, a line with the SHA-256 of the
 rest, and a ZIP archive:
 
-- `manifest.json`: what whoever wrote the file says of it; `weights`, the shape, dtype and offset of
-  each array in `weights.bin`; `stages`, for each its member and the indices of the weights that it
-  reads;
+- `manifest.json`: the description of the file by its writer; `weights`, the shape, dtype and offset
+  of each array in `weights.bin`; `stages`, for each its member and the indices of the weights that
+  it reads;
 - `weights.bin`: the arrays, row by row, little-endian, each once, whatever number of stages and
   platforms use it;
 - `stage-0.bin` …: `jax.export` of the stages.
@@ -37,7 +37,7 @@ _PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 class Part(NamedTuple):
-    """A stage as it is written.
+    """A stage to write.
 
     Attributes:
       lowered: of `lower`.
@@ -51,12 +51,12 @@ class Part(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
       manifest: its description.
       weights: the arrays of all stages.
-      members: the stages by name, serialised.
+      members: the stages by name, serialized.
     """
 
     manifest: dict[str, Any]
@@ -65,14 +65,14 @@ class Content(NamedTuple):
 
 
 def lower(function: Callable[..., Any], *arguments: Any) -> export.Exported:
-    """A function lowered for all platforms; the machine needs none of them but CPU."""
+    """Lower a function for all platforms; the machine needs none of them but CPU."""
     shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), arguments)
     with alone(default_device()):
         return export.export(jax.jit(function), platforms=_PLATFORMS)(*shapes)
 
 
 def write(path: Path, kind: str, about: Mapping[str, Any], parts: Sequence[Part]) -> None:
-    """Write a file, or leave what is there as it is.
+    """Write a file whole or not at all.
 
     Args:
       path: of the file.
@@ -115,7 +115,7 @@ def write(path: Path, kind: str, about: Mapping[str, Any], parts: Sequence[Part]
 
 
 def read(path: str | os.PathLike[str], kind: str) -> Content:
-    """What a file holds.
+    """Read a file.
 
     Raises:
       ValueError: it is of another kind, damaged, of another version, or needs 64-bit floats where

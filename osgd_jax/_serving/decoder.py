@@ -3,8 +3,8 @@
 Each stage has a cache of keys and values, and a buffer of the states that the stage before has
 left. A stage that was not needed for some tokens finds their states in its buffer, and runs over
 all of them in one call. Calls are padded to a power of two of positions, so that few programs are
-compiled. What padding writes is beyond the end of the text: nothing reads it before the true
-values replace it.
+compiled. Padding writes beyond the end of the text, where nothing reads it before the true values
+replace it.
 """
 
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ class Call(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What an output says of the next token of each text.
+    """The prediction of an output for the next token of each text.
 
     Attributes:
       logits: `[batch, vocab_size]`.
@@ -67,15 +67,15 @@ class Decoder:
         return Decoder, (self.stages, self.max_length)
 
     def size(self, count: int) -> int:
-        """The positions of the smallest call that holds `count`."""
+        """Return the number of positions of the smallest call that holds `count`."""
         return min(1 << (count - 1).bit_length(), self.max_length)
 
     def sizes(self) -> list[int]:
-        """Those of all calls that there are."""
+        """List the numbers of positions of all possible calls."""
         return sorted({self.size(count) for count in range(1, self.max_length + 1)})
 
     def buffers(self, batch: int) -> tuple[list[Arrays], list[Arrays]]:
-        """For each stage its empty cache of keys and values, and the states that it will find."""
+        """Return empty caches of keys and values and empty buffers of states for each stage."""
 
         def empty(shapes: list[Any]) -> Arrays:
             return [jnp.zeros(each.shape, each.dtype) for each in shapes]
@@ -86,7 +86,7 @@ class Decoder:
             return pasts, [empty(each.state_of(*size)) for each in kept]
 
     def run(self, call: Call, *arguments: Any) -> tuple[Answer, list[Arrays], Arrays]:
-        """Run stages; see `_run` for what it takes and gives."""
+        """Run stages; see `_run` for arguments and results."""
         weights = self.stages.weights[call.first : call.last + 1]
         program = self.programs.get(call, lambda: self._compile(call, weights, *arguments))
         return program(weights, *arguments)
@@ -139,7 +139,7 @@ class Decoder:
 
 
 class Text:
-    """A batch of texts as far as they are known, and how far each stage has come in each.
+    """A batch of texts so far, and the progress of each stage in each text.
 
     Args:
       decoder: runs the stages.
@@ -169,7 +169,7 @@ class Text:
         self.lengths[rows] += 1
 
     def size(self, k: int) -> int:
-        """The positions of the call that brings stage k to the end of the texts."""
+        """Return the number of positions that bring stage k to the end of the texts."""
         return self._decoder.size(max(1, int((self.lengths - self._seen[k]).max())))
 
     def wait(self) -> None:

@@ -51,7 +51,7 @@ class Engine:
 
     @property
     def num_outputs(self) -> int:
-        """Number of outputs."""
+        """Return the number of outputs."""
         return self._model.num_outputs
 
     @property

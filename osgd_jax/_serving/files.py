@@ -3,8 +3,8 @@
 The manifest of a predictor has input_shape, input_dtype, combine and multiply_adds, and for each
 stage `passes` (see `Stage`). Its stages are functions of a list of weights and a list of the
 carry's arrays. The manifest of a generator has max_length, vocab_size and multiply_adds, which the
-first version did not write. Its stages are functions of lists of arrays, of which `Stages.call`
-says what they are, for any number of texts and of positions.
+first version did not write. Its stages are functions of lists of arrays, as `Stages.call` describes
+them, for any number of texts and positions.
 """
 
 import os
@@ -55,12 +55,12 @@ class FileModel(_File):
         self._stages = list(map(Stage, calls, self.weights, passes))
 
     def takes_integers(self, input_shape: tuple[int, ...]) -> bool:
-        """Whether examples are integers."""
+        """Tell whether examples are integers."""
         del input_shape
         return jnp.issubdtype(self.input_dtype, jnp.integer)
 
     def stages(self, input_shape: tuple[int, ...], dtype: Any) -> list[Stage]:
-        """The stages, which are for one shape and dtype alone."""
+        """Return the stages, which are for one shape and dtype."""
         del input_shape, dtype
         return self._stages
 
@@ -132,7 +132,7 @@ def write_predictor(
     multiply_adds: list[int],
     combine: str,
 ) -> None:
-    """Write a file, or leave what is there as it is."""
+    """Write a file whole or not at all."""
     input_shape, input_dtype = example
     about = {
         "input_shape": input_shape,
@@ -144,7 +144,7 @@ def write_predictor(
 
 
 def write_generator(path: Path, stages: Stages, max_length: int) -> None:
-    """Write a file, or leave what is there as it is."""
+    """Write a file whole or not at all."""
     batch, count = export.symbolic_shape("batch, count")
     integers = jax.ShapeDtypeStruct((batch,), jnp.int32)
     state, logits = [jax.ShapeDtypeStruct((batch, count), jnp.int32)], None
@@ -166,7 +166,7 @@ def write_generator(path: Path, stages: Stages, max_length: int) -> None:
 
 
 def _lower(stages: list[Stage], input_shape: tuple[int, ...], dtype: str) -> list[container.Part]:
-    """The stages for a batch of any size."""
+    """Lower the stages for a batch of any size."""
     (batch,) = export.symbolic_shape("batch")
     carry: list[Any] = [jax.ShapeDtypeStruct((batch, *input_shape), jnp.dtype(dtype))]
     parts = []

@@ -1,4 +1,4 @@
-"""Text, token by token, each by as much of a net as time or need allow."""
+"""Text generation, each token by as many stages as time or confidence requires."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -23,26 +23,25 @@ _REPEATS = 20
 
 
 class AnytimeGenerator(Engine):
-    """Generates text with a Transformer of several outputs, each token by an output of its own.
+    """Generate text with a Transformer of several outputs; any output can give a token.
 
-    Whatever outputs gave the tokens before, the logits of output k are those of
-    `net(tokens)[k]`, up to rounding. A stage has a cache of keys and values of its own, and is
-    run only when an output needs it: then over all positions that it has missed, in one call, from
-    the states that the stage before has left for it.
+    The logits of output k are those of `net(tokens)[k]`, up to rounding, whichever outputs gave the
+    earlier tokens. Each stage has a separate cache of keys and values and runs only when an output
+    needs it. It then runs over all positions that it has missed, in one call, from the stored
+    states of the stage before.
 
-    The generator takes a copy of the weights as they are now. A program is compiled for each stage,
-    batch size and power of two of positions up to `max_length`, when it is first needed;
-    `calibrate` compiles them all. Each call allocates what it keeps, for `max_length` positions:
-    the keys and values of all layers, and the states between stages. All methods may be called
-    from several threads at once. A generator runs on one device and can be pickled and copied, as
-    an `AnytimePredictor`.
+    The generator copies the weights. It compiles a program for each stage, batch size and power of
+    two of positions up to `max_length` on first use; `calibrate` compiles them all. Each call
+    allocates the keys and values of all layers and the states between stages, for `max_length`
+    positions. All methods are thread-safe. A generator runs on one device and can be pickled and
+    copied, like an `AnytimePredictor`.
 
     Args:
       net: a Transformer of `osgd_jax.nets`.
-      max_length: the most tokens of a text, prompt included.
+      max_length: the largest number of tokens of a text, prompt included.
 
     Raises:
-      ValueError: an argument is not one of those above.
+      ValueError: an argument is invalid.
 
     Example:
       >>> import osgd_jax
@@ -76,12 +75,12 @@ class AnytimeGenerator(Engine):
 
     @property
     def max_length(self) -> int:
-        """The most tokens of a text."""
+        """Return the largest number of tokens of a text."""
         return self._decoder.max_length
 
     @property
     def latencies(self) -> dict[int, dict[int, tuple[float, ...]]]:
-        """Seconds of each stage that `calibrate` found, by batch size and number of positions."""
+        """Return the seconds of each stage from `calibrate`, by batch size and positions."""
         return self._latencies.as_dict()
 
     def generate(
@@ -106,34 +105,34 @@ class AnytimeGenerator(Engine):
         Args:
           prompt: tokens, integers `[length]`; or several prompts, which may differ in length. A
             prompt may be `bytes`, of which each is a token; prompts may be any iterable.
-          max_new_tokens: how many to add at most.
+          max_new_tokens: the largest number of tokens to add.
           output: the output that gives every token.
           confidence: in (0, 1]: one threshold or one for each output. A token is given by the
             first output whose score by `rule` is at least this, or by the last. Later stages run
             for the whole batch where one text needs them.
           rule: as in `AnytimePredictor.predict`, of logits `[texts, vocab_size]` of the texts
             for which no output has been sure so far.
-          deadline: seconds for each token, from when the one before is there. Never starts a
+          deadline: seconds for each token, from the token before. The generator never starts a
             stage that would end too late by the latencies of `calibrate`; output 0 is always
-            computed. Without a `calibrate` for this number of prompts before, this call does it.
+            computed. The first call for a number of prompts calibrates if `calibrate` has not.
           budget: multiply-adds for each token: those of a text of `max_length` tokens, as
             `osgd_jax.cost` counts them, divided by its length. The last output that costs no more
             gives every token.
           temperature: 0 takes the likeliest token, and so does a number below the smallest normal
             one of float32; else tokens are drawn from the softmax of the logits divided by it.
-          top_k: draw from exactly so many of the likeliest alone.
-          stop: a token, or several, that end a text; one byte, such as `b"."`, is a token.
+          top_k: draw only from this number of the likeliest tokens.
+          stop: one or more tokens that end a text; one byte, such as `b"."`, is a token.
           key: for draws: a seed or a key of `jax.random`, or one of these for each prompt,
-            `[batch]`. A text with a key of its own is the same alone and in any batch. From one
-            key for several prompts, each gets another one, by its place.
+            `[batch]`. With one key for each prompt, a text is the same alone and in any batch. One
+            key for several prompts is split by their positions.
 
         Returns:
           Tokens, the output that gave each, and the time it took.
 
         Raises:
-          ValueError: an argument is not one of those above, or there is no room for so many tokens;
-            or the largest logit of a text is no finite number, as where one is NaN. `stream` has
-            then given the tokens before.
+          ValueError: an argument is invalid, or there is no room for so many tokens;
+            or the largest logit of a text is not finite, for example because one is NaN. `stream`
+            has then given the earlier tokens.
         """
         steps = self.stream(
             prompt,
@@ -172,7 +171,7 @@ class AnytimeGenerator(Engine):
         stop: Any = None,
         key: Any = None,
     ) -> Iterator[GeneratedToken]:
-        """Yield each token when it is there; the next is begun when it is asked for.
+        """Yield each token when it is ready; the next starts when it is requested.
 
         Arguments, errors and tokens are those of `generate`.
         """
@@ -202,7 +201,7 @@ class AnytimeGenerator(Engine):
     def calibrate(
         self, batch_size: int = 1, *, repeats: int = _REPEATS
     ) -> dict[int, tuple[float, ...]]:
-        """Compile all stages and measure how long each takes, for so many texts at once.
+        """Compile all stages and measure the time of each for a number of texts.
 
         Calibrate on the machine and under the load that texts will meet. A second call
         replaces the figures of the first.
@@ -215,7 +214,7 @@ class AnytimeGenerator(Engine):
           Seconds of each stage that 95 % of its runs keep to, by number of positions.
 
         Raises:
-          ValueError: an argument is no integer of at least 1.
+          ValueError: an argument is not a positive integer.
         """
         batch_size = check_positive("batch_size", batch_size)
         run = lambda repeats: self._measure(batch_size, repeats)  # noqa: E731

@@ -1,4 +1,4 @@
-"""Checks of what a predictor is given to run on."""
+"""Checks of the input of a predictor."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""How long each stage takes, measured where it will run."""
+"""Latencies of stages, measured on the device that runs them."""
 
 import threading
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """A predictor for other runtimes: an ONNX file for each stage, and one for all outputs.
 
-What the stages take and give has names of its own, so that a runtime keeps all that it has seen in
-one table and feeds each stage by the names of its inputs.
+Inputs and outputs of all stages have different names, so that a runtime keeps all arrays in one
+table and feeds each stage by the names of its inputs.
 """
 
 import dataclasses
@@ -99,9 +99,10 @@ def _step(
 
 
 def _without_copies(step: _Step, table: Table) -> tuple[Table, _Step]:
-    """What a step makes, in shapes, and the step with one name for each array.
+    """Return the shapes that a step makes, and the step with one name for each array.
 
-    What it only hands on, or gives twice, keeps its first name: a graph cannot give it another.
+    An array that it only hands on, or gives twice, keeps its first name, because a graph cannot
+    rename it.
     """
     names: list[str] = []
 

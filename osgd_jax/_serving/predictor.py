@@ -1,4 +1,4 @@
-"""Running a trained anytime net: every output as it comes, or as many as time or need allow."""
+"""Predictions of a trained anytime net, by as many stages as time or confidence requires."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -27,31 +27,29 @@ _REPEATS = 50
 
 
 class AnytimePredictor(Engine):
-    """Runs a trained anytime net one stage at a time, each stage compiled.
+    """Run a trained anytime net one compiled stage at a time.
 
-    The predictor takes a copy of the weights as they are now and runs the net in evaluation mode:
-    with the running averages of batch normalisation and without dropout. The net itself is not
-    changed, and training it further does not change the predictor.
+    The predictor copies the weights and runs the net in evaluation mode: with the running averages
+    of batch normalization and without dropout. It does not change the net, and further training of
+    the net does not change the predictor.
 
-    A stage is compiled the first time it is run on inputs of one shape and kept. Call `calibrate`
-    with an input of each shape to come, and no later call with a deadline waits for the compiler.
-    All methods may be called from several threads at once; calibrations, of generators too, wait
-    for each other. A predictor can be pickled and copied, for worker processes: the latencies go
-    along, each process compiles for itself.
+    Each stage is compiled once for each input shape, on first use. Call `calibrate` with an input
+    of each shape, so that no later call with a deadline waits for the compiler. All methods are
+    thread-safe; calibrations, of generators too, wait for each other. A predictor can be pickled
+    and copied for worker processes: the latencies are copied, and each process compiles again.
 
-    A predictor runs on one device: the first of those that have the net's weights, or JAX's default
-    one after `load` or in another process. Inputs may be anywhere, on the host, on another device
-    or over a mesh, and are brought there. To use several devices, put the net on each in turn and
-    make a predictor of it.
+    A predictor runs on one device: the first device that has the net's weights, or JAX's default
+    device after `load` or in another process. Inputs may be on the host, on another device or over
+    a mesh. To use several devices, put the net on each in turn and make a predictor of it.
 
     Args:
       net: an `AnytimeNet`, or another `nnx.Module` with its `num_outputs`, `start` and `advance`
-        whose carries have the batch as first axis. Where it has `spatial_dims` and `in_channels`,
-        inputs are checked against them. Outputs may be dense, `[batch, …, classes]`.
-      combine: how the outputs so far make one answer. "latest" takes the logits of the last of
-        them; "product" their product ensemble, with which the confidence in an answer tends to
-        grow from output to output (Jazbec et al. 2023, arXiv 2306.02652): logits are then
-        logarithms of products, −∞ for a class that is ruled out.
+        whose carries have the batch as first axis. Inputs are checked against its `spatial_dims`
+        and `in_channels`, if it has them. Outputs may be dense, `[batch, …, classes]`.
+      combine: how the outputs so far become one answer. "latest" takes the logits of the last one;
+        "product" takes their product ensemble, with which the confidence in an answer tends to grow
+        from output to output (Jazbec et al. 2023, arXiv 2306.02652): logits are then logarithms of
+        products, −∞ for a class that is ruled out.
 
     Raises:
       ValueError: the net lacks an attribute, or `combine` is unknown.
@@ -90,13 +88,13 @@ class AnytimePredictor(Engine):
 
     @property
     def latencies(self) -> dict[tuple[tuple[int, ...], str], tuple[float, ...]]:
-        """Seconds that `calibrate` found for each stage, by input shape (with batch) and dtype."""
+        """Return the seconds of each stage from `calibrate`, by batched input shape and dtype."""
         return self._latencies.as_dict()
 
     def stream(
         self, x: Any, *, confidence: Threshold = None, rule: str | Callable = "confidence"
     ) -> Iterator[AnytimeOutput]:
-        """Yield every output as soon as it is ready; the next stage starts when the next is asked.
+        """Yield each output when it is ready; the next stage starts when it is requested.
 
         Args:
           x: `[batch, *spatial, in_channels]`, floating; integers for a net that takes no floats.
@@ -105,7 +103,7 @@ class AnytimePredictor(Engine):
           rule: as in `predict`.
 
         Raises:
-          ValueError: an argument is not one of those above.
+          ValueError: an argument is invalid.
         """
         start = self._clock()
         x = check_input(self._runner.model, x)
@@ -129,14 +127,13 @@ class AnytimePredictor(Engine):
         Args:
           x: `[batch, *spatial, in_channels]`, floating; integers for a net that takes no floats.
             Host arrays may have any byte order and layout, but no masked entries.
-          deadline: seconds from the call to the answer. Runs one stage after the other but never
-            starts one that would end too late by the latencies of `calibrate`, and answers with
-            the latest output. Output 0 is always computed; where that alone is late,
-            `lateness` says by how much. Without a `calibrate` for this shape before, this call
-            does it, and is late.
+          deadline: seconds from the call to the answer. The predictor never starts a stage that
+            would end too late by the latencies of `calibrate`, and answers with the latest output.
+            Output 0 is always computed; `lateness` tells by how much an answer is late. The first
+            call for a shape calibrates if `calibrate` has not, and is late.
           confidence: in (0, 1]: one threshold, or one for each output, None where no example may
             leave (the last is not read). Each example leaves with the first output whose score by
-            `rule` is at least this, or with the last. Those that are left go on as a smaller
+            `rule` is at least this, or with the last. The other examples continue as a smaller
             batch, padded to a power of two, so that there are few shapes to compile.
           budget: multiply-adds for one example, as `osgd_jax.cost` counts them. Answers with the
             last output that costs no more.
@@ -157,7 +154,7 @@ class AnytimePredictor(Engine):
           Logits, the output that each example's are from, and the time it took.
 
         Raises:
-          ValueError: an argument is not one of those above, `x` is traced, more than one limit is
+          ValueError: an argument is invalid, `x` is traced, more than one limit is
             given, or a budget is less than output 0 costs.
         """
         start = self._clock()
@@ -196,7 +193,7 @@ class AnytimePredictor(Engine):
           repeats: runs of the net to measure.
 
         Returns:
-          Seconds of each stage that 95 % of its runs keep to; they are what `predict` assumes.
+          Seconds of each stage that 95 % of its runs keep to, which `predict` assumes.
 
         Raises:
           ValueError: `x` has another shape or dtype, or `repeats` is less than 1.
@@ -209,9 +206,9 @@ class AnytimePredictor(Engine):
     ) -> None:
         """Write all stages with their weights to one file, which `load` runs without the net.
 
-        The stages are lowered by `jax.export` for CPU, CUDA and TPU, with a batch of any size;
-        the machine that writes needs none of the latter two. A net of your own must therefore leave
-        the batch open: `x.shape[0]` and not `len(x)`. JAX promises to run such files for six months
+        The stages are lowered by `jax.export` for CPU, CUDA and TPU, with a batch of any size; the
+        machine that writes needs none of the latter two. A custom net must therefore leave the
+        batch open: use `x.shape[0]`, not `len(x)`. JAX guarantees to run such files for six months
         of releases. An existing file is replaced whole or not at all.
 
         Args:
@@ -262,7 +259,7 @@ class AnytimePredictor(Engine):
             onnx_files.write(target, self._runner, example)
 
     def _example(self, input_shape: Any) -> ExampleKey:
-        """Shape and dtype of the examples to export for."""
+        """Return the shape and dtype of the examples to export for."""
         model, seen = self._runner.model, self._runner.examples
         if input_shape is not None:
             shape = check_example_shape(model, input_shape)

@@ -1,4 +1,4 @@
-"""Checks of what a generator is given."""
+"""Checks of the arguments of a generator."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

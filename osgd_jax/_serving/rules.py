@@ -1,4 +1,4 @@
-"""How sure an output is of each example: the rules by which examples leave early."""
+"""Scores of confidence, the rules by which examples leave early."""
 
 import functools
 import math
@@ -14,7 +14,7 @@ Rule = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
-    """The softmax in float64; a single logit is that of the second of two classes (the sigmoid)."""
+    """Take the softmax in float64, or the sigmoid of a single logit, for two classes."""
     wide = logits.astype(np.float64)
     if wide.shape[-1] == 1:
         wide = np.concatenate([np.zeros_like(wide), wide], axis=-1)
@@ -57,7 +57,7 @@ RULES: dict[str, Rule] = {
 
 
 class Exit(NamedTuple):
-    """When an example leaves.
+    """The condition on which an example leaves.
 
     Attributes:
       rule: gives the score of each example.
@@ -68,7 +68,7 @@ class Exit(NamedTuple):
     thresholds: Sequence[float]
 
     def sure(self, k: int, logits: np.ndarray, before: np.ndarray | None) -> np.ndarray:
-        """Which examples leave at output k, `[batch]`; those that are not a number never do."""
+        """Tell which examples leave at output k, `[batch]`; examples with NaN never leave."""
         scores = self.rule(logits, before)
         return scores.reshape(len(logits), -1).mean(1) >= self.thresholds[k]
 

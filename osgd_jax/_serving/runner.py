@@ -48,11 +48,11 @@ class Runner:
 
     @property
     def programs(self) -> list[Hashable]:
-        """One entry for each program compiled so far."""
+        """Return one entry for each compiled program."""
         return list(self._programs.as_dict())
 
     def stages(self, example: ExampleKey) -> list[Stage]:
-        """The stages for examples of a shape and dtype."""
+        """Return the stages for examples of a shape and dtype."""
         return self._stages.get(example, lambda: self._cut(example))
 
     def _cut(self, example: ExampleKey) -> list[Stage]:

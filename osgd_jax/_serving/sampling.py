@@ -20,7 +20,7 @@ _HIGHEST = 1e37
 
 
 class Sampling(NamedTuple):
-    """How a token is chosen.
+    """The choice of a token.
 
     Attributes:
       temperature: divides the logits.
@@ -73,7 +73,8 @@ def _check_keys(key: Any, num_texts: int, device: Any) -> jax.Array:
         )
     if keys.ndim:
         return keys
-    # A text alone has the key itself, so that it is the same in a batch with a key of its own.
+    # A single text uses the key directly, so that it is the same in a batch with one key for each
+    # text.
     rows = np.arange(num_texts)
     return keys[None] if num_texts == 1 else jax.vmap(jax.random.fold_in, (None, 0))(keys, rows)
 

@@ -105,7 +105,7 @@ class Scheduler(Generic[Key]):
         self._numbers = itertools.count()
 
     def __len__(self) -> int:
-        """Number of admitted requests that have not left."""
+        """Return the number of admitted requests that have not left."""
         running = len(self._running[1]) if self._running else 0
         return sum(map(len, self._waiting)) + running
 

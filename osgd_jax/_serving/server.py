@@ -24,7 +24,7 @@ _REPEATS = 20
 
 
 class OverloadedError(RuntimeError):
-    """A request was refused because not even output 0 fits before its deadline.
+    """A request is refused because not even output 0 fits before its deadline.
 
     Example:
       >>> import jax.numpy as jnp
@@ -90,16 +90,16 @@ class _Request:
 
 
 class AnytimeServer:
-    """Answers single examples by their deadlines, on one device.
+    """Answer single examples by their deadlines, on one device.
 
-    Requests that wait at the same stage run as one batch. Under light load everybody gets the last
-    output; as the load grows, requests leave with earlier outputs, and only when output 0 does not
-    fit any more are they refused. What a stage has computed for a request is kept until the request
-    leaves, so nothing is computed twice.
+    Requests that wait at the same stage run as one batch. Under light load all requests get the
+    last output. As the load grows, requests leave with earlier outputs, and are refused only when
+    not even output 0 fits. The results of the stages are kept until a request leaves, so nothing is
+    computed twice.
 
     A server compiles all stages for all batch sizes and measures them when it is made, which takes
-    seconds to minutes. `submit` may be called from any number of threads. A server is a context
-    manager, which closes it in the end.
+    seconds to minutes. `submit` is thread-safe. A server is a context manager that closes it at the
+    end.
 
     Args:
       predictor: the net to serve; the server shares its weights.
@@ -110,7 +110,7 @@ class AnytimeServer:
         states of `capacity` examples take memory on the device.
 
     Raises:
-      ValueError: an argument is not one of those above.
+      ValueError: an argument is invalid.
 
     Example:
       >>> import jax.numpy as jnp
@@ -154,7 +154,7 @@ class AnytimeServer:
         self._thread.start()
 
     def __len__(self) -> int:
-        """Number of requests that wait or run."""
+        """Return the number of requests that wait or run."""
         return len(self._admitted)
 
     def __enter__(self) -> Self:
@@ -185,7 +185,7 @@ class AnytimeServer:
           the deadline, now or, where batches take longer than measured, later.
 
         Raises:
-          ValueError: an argument is not one of those above.
+          ValueError: an argument is invalid.
           RuntimeError: the server is closed.
         """
         start = self._clock()
@@ -211,7 +211,7 @@ class AnytimeServer:
         return future
 
     def close(self) -> None:
-        """Refuse further requests, answer those that wait, and stop."""
+        """Refuse further requests, answer the waiting ones, and stop."""
         with self._changed:
             self._closing = True
             self._changed.notify()

@@ -37,13 +37,13 @@ class Stage(NamedTuple):
     passes: tuple[int | None, ...]
 
     def next_carry(self, carry: Sequence[Any], fresh: Sequence[Any]) -> list[Any]:
-        """The carry of the next stage."""
+        """Return the carry of the next stage."""
         made = iter(fresh)
         return [next(made) if index is None else carry[index] for index in self.passes]
 
 
 class Model(Protocol):
-    """What a predictor runs: a net, or the file that one was exported to.
+    """A net, or an exported file, for a predictor to run.
 
     Attributes:
       num_outputs: K.
@@ -58,15 +58,15 @@ class Model(Protocol):
     device: Any
 
     def takes_integers(self, input_shape: tuple[int, ...]) -> bool:
-        """Whether examples of this shape are integers."""
+        """Tell whether examples of this shape are integers."""
         ...
 
     def stages(self, input_shape: tuple[int, ...], dtype: Any) -> list[Stage]:
-        """The stages for examples of this shape."""
+        """Return the stages for examples of this shape."""
         ...
 
     def multiply_adds(self, input_shape: tuple[int, ...], dtype: Any) -> list[int]:
-        """Cumulative multiply-adds of each output for one example."""
+        """Return the cumulative multiply-adds of each output for one example."""
         ...
 
 
@@ -143,7 +143,7 @@ class NetModel:
         return stages
 
     def takes_integers(self, input_shape: tuple[int, ...]) -> bool:
-        """Whether the net refuses floats of this shape and takes integers."""
+        """Tell whether the net refuses floats of this shape and takes integers."""
         if input_shape not in self._integers:
             with alone(self.device):
                 found = find_dtype(self._merge(self._leaves), input_shape)
@@ -151,7 +151,7 @@ class NetModel:
         return self._integers[input_shape]
 
     def multiply_adds(self, input_shape: tuple[int, ...], dtype: Any) -> list[int]:
-        """As `osgd_jax.cost`."""
+        """Count the cumulative multiply-adds of each output, like `osgd_jax.cost`."""
         with alone(self.device):
             costs = cost(self._merge(self._leaves), input_shape, dtype=dtype)
         return [each.multiply_adds for each in costs]

@@ -18,7 +18,7 @@ Arrays = list[Any]  # of jax.Array
 
 
 class Kept(NamedTuple):
-    """What is kept of each position for a stage: shapes and dtypes.
+    """The shapes and dtypes of the values that a stage keeps for each position.
 
     Attributes:
       past: keys and values of its attentions in turn, `[heads, head_dim]` each.
@@ -29,17 +29,17 @@ class Kept(NamedTuple):
     state: Sequence[jax.ShapeDtypeStruct]
 
     def past_of(self, batch: Any, length: Any) -> list[jax.ShapeDtypeStruct]:
-        """`past` for so many texts and positions."""
+        """Return `past` for a number of texts and positions."""
         shapes = [(batch * a.shape[0], a.shape[1], length) for a in self.past]
         return [_struct(shape, a) for shape, a in zip(shapes, self.past, strict=True)]
 
     def state_of(self, batch: Any, length: Any) -> list[jax.ShapeDtypeStruct]:
-        """`state` for so many texts and positions."""
+        """Return `state` for a number of texts and positions."""
         return [_struct((batch, length, *a.shape), a) for a in self.state]
 
 
 class Stages(Protocol):
-    """What a decoder runs.
+    """The stages that a decoder runs.
 
     Attributes:
       num_outputs: K.
@@ -85,7 +85,7 @@ class Stages(Protocol):
         ...
 
     def multiply_adds(self, length: int) -> list[int]:
-        """Cumulative multiply-adds of each output for a text of so many tokens."""
+        """Return the cumulative multiply-adds of each output for a text of `length` tokens."""
         ...
 
 
@@ -139,12 +139,12 @@ class NetStages:
         return found
 
     def multiply_adds(self, length: int) -> list[int]:
-        """As `osgd_jax.cost`."""
+        """Count the cumulative multiply-adds of each output, like `osgd_jax.cost`."""
         with alone(self.device):
             return [each.multiply_adds for each in cost(self._net, (length,))]
 
     def call(self, k: int, *arguments: Any) -> tuple[jax.Array, Arrays, Arrays]:
-        """As in `Stages`."""
+        """Run a stage; see `Stages.call`."""
         logits, past, following = self._advance(k, *arguments)
         return logits, past, jax.tree.leaves(following)
 
@@ -176,7 +176,7 @@ class NetStages:
 
 
 def take(buffer: jax.Array, starts: jax.Array, count: int) -> jax.Array:
-    """`count` positions of each text from `starts`; beyond the end, and before it, any."""
+    """Take `count` positions of each text from `starts`; any values outside of the text."""
     if (buffer.shape[0], count) == (1, 1):
         return lax.dynamic_slice_in_dim(buffer, starts[0], 1, axis=1)
     rows = jnp.arange(starts.shape[0])[:, None]

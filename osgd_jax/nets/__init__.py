@@ -1,4 +1,4 @@
-"""Anytime networks as Flax NNX modules, and the layers that they are made of.
+"""Anytime networks as Flax NNX modules, and their layers.
 
 Nets for images and signals take `[batch, *spatial, channels]` with one or two spatial axes,
 Transformers take tokens, integers `[batch, length]`. All have one interface:

@@ -12,7 +12,7 @@ from osgd_jax.nets.resnets.blocks import max_pool
 
 
 class ConvNorm(nnx.Module):
-    """Convolution, normalisation, ReLU."""
+    """Convolution, normalization, ReLU."""
 
     def __init__(
         self, layers: Layers, features: int, out_features: int, *, size: int = 3, stride: int = 1
@@ -72,7 +72,7 @@ class Cell(nnx.Module):
         self.remat = remat
 
     def __call__(self, scales: Sequence[jax.Array]) -> jax.Array:
-        """The new features of the cell's own scale; `scales` are those of all scales."""
+        """Compute new features of the cell's scale from the features of all scales."""
         run: Any = nnx.remat(Cell._run) if self.remat else Cell._run
         first = self.scale if self.down is None else self.scale - 1
         return run(self, *scales[first : self.scale + 1])

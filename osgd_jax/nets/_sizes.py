@@ -56,7 +56,7 @@ class NetSizes:
 
     @functools.cached_property
     def layers(self) -> Layers:
-        """What makes the layers."""
+        """Return the maker of the layers."""
         return Layers(self.rngs, dtype=self.dtype, param_dtype=self.param_dtype, remat=self.remat)
 
     def interface(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class NetSizes:
     def grown(self, num_outputs: int) -> Self:
         """Return the sizes of a net with more outputs, whose first stages are the same.
 
-        A family may take more arguments: sizes of that net in place of its defaults. It raises a
+        A family may take more arguments, which replace default sizes of the larger net. It raises a
         ValueError if the first stages would not be the same.
         """
         return self.changed(num_outputs=num_outputs)
@@ -94,7 +94,7 @@ class ImageSizes(NetSizes):
 
     @functools.cached_property
     def layers(self) -> Layers:
-        """What makes the layers."""
+        """Return the maker of the layers."""
         return Layers(
             self.rngs, self.spatial_dims, self.norm, self.dtype, self.param_dtype, self.remat
         )
@@ -111,8 +111,8 @@ class ImageSizes(NetSizes):
 def keywords_of(
     sizes: Callable[P, SizesT],
 ) -> Callable[[Callable[[Any, SizesT], None]], Callable[Concatenate[Any, P], None]]:
-    """Let a constructor that takes sizes take their keywords instead."""
-    # Those without a default first, as in the documents.
+    """Make a constructor of sizes take their keywords instead."""
+    # Keywords without a default come first, as in the documents.
     keywords = sorted(
         (
             each.replace(annotation=getattr(each.annotation, "type", each.annotation))

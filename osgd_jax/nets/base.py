@@ -1,4 +1,4 @@
-"""What all anytime nets have in common."""
+"""The base class of all anytime nets."""
 
 import dataclasses
 import functools
@@ -15,11 +15,11 @@ from osgd_jax.nets._sizes import NetSizes
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["state"], meta_fields=["output"])
 @dataclasses.dataclass(frozen=True)
 class Carry:
-    """What the stages so far have computed, and the output that comes next.
+    """The results of the stages so far, and the index of the next output.
 
     Attributes:
       state: what the next stage takes.
-      output: its index, by which `advance` tells a carry that is not for it.
+      output: its index, which `advance` checks.
     """
 
     state: Any
@@ -31,9 +31,9 @@ class AnytimeNet(nnx.Module):
 
     A net is a list of stages. Stage k holds exactly the parameters that output k adds to those of
     the earlier outputs and maps the *carry*, a pytree of what the earlier stages have computed, to
-    the logits of output k and the next carry. A subclass makes the stages and hands them to
-    `__init__`; a stage is a module whose `__call__(carry)` gives `(logits, carry)`. What the first
-    stage gets is the input, unless the subclass has a `first_carry`.
+    the logits of output k and the next carry. A subclass makes the stages and passes them to
+    `__init__`; a stage is a module whose `__call__(carry)` returns `(logits, carry)`. The first
+    stage takes the input, unless the subclass defines `first_carry`.
 
     Args:
       stages: one module for each output.
@@ -91,7 +91,7 @@ class AnytimeNet(nnx.Module):
 
     @property
     def num_outputs(self) -> int:
-        """Number of outputs."""
+        """Return the number of outputs."""
         return len(self.stages)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
@@ -114,7 +114,7 @@ class AnytimeNet(nnx.Module):
         return tuple(outputs)
 
     def start(self, x: jax.Array) -> Carry:
-        """The carry that `advance(0, carry)` takes; no work is done yet.
+        """Return the carry for `advance(0, carry)`, without any work.
 
         Raises:
           ValueError: `x` is not `[batch, *spatial, in_channels]`.
@@ -124,7 +124,7 @@ class AnytimeNet(nnx.Module):
         return Carry(self.first_carry(x), 0)
 
     def first_carry(self, x: jax.Array) -> Any:
-        """What the first stage gets, for a subclass to define; here the input itself."""
+        """Return the carry of the first stage; by default the input itself."""
         return x
 
     def advance(self, k: int, carry: Carry) -> tuple[jax.Array, Carry]:
@@ -151,13 +151,13 @@ class AnytimeNet(nnx.Module):
         return logits, Carry(state, k + 1)
 
     def make_stage(self, k: int, sizes: Any) -> Any:
-        """Make the stage of output k from the sizes of the net, for a family to define."""
+        """Make the stage of output k from the sizes of the net; each family defines this."""
         raise NotImplementedError(
             f"{type(self).__name__} must define make_stage, as a family does."
         )
 
     def subnetwork(self, k: int) -> Self:
-        """The net of the outputs 0 … k alone; it shares its Variables with this one.
+        """Return the net of the outputs 0 … k alone, which shares its Variables with this one.
 
         Raises:
           ValueError: there is no output k.
@@ -171,7 +171,7 @@ class AnytimeNet(nnx.Module):
     def set_view(
         self, deterministic: bool | None = None, use_running_average: bool | None = None
     ) -> None:
-        """Let `nnx.view` take its usual keywords for a net without batch normalisation too."""
+        """Accept the usual keywords of `nnx.view` for a net without batch normalization too."""
 
     def _check_output(self, k: int) -> None:
         if as_number(k) not in range(self.num_outputs) or not isinstance(k, SupportsIndex):

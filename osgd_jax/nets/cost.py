@@ -1,4 +1,4 @@
-"""What each output of an anytime net costs: its parameters and its multiply-adds."""
+"""Parameters and multiply-adds of each output of an anytime net."""
 
 import functools
 import math
@@ -44,23 +44,23 @@ class OutputCost(NamedTuple):
 def cost(
     net: Any, input_shape: Sequence[int], *, dtype: DTypeLike | None = None
 ) -> list[OutputCost]:
-    """Count the parameters and multiply-adds that it takes to get to each output of a net.
+    """Count the parameters and multiply-adds up to each output of a net.
 
-    Nothing is computed: the net is traced with shapes alone, and may be abstract itself (made by
-    `nnx.eval_shape`), so that large nets are counted in a second or two.
+    The net is traced with shapes alone and may be abstract (from `nnx.eval_shape`), so large nets
+    take a second or two.
 
     The entry for output k is cumulative along `start`, `advance(0)`, …, `advance(k)`, earlier heads
     included:
 
     - `parameters` is the size of all `nnx.Param` arrays on which at least one of the logits of the
-      outputs 0 … k depends, each counted once. A parameter that is read only for later outputs does
-      not count yet; running averages of batch normalisation are no parameters.
+      outputs 0 … k depends, each counted once. A parameter that only later outputs read does not
+      count yet. Running averages of batch normalization are not parameters.
     - `multiply_adds` is the work of these calls for one example in matrix products and
-      convolutions. As in the literature a convolution counts every tap of its kernel at every
-      position of its output, those that meet padding included, and normalisation, activation,
-      pooling and addition count nothing. Work whose result is neither among the logits nor in the
-      carry does not count, as the compiler leaves it out. A `lax.cond` counts as its dearest
-      branch, a `lax.scan` as its body times its length.
+      convolutions. As in the literature, a convolution counts every tap of its kernel at every
+      position of its output, including taps on padding. Normalization, activation, pooling and
+      addition do not count. Neither does work whose result is not in the logits or the carry,
+      because the compiler removes it. A `lax.cond` counts as its most expensive branch, a
+      `lax.scan` as its body times its length.
 
     Args:
       net: an `nnx.Module` with `num_outputs`, `start(x)` and `advance(k, carry)`.

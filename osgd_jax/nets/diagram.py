@@ -1,4 +1,4 @@
-"""What each output of a net computes and reads, traced and laid out for `plots.nesting`."""
+"""The layers that each output of a net computes and reads, laid out for `plots.nesting`."""
 
 import functools
 import math
@@ -35,7 +35,7 @@ class Diagram(NamedTuple):
       channels: output channels of each layer.
       rows: the first output that needs each layer.
       places: where each layer stands.
-      lines: pairs of a layer and one that reads it, less those that follow from others.
+      lines: pairs of a layer and one that reads it, less pairs that follow from others.
       heads: the last layer of each output.
     """
 
@@ -47,7 +47,7 @@ class Diagram(NamedTuple):
 
 
 def diagram(net: Any, input_shape: Sequence[int]) -> Diagram:
-    """Trace a net and give each of its layers a place."""
+    """Trace a net and place each of its layers."""
     layers, heads = _layers_of(net, input_shape)
     rows = _rows(layers, heads)
     return Diagram(
@@ -64,7 +64,7 @@ def diagram(net: Any, input_shape: Sequence[int]) -> Diagram:
 
 
 def _layers_of(net: Any, input_shape: Sequence[int]) -> tuple[list[Layer], list[frozenset[int]]]:
-    """All layers, each after what it reads, and those that each output comes from."""
+    """List all layers in an order of computation, and the layers that each output comes from."""
     check_net(net)
     graphdef, state = nnx.split(net)
 
@@ -79,7 +79,7 @@ def _layers_of(net: Any, input_shape: Sequence[int]) -> tuple[list[Layer], list[
 
 
 def _walk(jaxpr: Jaxpr, inputs: list[frozenset[int]], layers: list[Layer]) -> list[frozenset[int]]:
-    """Append the layers of a program; give the layers that each of its results comes from.
+    """Append the layers of a program; return the layers that each result comes from.
 
     Args:
       jaxpr: the program.
@@ -115,7 +115,7 @@ def _has_layer(jaxpr: Jaxpr) -> bool:
 
 
 def _ancestors(layers: list[Layer]) -> list[frozenset[int]]:
-    """All layers on which each layer depends."""
+    """Find all layers on which each layer depends."""
     found: list[frozenset[int]] = []
     for layer in layers:
         found.append(layer.sources.union(*(found[source] for source in layer.sources)))
@@ -123,7 +123,7 @@ def _ancestors(layers: list[Layer]) -> list[frozenset[int]]:
 
 
 def _without_shortcuts(layers: list[Layer]) -> list[frozenset[int]]:
-    """The sources of each layer, less those on which another source depends."""
+    """Find the sources of each layer, less sources on which another source depends."""
     ancestors = _ancestors(layers)
     return [
         layer.sources.difference(*(ancestors[source] for source in layer.sources))
@@ -132,7 +132,7 @@ def _without_shortcuts(layers: list[Layer]) -> list[frozenset[int]]:
 
 
 def _rows(layers: list[Layer], heads: list[frozenset[int]]) -> list[int]:
-    """The first output that depends on each layer; the last, where none does."""
+    """Find the first output that depends on each layer; the last one if none does."""
     ancestors = _ancestors(layers)
     needed = [head.union(*(ancestors[layer] for layer in head)) for head in heads]
     return [
@@ -142,7 +142,7 @@ def _rows(layers: list[Layer], heads: list[frozenset[int]]) -> list[int]:
 
 
 def _places(layers: list[Layer], rows: list[int]) -> list[tuple[float, float]]:
-    """Right of all that a layer reads, in its row; layers at one place are spread out."""
+    """Place each layer in its row, right of all that it reads; spread layers at one place."""
     depth: list[int] = []
     for layer in layers:
         depth.append(1 + max((depth[source] for source in layer.sources), default=-1))

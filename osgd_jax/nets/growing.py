@@ -1,4 +1,4 @@
-"""Nets that get more outputs after they were trained."""
+"""More outputs for trained nets."""
 
 import dataclasses
 import inspect
@@ -18,11 +18,11 @@ NetT = TypeVar("NetT", bound=AnytimeNet)
 def grow(net: NetT, num_outputs: int, *, rngs: nnx.Rngs, **sizes: Any) -> NetT:
     """Return a net with more outputs whose first stages are copies of the net's.
 
-    The outputs that the net has stay equal bit for bit, in training and evaluation mode, and cost
-    what they did. `subnetwork` gives the old net back. `osgd_jax.AnytimePredictor` compiles the
-    stage of the old last output anew, with what later stages read, so that its logits are equal to
-    rounding; those of earlier outputs are equal bit for bit.
-    New stages read the old ones as in any net of the family:
+    The existing outputs stay equal bit for bit, in training and evaluation mode, at the same cost,
+    and `subnetwork` returns the old net. `osgd_jax.AnytimePredictor` compiles the stage of the old
+    last output again, because later stages read from it. Its logits are then equal up to rounding;
+    those of earlier outputs are equal bit for bit. New stages read the old ones as in any net of
+    the family:
 
     * `BranchedResNet`, `BranchedTransformer`: more blocks after the trunk. Each new output gets as
       many as the last stage has, in the last level of resolution. `widths=` and `blocks=`, or
@@ -50,13 +50,13 @@ def grow(net: NetT, num_outputs: int, *, rngs: nnx.Rngs, **sizes: Any) -> NetT:
         constructor.
 
     Returns:
-      A net that shares no array with `net`: training it, also with donated buffers, leaves `net` as
-      it is. Old stages keep shardings, dtypes and training or evaluation mode; new ones are in
-      training mode, as those of any new net.
+      A net that shares no array with `net`, so that training it, also with donated buffers, does
+      not change `net`. Old stages keep shardings, dtypes and training or evaluation mode; new
+      stages are in training mode.
 
     Raises:
-      ValueError: `net` is of no family, `num_outputs` is not larger than the net's, `rngs` is no
-        `nnx.Rngs`, or the sizes are not ones to which the net can grow.
+      ValueError: `net` is not of a family, `num_outputs` is not larger than the net's, `rngs` is
+        not an `nnx.Rngs`, or the net cannot grow to the sizes.
 
     Example:
       >>> import jax.numpy as jnp

@@ -28,7 +28,7 @@ POSITIONS = ("even", "lin_grow")
 
 
 def classifier_layers(num_outputs: int, positions: str, base: int, step: int) -> tuple[int, ...]:
-    """The layer after which each classifier stands.
+    """Return the layer after which each classifier stands.
 
     The first has `base` layers before it; between the classifiers k − 1 and k lie `step` layers
     ("even") or step · k + 1 ("lin_grow").
@@ -38,7 +38,7 @@ def classifier_layers(num_outputs: int, positions: str, base: int, step: int) ->
 
 
 def _gap(k: int, positions: str, step: int) -> int:
-    """Layers between the classifiers k − 1 and k."""
+    """Return the number of layers between the classifiers k − 1 and k."""
     return step if positions == "even" else step * k + 1
 
 
@@ -94,7 +94,7 @@ class MSDNetSizes(ImageSizes):
 
     @property
     def num_scales(self) -> int:
-        """The number of scales."""
+        """Return the number of scales."""
         return len(self.growth_factors)
 
     def first(self, num_outputs: int) -> Self:
@@ -113,16 +113,16 @@ class MSDNetSizes(ImageSizes):
         return self.changed(num_outputs=num_outputs, ends=self.ends + ends[1:])
 
     def finest(self, layer: int) -> int:
-        """The finest scale that a layer still has."""
+        """Return the finest scale that a layer still has."""
         return min(max(layer - 1, 0) // self.period, self.num_scales - 1)
 
     def drops(self, layer: int) -> bool:
-        """Whether a scale ends before this layer, and channels are reduced."""
+        """Tell whether a scale ends before this layer, and channels are reduced."""
         return self.finest(layer) > self.finest(layer - 1)
 
     @functools.cached_property
     def features(self) -> list[int]:
-        """Channels of each layer, before they are multiplied by the growth factor of the scale."""
+        """Return the channels of each layer, not yet times the growth factor of the scale."""
         features = [self.channels]
         for layer in range(1, self.ends[-1] + 1):
             grown = features[-1] + self.growth_rate
@@ -135,7 +135,7 @@ class MSDNetSizes(ImageSizes):
         return features
 
     def make_first(self) -> list[FirstLayer]:
-        """The first layer at all scales."""
+        """Make the first layer at all scales."""
         widths = [self.channels * factor for factor in self.growth_factors]
         return [
             FirstLayer(self.layers, before, out, stem=self.stem if scale == 0 else None)
@@ -143,7 +143,7 @@ class MSDNetSizes(ImageSizes):
         ]
 
     def make_cell(self, layer: int, scale: int) -> Cell:
-        """One layer at one scale."""
+        """Make one layer at one scale."""
         before, factor = self.features[layer - 1], self.growth_factors[scale]
         new, down, reduction = self.growth_rate * factor, None, None
         if scale > self.finest(layer - 1):
@@ -157,7 +157,7 @@ class MSDNetSizes(ImageSizes):
         return Cell(same, down, reduction, scale=scale, remat=self.layers.remat)
 
     def make_stage(self, k: int) -> Stage:
-        """The stage of output k."""
+        """Make the stage of output k."""
         first = self.make_first() if k == 0 else []
         cells = []
         # The coarsest scale of layer d needs layer d − 1 of the next finer one, and so on: the
@@ -176,11 +176,12 @@ class MSDNet(AnytimeNet):
     """A multi-scale dense network (Huang et al. 2018, arXiv 1703.09844).
 
     Every layer keeps features at several scales and appends new ones to each, computed from all
-    earlier features of the scale and of the next finer one; classifiers read the coarsest scale.
-    In `scales` equal blocks of layers the finest scale left is dropped from block to block and the
+    earlier features of the scale and of the next finer one; classifiers read the coarsest scale. In
+    `scales` equal blocks of layers the finest scale left is dropped from block to block and the
     channels are reduced ("network reduction" of the paper). Features of a scale are computed when
-    the first classifier needs them ("lazy evaluation"): the last output costs what it costs in the
-    authors' code, the earlier ones less, and no parameter of a stage is without use for its output.
+    the first classifier needs them ("lazy evaluation"). The last output therefore costs as much as
+    in the authors' code and the earlier ones less, and each output uses all parameters of its
+    stage.
 
     Args:
       num_outputs: number of classifiers.
@@ -198,7 +199,7 @@ class MSDNet(AnytimeNet):
       **others: as for `ResNet`.
 
     Raises:
-      ValueError: an argument is not one of those above.
+      ValueError: an argument is invalid.
 
     Example:
       >>> import osgd_jax

@@ -1,7 +1,7 @@
-"""Batch and group normalisation, written as one multiply-add for each element.
+"""Batch and group normalization with one multiply-add for each element.
 
 Both reduce to scale and shift for each channel before they touch the large array again, so that the
-compiler fuses the whole layer with its neighbours, and neither reshapes the large array into
+compiler fuses the whole layer with its neighbors, and neither reshapes the large array into
 groups.
 """
 
@@ -38,7 +38,7 @@ def _scale_and_shift(
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation (Ioffe and Szegedy 2015, arXiv 1502.03167) over all axes but the last.
+    """Batch normalization (Ioffe and Szegedy 2015, arXiv 1502.03167) over all axes but the last.
 
     `train()`, `eval()` and `nnx.view(..., use_running_average=...)` work as for `nnx.BatchNorm`,
     which would keep its statistics in float32 whatever the parameters' dtype. The running averages
@@ -69,7 +69,7 @@ class BatchNorm(nnx.Module):
         self.use_running_average = False
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[batch, *spatial, features]` → the same shape and dtype."""
+        """Normalize `[batch, *spatial, features]`; return the same shape and dtype."""
         mean, var = read(self.mean), read(self.var)
         if not self.use_running_average:
             axes = tuple(range(x.ndim - 1))
@@ -82,13 +82,13 @@ class BatchNorm(nnx.Module):
         return _scale_and_shift(x, mean, var, read(self.scale), read(self.bias))
 
     def set_view(self, use_running_average: bool | None = None) -> None:
-        """Called by `nnx.view`."""
+        """Set the mode for `nnx.view`."""
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation (Wu and He 2018, arXiv 1803.08494).
+    """Group normalization (Wu and He 2018, arXiv 1803.08494).
 
     The number of groups is the largest divisor of `features` that makes at most 32 groups of at
     least 4 channels.
@@ -116,7 +116,7 @@ class GroupNorm(nnx.Module):
         self.parts = ((features, groups),)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[batch, *spatial, features]` → the same shape and dtype."""
+        """Normalize `[batch, *spatial, features]`; return the same shape and dtype."""
         scale, bias = read(self.scale), read(self.bias)
         wide = x.astype(at_least_float32(x.dtype, scale.dtype))
         spatial = tuple(range(1, x.ndim - 1))
@@ -126,7 +126,7 @@ class GroupNorm(nnx.Module):
         return _scale_and_shift(x, mean, var, scale, bias)
 
     def _over_groups(self, moment: jax.Array) -> jax.Array:
-        """`[batch, features]` → the mean of each group in the place of its members."""
+        """Replace the members of each group in `[batch, features]` by their mean."""
         means, start = [], 0
         for features, groups in self.parts:
             part = moment[:, start : start + features].reshape(-1, groups, features // groups)

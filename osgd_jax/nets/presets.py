@@ -4,8 +4,8 @@
 Markdown. The number in a name is the number of layers at the last output, counted as for residual
 nets: the first convolution, those of the residual blocks and the linear layer; for MSDNet as its
 paper counts. Of the nets of 50 layers for ImageNet only the branched one is ResNet-50 (with two
-more heads). The one nested in width has its blocks, with convolutions that are block lower
-triangular; those nested in depth have four blocks at each resolution, not 3, 4, 6 and 3.
+more heads). The net nested in width has the blocks of ResNet-50, with block lower triangular
+convolutions. Nets nested in depth have four blocks at each resolution, not 3, 4, 6 and 3.
 
 The number of a language model (`lm-…`) is the parameters of the well-known net of its width and
 layers: the 10.6 million of nanoGPT for characters, here of bytes, and the 124 million of GPT-2

@@ -2,11 +2,11 @@
 
 The channels of a layer are cut into stripes, one for each output. Stripe k of a layer reads the
 stripes 0 … k of the layer before, so that a convolution as a whole is block lower triangular. Each
-stripe is a module of its own with a kernel of its own: a loss then reaches exactly the stripes that
+stripe is a separate module with a separate kernel, so that a loss reaches exactly the stripes that
 it depends on.
 
-A stripe gets the new channels of its input and a *memory*: what the earlier stripes of the same
-layer have read. It gives back the memory for the next stripe. `None` is the memory of the first
+A stripe takes the new channels of its input and a *memory*, the channels that earlier stripes of
+the layer have read. It returns the memory for the next stripe. `None` is the memory of the first
 stripe.
 """
 
@@ -48,7 +48,7 @@ def geometric_fractions(num_outputs: int, ratio: float = 2.0) -> tuple[float, ..
 
 
 def check_fractions(fractions: Any, num_outputs: int | None = None) -> tuple[float, ...]:
-    """Give `fractions`, growing numbers above 0 of which the last is 1, as a tuple.
+    """Return `fractions`, growing numbers above 0 of which the last is 1, as a tuple.
 
     Args:
       fractions: the numbers.
@@ -75,9 +75,9 @@ def stripe_sizes(width: int, fractions: Sequence[float]) -> tuple[int, ...]:
     """Cut `width` channels into stripes.
 
     The cumulative sizes are rounded to a multiple of the largest power of two up to 8 that divides
-    the width, leaves room for two such multiples a stripe and leaves none empty: odd numbers of
-    channels are slow and have no groups to normalise. Where even single channels leave a stripe
-    empty, it gets one.
+    the width, leaves room for two such multiples a stripe and leaves none empty, because odd
+    numbers of channels are slow and have no groups to normalize. A stripe that would be empty gets
+    one channel.
 
     Args:
       width: channels of the layer.
@@ -87,7 +87,7 @@ def stripe_sizes(width: int, fractions: Sequence[float]) -> tuple[int, ...]:
       The number of channels of each stripe; they sum to `width`.
 
     Raises:
-      ValueError: there are more stripes than channels, or an argument is not one of those above.
+      ValueError: there are more stripes than channels, or an argument is invalid.
 
     Example:
       >>> from osgd_jax import nets
@@ -117,12 +117,12 @@ def _differences(ends: Sequence[int]) -> tuple[int, ...]:
 
 
 def extend(memory: jax.Array | None, stripe: jax.Array) -> jax.Array:
-    """The channels that the next stripe of the same layer finds in its memory."""
+    """Return the memory of the next stripe of the same layer."""
     return stripe if memory is None else jnp.concatenate([memory, stripe], axis=-1)
 
 
 class StripeConv(nnx.Module):
-    """One stripe of a convolution: reads this stripe's channels and those of all earlier ones.
+    """One stripe of a convolution, which reads the channels of this and all earlier stripes.
 
     One convolution over the concatenated stripes is faster in forward and backward pass together
     than a sum of convolutions, one for each earlier stripe.

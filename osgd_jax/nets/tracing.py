@@ -39,7 +39,7 @@ def check_shape(name: str, shape: Any) -> tuple[int, ...]:
 
 
 def steps(net: Any, x: jax.Array) -> list[tuple[Any, Any]]:
-    """The logits of each output, and the carry after it."""
+    """Return the logits of each output, and the carry after it."""
     carry, taken = net.start(x), []
     for k in range(net.num_outputs):
         logits, carry = net.advance(k, carry)

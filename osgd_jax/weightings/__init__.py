@@ -1,7 +1,7 @@
-"""Ways to turn the Gramian of the task gradients into weights, one method a file.
+"""Methods that turn the Gramian of the task gradients into weights.
 
-A weighting is a pair of pure functions (see `Weighting`); `osgd_jax.aggregate` makes an optax
-transformation of one. `getattr(weightings, name)` finds one by name.
+A weighting is a pair of pure functions (see `Weighting`), which `osgd_jax.aggregate` turns into an
+optax transformation. To look up a method by its name, use `getattr(weightings, name)`.
 """
 
 from osgd_jax.weightings._aligned_mtl import aligned_mtl

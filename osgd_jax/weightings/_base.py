@@ -1,4 +1,4 @@
-"""What a weighting is: two pure functions from the Gramian of the task gradients to weights."""
+"""The type of a weighting: two pure functions from the Gramian of task gradients to weights."""
 
 import functools
 import inspect
@@ -35,8 +35,8 @@ class Weighting(NamedTuple):
         * `"none"`: not at all.
         * `"common"`: all gradients divided by one power of two. For methods whose weights do not
           change when all gradients are multiplied by one constant.
-        * `"row"`: each gradient divided by a power of two of its own, given to `weigh` as
-          `scales=`, shape `[K]`; the weights returned are those of the gradients as they were.
+        * `"row"`: each gradient divided by a separate power of two, which `weigh` gets as
+          `scales=`, shape `[K]`; it returns weights of the original gradients.
       for_tasks: from the tasks to the weighting for them, for arguments that name tasks; called
         while tracing. None where there are no such arguments.
       hold: indices of tasks whose gradients are never stepped along, not even for parameters that
@@ -77,7 +77,7 @@ def resolve(weighting: Weighting, tasks: Tasks) -> Weighting:
 
 
 def named(make: Callable[P, Weighting]) -> Callable[P, Weighting]:
-    """Name the weightings that a function returns after its calls."""
+    """Name each weighting that a function returns by the call."""
     signature = inspect.signature(make)
 
     @functools.wraps(make)

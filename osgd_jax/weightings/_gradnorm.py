@@ -100,8 +100,8 @@ def gradnorm(
         weights = jnp.maximum(weights, 1e-3)
         total_before = jnp.sum(state.weights, where=active)
         total = jnp.sum(weights, where=active)
-        normalised = weights * total_before / jnp.where(total > 0, total, 1)
-        weights = jnp.where(active, normalised, state.weights)
+        normalized = weights * total_before / jnp.where(total > 0, total, 1)
+        weights = jnp.where(active, normalized, state.weights)
         next_state = GradNormState(weights, initial_losses, state.seen | active, optimizer_state)
         return state.weights.astype(gramian.dtype), next_state
 

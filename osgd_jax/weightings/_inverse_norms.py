@@ -25,9 +25,9 @@ def inverse_norms(num_tasks: int, decay: float | jax.Array = 0.9) -> Weighting:
 
     Source: Wang, Teng and Perdikaris, "Understanding and Mitigating Gradient Flow Pathologies in
     Physics-Informed Neural Networks", SIAM Journal on Scientific Computing 43, 2021, in the form of
-    their library jaxpi: with norms, where the paper has the largest element of one gradient over
-    the mean magnitude of another. jaxpi takes a step of the mean once in a thousand steps and
-    starts it at weights that the user sets; here each step counts, and the first one starts it.
+    their library jaxpi, which uses norms. The paper uses the largest element of one gradient over
+    the mean magnitude of another. jaxpi updates the mean every 1,000 steps and starts it at weights
+    that the user sets; here each step updates the mean, and the first step starts it.
 
     Args:
       num_tasks: number of tasks K.

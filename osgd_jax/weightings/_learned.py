@@ -1,4 +1,4 @@
-"""Numbers that a weighting learns, one for each task, each by an optimizer of its own."""
+"""Numbers that a weighting learns, one for each task, each by a separate optimizer."""
 
 from typing import Any
 

@@ -14,9 +14,9 @@ from osgd_jax.weightings._tools import Numbers, numbers_like
 def sum() -> Weighting:
     """Weigh every task by one: the gradient of the sum of the losses.
 
-    The update differs from that of `jax.grad` of the sum by rounding alone. Adam makes such a
-    difference as large as the learning rate where a gradient is rounding alone, as that of a bias
-    before batch normalization is. These biases have no effect on the outputs.
+    The update differs from that of `jax.grad` of the sum only by rounding. If a gradient consists
+    of rounding errors, as for a bias before batch normalization, Adam turns this into a difference
+    of the size of the learning rate. Such biases have no effect on the outputs.
 
     Returns:
       A weighting.
@@ -69,8 +69,8 @@ def constant(weights: Numbers) -> Weighting:
       A weighting.
 
     Raises:
-      ValueError: while tracing, where there are not as many weights as tasks, or not of their
-        names; numbers by position, unless they are equal, for losses in a dict.
+      ValueError: while tracing, if the weights do not match the tasks or their names, or if
+        different numbers by position meet losses in a dict.
 
     Example:
       >>> import jax.numpy as jnp

@@ -193,9 +193,9 @@ def _in_order(values: jax.Array, permutation: Any) -> jax.Array:
 
 @jax.jit
 def _gram_schmidt(gramian: jax.Array) -> jax.Array:
-    """Return the coefficients C, `[K, K]`, of Gram-Schmidt unnormalised: u_i = sum_j C_ij g_j.
+    """Return the coefficients C, `[K, K]`, of Gram-Schmidt unnormalized: u_i = sum_j C_ij g_j.
 
-    A row without a direction of its own is a row of zeros in C.
+    A gradient without an orthogonal part is a row of zeros in C.
     """
     num_tasks = gramian.shape[0]
     tolerance = 1e-12 if gramian.dtype == jnp.float64 else 1e-6

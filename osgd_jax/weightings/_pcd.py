@@ -133,11 +133,11 @@ def pcd(
         total = 1 + decay * state.total
         means = safe_hypot(jnp.sqrt(1 - 1 / total) * state.norms, norms / jnp.sqrt(total))
         divisors = safe_hypot(means, jnp.sqrt(eps))
-        normalised = norms / jnp.where(divisors > 0, divisors, 1)
+        normalized = norms / jnp.where(divisors > 0, divisors, 1)
 
         shares = jnp.broadcast_to(jnp.asarray(shares), num_tasks - 1)
-        own = normalised[index]
-        wanted = jnp.insert(shares, index, 0) * normalised / jnp.where(own > 0, own, 1)
+        own = normalized[index]
+        wanted = jnp.insert(shares, index, 0) * normalized / jnp.where(own > 0, own, 1)
         # Beside a primary gradient next to nothing.
         wanted = jnp.minimum(wanted, 1e30)
         weights = _nearest(unit_rows(gramian, scales), wanted.astype(gramian.dtype), index)

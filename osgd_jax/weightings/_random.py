@@ -8,7 +8,7 @@ from osgd_jax.weightings._base import Weighting, named, stateless
 
 @named
 def random() -> Weighting:
-    """Weigh the tasks by the softmax of standard normal numbers, drawn anew at each step.
+    """Weigh the tasks by the softmax of standard normal numbers, drawn at each step.
 
     Source: Lin, Ye, Zhang and Tsang, "Reasonable Effectiveness of Random Weighting: A Litmus Test
     for Multi-Task Learning", TMLR 2022.

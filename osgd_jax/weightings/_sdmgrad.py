@@ -118,7 +118,7 @@ def sdmgrad(
     return Weighting(init, weigh, scaling="common", for_tasks=for_tasks, cross=True)
 
 
-# Compiled by itself, so that calls outside of `jit` compile once.
+# Compiled separately, so that calls outside of `jit` compile once.
 @functools.partial(jax.jit, static_argnums=0)
 def _descend(
     steps: int,

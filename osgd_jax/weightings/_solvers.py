@@ -4,14 +4,14 @@ All four work on a Gramian of unit gradients (ones on the diagonal), K <= 64 or 
 `vmap`, without a callback or a solver package.
 
 Existing JAX solvers were considered. qpax solves general quadratic programs, with constraints as
-matrices of their own, and advises tolerances of no less than 1e-5 in float32. jaxopt is no longer
+separate matrices, and advises tolerances of no less than 1e-5 in float32. jaxopt is no longer
 developed. optimistix has no inequalities. mpax is for large linear and quadratic programs, by
-first-order steps that need thousands of iterations for six digits. Three of the
-problems have no constraint but a sign, for which an interior-point method takes forty lines; the
-fourth is for an active-set method, because its multipliers must stay small.
+first-order steps that need thousands of iterations for six digits. Three of the problems have no
+constraint but a sign, for which an interior-point method takes forty lines; the fourth is for an
+active-set method, because its multipliers must stay small.
 
 Derivatives are those of the conditions that the solution meets, not of the steps towards it: exact
-where the solution is smooth, finite everywhere. Every solver is compiled by itself, so that calls
+where the solution is smooth, finite everywhere. Every solver is compiled separately, so that calls
 outside of `jit` compile once.
 """
 
@@ -35,10 +35,10 @@ _PATH_RATIO = 1.6
 
 
 def nonnegative_qp(matrix: jax.Array, linear: jax.Array) -> jax.Array:
-    """Minimise x' M x / 2 + q' x over x >= 0, for M positive semidefinite of the order of one.
+    """Minimize x' M x / 2 + q' x over x >= 0, for M positive semidefinite of the order of one.
 
-    Mehrotra's predictor-corrector interior-point method. Where the minimiser is not unique, the
-    result is the analytic centre of all of them, so symmetric tasks get symmetric values.
+    Mehrotra's predictor-corrector interior-point method. Where the minimizer is not unique, the
+    result is the analytic center of all of them, so symmetric tasks get symmetric values.
 
     Args:
       matrix: M, `[K, K]`.
@@ -53,7 +53,7 @@ def nonnegative_qp(matrix: jax.Array, linear: jax.Array) -> jax.Array:
 @jax.custom_jvp
 @jax.jit
 def _qp_point(matrix: jax.Array, linear: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the minimiser x and the gradient z there, both positive."""
+    """Return the minimizer x and the gradient z there, both positive."""
 
     def step(point):
         x, z = point
@@ -100,7 +100,7 @@ class Convex(Protocol):
 
 
 def nonnegative_minimum(function: Convex, start: jax.Array) -> jax.Array:
-    """Minimise a smooth convex function over x >= 0, by an interior-point method with line search.
+    """Minimize a smooth convex function over x >= 0, by an interior-point method with line search.
 
     Args:
       function: of `[K]`.
@@ -115,7 +115,7 @@ def nonnegative_minimum(function: Convex, start: jax.Array) -> jax.Array:
 @jax.custom_jvp
 @jax.jit
 def _minimum_point(function: Convex, start: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the minimiser x and the gradient z there, both positive."""
+    """Return the minimizer x and the gradient z there, both positive."""
 
     def step(point):
         x, z = point
@@ -172,7 +172,7 @@ def _repeated(step: Callable[[Point], Point], start: Point, most: int) -> Point:
 def balanced_point(matrix: jax.Array, targets: jax.Array, exponent: float | jax.Array) -> jax.Array:
     """Solve (M x)_i = c_i x_i^-p for x > 0, with M positive semidefinite with a unit diagonal.
 
-    The solution minimises x' M x / 2 - sum_i c_i x_i^(1-p) / (1-p), a convex function: Newton's
+    The solution minimizes x' M x / 2 - sum_i c_i x_i^(1-p) / (1-p), a convex function: Newton's
     method with line search. For p < 1 the path from p = 1, where the method is surest, is followed.
     Where M has a positive vector in its null space there is no solution; a ridge of the size of the
     rounding errors keeps x finite.
@@ -239,8 +239,8 @@ def shortest_combination(cosines: jax.Array, missing: jax.Array) -> jax.Array:
     The u_j are unit vectors, given by their cosines. Where there is no such c, x is zero.
 
     The dual active-set method of Goldfarb and Idnani, Mathematical Programming 27, 1983. The
-    constraint that is violated most enters: its multiplier grows until it holds, and those that
-    become zero on the way leave. No vector enters that depends on those inside, so the x stay
+    constraint that is violated most enters. Its multiplier grows until it holds, and multipliers
+    that become zero on the way leave. No vector enters that depends on those inside, so the x stay
     small where `nonnegative_qp` lets them grow without bound.
     """
     return _goldfarb_idnani(cosines, missing)

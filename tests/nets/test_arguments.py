@@ -90,7 +90,7 @@ OF_TRANSFORMERS = [
 ]
 OF_STRIPED_TRANSFORMERS = [
     *[case for case in OF_STRIPED if case[0] == "fractions"],
-    ("num_heads", 2, "num_heads=2 must be at least num_outputs=3: each output has some of its own"),
+    ("num_heads", 2, "num_heads=2 must be at least num_outputs=3: each output needs at least one"),
 ]
 CASES = [(family, *case) for family in FAMILIES for case in OF_ALL]
 CASES += [(family, *case) for family in RESIDUAL for case in OF_RESIDUAL]

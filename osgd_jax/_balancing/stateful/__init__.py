@@ -1,4 +1,4 @@
-"""Methods that are no function of the Gramian alone, or remember something for each gradient."""
+"""Methods that need more than the Gramian, or that remember the gradients."""
 
 from osgd_jax._balancing.stateful.db_mtl import db_mtl
 from osgd_jax._balancing.stateful.excess_mtl import excess_mtl

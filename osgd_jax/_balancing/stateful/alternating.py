@@ -1,4 +1,4 @@
-"""One loss a step: each step takes the gradient of one loss, and remembers those of the others."""
+"""Methods that take the gradient of one loss a step and remember the others."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -48,8 +48,8 @@ def task_momenta(
 ) -> optax.GradientTransformationExtraArgs:
     """Turn the gradient of one loss a step into task gradients, for `aggregate` after it.
 
-    Keeps a running mean of the gradients of each loss, without bias, and returns those of all. A
-    loss whose turn has not come yet has a gradient of zero, so that it takes no part.
+    The transformation keeps an unbiased running mean of the gradients of each loss and returns the
+    means of all losses. Before its first turn, a loss has a gradient of zero and takes no part.
 
     Args:
       num_tasks: number of losses K, or their names.
@@ -59,12 +59,12 @@ def task_momenta(
       A transformation. Its `update(grads, state, params=None, *, task)` takes the gradient of the
       loss `task`, an index from 0, which may be traced, or one of the names. It returns task
       gradients, `TaskRows` where there are names. A gradient that is not finite makes the row of
-      its loss NaN and is not remembered. So does a traced index out of range, with the row nearest
-      to it.
+      its loss NaN and is not remembered. A traced index out of range does the same to the nearest
+      row.
 
     Raises:
       ValueError: `num_tasks` below 1 or `decay` outside [0, 1); from `update`, a task index that is
-        no integer, or known and out of range.
+        not an integer, or that is known and out of range.
 
     Example:
       >>> import jax.numpy as jnp
@@ -120,7 +120,7 @@ def task_momenta(
 
 
 def _scale_by_implied_variance(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Divide updates as Adam would whose unbiased momentum they were."""
+    """Divide updates as Adam divides its unbiased momentum."""
 
     def init(params: Any) -> optax.ScaleByAdamState:
         zeros = jax.tree.map(_zeros, params)
@@ -150,7 +150,7 @@ def _zeros(param: Any) -> jax.Array:
 
 
 def _unless_spoiled(new_state: Any, state: Any, updates: Any) -> Any:
-    """The new state; the old one where a number in the updates is not finite."""
+    """Return the new state, or the old one if a number in the updates is not finite."""
     finite = jax.tree.reduce(lambda ok, leaf: ok & jnp.all(jnp.isfinite(leaf)), updates, True)
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
 
@@ -164,14 +164,15 @@ def m_config(
     *,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """M-ConFIG: Adam along `weightings.config` of momenta, with the gradient of one loss a step.
+    """Apply M-ConFIG: Adam along `weightings.config` of momenta, from one gradient a step.
 
-    A step costs the gradient of one loss, in place of all K: less than a step of Adam on their sum
-    where each loss has a forward pass of its own, as in physics-informed nets. The state holds
-    K + 2 copies of the parameters. Take the losses in turn: `task=step % K`.
+    A step costs the gradient of one loss instead of all K. This is less than a step of Adam on the
+    sum if each loss has a separate forward pass, as in physics-informed nets. The state holds K + 2
+    copies of the parameters. Take the losses in turn: `task=step % K`.
 
     Source: Liu, Chu and Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed Neural
-    Networks", ICLR 2025, arXiv 2408.11104. There nothing moves before each loss has had a turn.
+    Networks", ICLR 2025, arXiv 2408.11104. In the paper, training starts when each loss has had a
+    turn.
 
     Args:
       learning_rate: a number or a schedule.

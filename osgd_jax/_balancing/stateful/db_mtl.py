@@ -34,9 +34,9 @@ def db_mtl(
 
     With scope `"shared"`, parameters that one loss reaches keep their own gradient, that of the
     loss (the paper lets them follow the logarithm of the loss). For what composes, see `aggregate`.
-    Inside `jax.shard_map`, average the task gradients over the devices first; those of each device
-    alone are refused, unless `check_vma=False` hides them. The state is K times as large as the
-    parameters, in float32 or wider.
+    Inside `jax.shard_map`, average the task gradients over the devices first; gradients that differ
+    between devices raise an error, unless `check_vma=False` hides this. The state is K times as
+    large as the parameters, in float32 or wider.
 
     Source: Lin, Jiang, Ye, Zhang, Chen, Chen, Liu, Tsang and Kwok, "Dual-Balancing for Multi-Task
     Learning", arXiv 2308.12029, 2023.
@@ -53,8 +53,8 @@ def db_mtl(
       makes every array of the group NaN and leaves the state as it was.
 
     Raises:
-      ValueError: a rate out of range; from `update`, as `aggregate`, without losses, another number
-        of tasks, or a scope with several groups.
+      ValueError: a rate out of range; from `update`, as `aggregate`, for missing losses, a number
+        of tasks that is not `num_tasks`, or a scope with several groups.
 
     Example:
       >>> import jax.numpy as jnp

@@ -48,9 +48,9 @@ def excess_mtl(
 
     With scope `"shared"`, parameters that one loss reaches keep their own gradient, and have no
     part in the estimates. For what composes, see `aggregate`. Inside `jax.shard_map`, average the
-    task gradients over the devices first; those of each device alone are refused, unless
-    `check_vma=False` hides them. The state is K times as large as the parameters, in float32 or
-    wider.
+    task gradients over the devices first; gradients that differ between devices raise an error,
+    unless `check_vma=False` hides this. The state is K times as large as the parameters, in float32
+    or wider.
 
     Source: He, Zhou, Zhang, Yun, Xu, Zeng, Chilimbi and Zhao, "Robust Multi-Task Learning with
     Excess Risks", ICML 2024 (arXiv 2402.02009).
@@ -66,8 +66,8 @@ def excess_mtl(
       gradient makes every array of the group NaN and leaves the state as it was.
 
     Raises:
-      ValueError: a step size below zero; from `update`, as `aggregate`, another number of tasks, or
-        a scope with several groups.
+      ValueError: a step size below zero; from `update`, as `aggregate`, for a number of tasks that
+        is not `num_tasks`, or a scope with several groups.
 
     Example:
       >>> import jax.numpy as jnp

@@ -45,8 +45,8 @@ def graddrop(key: jax.Array | int, leak: Numbers = 0.0) -> optax.GradientTransfo
     loss reaches keeps its own gradient. A NaN or infinity in a gradient makes that number of the
     update NaN. The paper also has a form for activations, with sums over a batch; this one is for
     the gradients of parameters. For what composes, see `aggregate`. Inside `jax.shard_map`, average
-    the task gradients over the devices first; those of each device alone are refused, unless
-    `check_vma=False` hides them.
+    the task gradients over the devices first; gradients that differ between devices raise an error,
+    unless `check_vma=False` hides this.
 
     Source: Chen, Ngiam, Huang, Luong, Kretzschmar, Chai and Anguelov, "Just Pick a Sign: Optimizing
     Deep Multitask Models with Gradient Sign Dropout", NeurIPS 2020 (arXiv 2010.06808).
@@ -60,8 +60,8 @@ def graddrop(key: jax.Array | int, leak: Numbers = 0.0) -> optax.GradientTransfo
       A transformation that takes task gradients and returns an update.
 
     Raises:
-      ValueError: no key; a leak that is not between 0 and 1; from `update`, as `aggregate`, and
-        another number of leaks than of tasks.
+      ValueError: no key; a leak that is not between 0 and 1; from `update`, as `aggregate`, and for
+        a number of leaks that is not K.
 
     Example:
       >>> import jax.numpy as jnp

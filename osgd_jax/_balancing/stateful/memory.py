@@ -1,4 +1,4 @@
-"""What the methods share that remember an array for each gradient, as large as the Jacobian."""
+"""The common part of methods with a memory as large as the Jacobian."""
 
 from typing import Any, NamedTuple, Protocol
 
@@ -45,7 +45,7 @@ class MemoryState(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a method makes of one step's gradients.
+    """The result of one step of a method.
 
     Attributes:
       rows: the rows to be combined, one array `[K, *parameter.shape]` for each parameter.
@@ -81,7 +81,7 @@ def with_memory(
 
     The memory of parameters outside the group is zero, and kept so that its structure follows from
     `init(params)` alone. A step whose gradients are not finite gives NaN in every array of the
-    group and leaves the state alone, since a NaN that was remembered would never go away.
+    group and does not change the state, because a NaN in the memory would never go away.
     """
     scopes.check_name(scope)
     num_tasks = check_positive("num_tasks", num_tasks)
@@ -137,7 +137,7 @@ def _memory_of(state: MemoryState, grads: common.TaskGradients) -> list[jax.Arra
     """Return the memory as a list.
 
     Raises:
-      ValueError: gradients for other parameters than those that the state was made for.
+      ValueError: the gradients are not for the parameters of the state.
     """
     remedy = "The state is for other parameters; init(params) makes one for these."
     names = "the state", "the task gradients"

@@ -44,8 +44,8 @@ def moco(
 
     With scope `"shared"`, parameters that one loss reaches keep their own gradient. For what
     composes, see `aggregate`. Inside `jax.shard_map`, average the task gradients over the devices
-    first; those of each device alone are refused, unless `check_vma=False` hides them. The state is
-    K times as large as the parameters, in float32 or wider.
+    first; gradients that differ between devices raise an error, unless `check_vma=False` hides
+    this. The state is K times as large as the parameters, in float32 or wider.
 
     Source: Fernando, Shen, Liu, Chaudhury, Murugesan and Chen, "Mitigating Gradient Bias in
     Multi-objective Learning: A Provably Convergent Approach", ICLR 2023.
@@ -64,8 +64,8 @@ def moco(
       gradient makes every array of the group NaN and leaves the state as it was.
 
     Raises:
-      ValueError: a rate out of range; from `update`, as `aggregate`, another number of tasks, or
-        a scope with several groups.
+      ValueError: a rate out of range; from `update`, as `aggregate`, for a number of tasks that is
+        not `num_tasks`, or a scope with several groups.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Stripes put together: the widest output of a net nested in width as a plain residual net."""
+"""Assembly of stripes: the widest output of a net nested in width as a plain residual net."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -13,14 +13,14 @@ StageT = TypeVar("StageT", bound=nnx.Module)
 
 
 def assemble(stripes: Sequence[StageT]) -> StageT:
-    """One module that computes what a series of stripes of the same structure does.
+    """Make one module that computes the same as a series of stripes of one structure.
 
     Args:
       stripes: modules that differ in their channels alone.
 
     Returns:
       A module of copies. Its convolutions are dense: where a stripe reads no later stripe, the
-      kernel is zero. Its normalisations have the channels of all stripes, its linear layers
+      kernel is zero. Its normalizations have the channels of all stripes, its linear layers
       are the last stripe's, which read all channels.
     """
     graphdef, _ = nnx.split(stripes[-1])

@@ -1,4 +1,4 @@
-"""What the families of residual nets have in common: arguments, checks, assembly."""
+"""The base class of residual nets: arguments, checks, assembly."""
 
 import dataclasses
 import operator
@@ -48,25 +48,25 @@ class Sizes(ImageSizes):
         check_choice("block", self.block, BLOCKS)
 
     def leaving(self, width: int) -> int:
-        """Channels that leave a block of this width."""
+        """Return the number of channels that leave a block of this width."""
         return expansion(self.block) * width
 
     def make_stem(self, out_features: int) -> Stem:
-        """The first layer."""
+        """Make the first layer."""
         return Stem(self.layers, self.stem, self.in_channels, out_features)
 
     def make_transition(self, level: int, features: int, out_features: int) -> Transition | None:
-        """What brings a stream to a level; None where it comes as it should be."""
+        """Return the layer that adapts a stream to a level, or None if none is needed."""
         if level == 0 and features == out_features:
             return None
         return Transition(self.layers, features, out_features, stride=2 if level > 0 else 1)
 
     def make_block(self, width: int) -> ResidualBlock:
-        """A block of a stream, as wide as the stream."""
+        """Make a block of a stream, as wide as the stream."""
         return ResidualBlock(self.layers, self.block, self.leaving(width), width)
 
     def make_head(self, features: int, *, inherited: int = 0) -> Head:
-        """A classifier."""
+        """Make a classifier."""
         return Head(self.layers, features, self.num_classes, inherited=inherited)
 
 
@@ -121,7 +121,7 @@ class StripedSizes(Sizes):
 
 
 class ResNet(AnytimeNet):
-    """A residual net with several outputs; each family says how its stages are made.
+    """A residual net with several outputs, the base class of the families.
 
     Args:
       num_classes: logits of each output.
@@ -141,7 +141,7 @@ class ResNet(AnytimeNet):
       remat: compute the inside of each block again in the backward pass instead of keeping it.
 
     Raises:
-      ValueError: an argument is not one of those above.
+      ValueError: an argument is invalid.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,7 +1,7 @@
 """Stems, residual blocks and heads, each of which can be one stripe of a wider one.
 
-The blocks are pre-activated (He et al. 2016, arXiv 1603.05027): what a block adds to its stream,
-its *increment*, passes no later nonlinearity, so that another stream can add the same increment.
+The blocks are pre-activated (He et al. 2016, arXiv 1603.05027). The *increment* that a block adds
+to its stream passes no later nonlinearity, so another stream can add the same increment.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ Memories = tuple[jax.Array, ...]
 
 
 def expansion(block: str) -> int:
-    """Channels that leave a block for each channel of its width."""
+    """Return the number of channels that leave a block for each channel of its width."""
     return 4 if block == "bottleneck" else 1
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """The maximum over three taps, every second position along each spatial axis."""
+    """Take the maximum over three taps, at every second position of each spatial axis."""
     spatial = x.ndim - 2
     window, strides = (1, *(3,) * spatial, 1), (1, *(2,) * spatial, 1)
     return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, "SAME")
@@ -61,7 +61,7 @@ class Stem(nnx.Module):
         self.pool = kind == "imagenet"
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[batch, *spatial, in_channels]` → `[batch, *spatial / (1 or 4), out_features]`."""
+        """Map `[batch, *spatial, in_channels]` to `[batch, *spatial / (1 or 4), out_features]`."""
         x = self.conv(x)
         return max_pool(x) if self.pool else x
 
@@ -103,7 +103,7 @@ class PreactConv(nnx.Module):
     def __call__(
         self, x: jax.Array, memory: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """As `StripeConv`."""
+        """Compute one stripe; see `StripeConv`."""
         return self.conv(jax.nn.relu(self.norm(x)), memory)
 
 
@@ -238,15 +238,15 @@ class SkipBlock(nnx.Module):
     def __call__(
         self, x: jax.Array, memories: Sequence[jax.Array | None] | None = None
     ) -> tuple[jax.Array, Memories]:
-        """As `ResidualBlock`, but gives the sum of the skip connection and the increment."""
+        """Compute the sum of the skip connection and the increment; see `ResidualBlock`."""
         increment, kept = self.block(x, memories)
-        # As in He et al. 2016 a projection takes the normalised input, the first of the memories.
+        # As in He et al. 2016 a projection takes the normalized input, the first of the memories.
         skip = x if self.shortcut is None else self.shortcut(kept[0])
         return skip + increment, kept
 
 
 class Head(nnx.Module):
-    """Normalisation, ReLU, mean over space and a linear classifier, or one stripe of it.
+    """Normalization, ReLU, mean over space and a linear classifier, or one stripe of it.
 
     Args:
       layers: makes the layers.
@@ -271,7 +271,7 @@ class Head(nnx.Module):
     def __call__(
         self, x: jax.Array, memory: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """`[batch, *spatial, features]` → `[batch, num_classes]` and all channels pooled so far."""
+        """Map `[batch, *spatial, features]` to `[batch, num_classes]` and all pooled channels."""
         x = jax.nn.relu(self.norm(x))
         memory = extend(memory, x.mean(tuple(range(1, x.ndim - 1))))
         return self.linear(memory), memory

@@ -51,7 +51,7 @@ class TrunkSizes(Sizes):
 
     @property
     def plan(self) -> list[tuple[int, int]]:
-        """The level of each block, and its position there."""
+        """Return the level of each block, and its position in the level."""
         return [(level, i) for level, count in enumerate(self.blocks) for i in range(count)]
 
     def first(self, num_outputs: int) -> Self:
@@ -102,7 +102,7 @@ class BranchedResNet(ResNet):
       **others: as for `ResNet`.
 
     Raises:
-      ValueError: an argument is not one of those above.
+      ValueError: an argument is invalid.
 
     Example:
       >>> import jax.numpy as jnp
@@ -121,7 +121,7 @@ class BranchedResNet(ResNet):
         self._assemble(sizes)
 
     def make_stage(self, k: int, sizes: TrunkSizes) -> _Stage:
-        """As in `ResNet`: the blocks up to head k."""
+        """Make the blocks up to head k."""
         start, end = (0, *sizes.ends)[k : k + 2]
         made = []
         for level, position in sizes.plan[start:end]:

@@ -35,8 +35,8 @@ class DepthNestedResNet(ResNet):
     """A residual net whose depth doubles from output to output by interlacing (Wan et al. 2020).
 
     Output 0 is a residual net of the given blocks. The stream of output k + 1 has a new block after
-    each block of output k; the increments of the old blocks are re-used, not computed again. All
-    streams start from the same first convolution, and each goes down in resolution by itself.
+    each block of output k; the increments of the old blocks are reused, not computed again. All
+    streams start from the same first convolution, and each reduces its resolution separately.
 
     Args:
       num_outputs: number of streams.
@@ -44,7 +44,7 @@ class DepthNestedResNet(ResNet):
       **others: as for `ResNet`.
 
     Raises:
-      ValueError: an argument is not one of those above.
+      ValueError: an argument is invalid.
 
     Example:
       >>> import jax.numpy as jnp
@@ -59,7 +59,7 @@ class DepthNestedResNet(ResNet):
     """
 
     def make_stage(self, k: int, sizes: Sizes) -> _Stage:
-        """As in `ResNet`: stream k."""
+        """Make stream k."""
         features, streams = sizes.widths[0], []
         for level, (width, count) in enumerate(zip(sizes.widths, sizes.blocks, strict=True)):
             out = sizes.leaving(width)

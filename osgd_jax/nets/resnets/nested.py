@@ -54,7 +54,7 @@ class NestedResNet(ResNet):
       **others: as for `ResNet`.
 
     Raises:
-      ValueError: an argument is not one of those above, or a level is too narrow for its stripes.
+      ValueError: an argument is invalid, or a level is too narrow for its stripes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -73,7 +73,7 @@ class NestedResNet(ResNet):
         self._assemble(sizes)
 
     def make_stage(self, k: int, sizes: StripedSizes) -> _Stage:
-        """As in `ResNet`: stream k."""
+        """Make stream k."""
         features, streams = sum(sizes.stripes[0][: k + 1]), []
         for level, (stripes, count) in enumerate(zip(sizes.stripes, sizes.blocks, strict=True)):
             old, new = sum(stripes[:k]), stripes[k]
@@ -90,6 +90,6 @@ class NestedResNet(ResNet):
         return _Stage(sizes.make_stem(sizes.stripes[0][k]), streams, sizes.make_head(features))
 
     def first_carry(self, x: jax.Array) -> Any:
-        """As in `AnytimeNet`: the image, and nothing computed yet."""
+        """Return the image, without any results."""
         levels = [[] for _ in self.stages[0].streams]
         return {"image": x, "origin": None, "levels": levels}

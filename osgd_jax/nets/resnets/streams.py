@@ -1,9 +1,9 @@
 """Streams of residual blocks that share increments: the layers of nets that are nested in depth.
 
 A stream is a state to which blocks add their increments one after the other. The next stream of the
-same resolution puts a new block after each block of this one: it adds, in order, each increment
-that is already computed and then the increment of its own new block at the state so reached. It has
-twice the depth, and half of its increments come for free.
+same resolution puts a new block after each block of this one: it adds, in order, each computed
+increment and then the increment of its new block at the resulting state. It has twice the depth,
+and reuses half of its increments.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,16 +21,16 @@ Block = Callable[..., tuple[jax.Array, Any]]
 
 
 class Transition(nnx.Module):
-    """Takes a stream to another resolution or number of channels.
+    """Take a stream to another resolution or number of channels.
 
-    Normalisation, the mean of neighbours and a 1×1 convolution, as between the parts of a DenseNet
-    (Huang et al. 2017, arXiv 1608.06993): each stream has its own, so that it must cost little.
+    Normalization, the mean of neighbors and a 1×1 convolution, as between the parts of a DenseNet
+    (Huang et al. 2017, arXiv 1608.06993). It must be cheap, because each stream has one.
 
     Args:
       layers: makes the layers.
       features: channels of the input.
       out_features: channels of the output.
-      stride: neighbours and step along each spatial axis.
+      stride: neighbors and step along each spatial axis.
 
     Example:
       >>> import jax.numpy as jnp
@@ -47,7 +47,7 @@ class Transition(nnx.Module):
         self.window = (stride,) * layers.spatial_dims
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[batch, *spatial, features]` → `[batch, *spatial / stride, out_features]`."""
+        """Map `[batch, *spatial, features]` to `[batch, *spatial / stride, out_features]`."""
         x = self.norm(x)
         if max(self.window) > 1:
             # By keyword, as converters (jax2onnx) that stand in for it want them.
@@ -67,8 +67,7 @@ class Stream(nnx.Module):
     """The new blocks of one stream at one resolution.
 
     Args:
-      transition: brings the stream here from the resolution before, None where it comes as it
-        should be.
+      transition: brings the stream here from the resolution before, None if none is needed.
       blocks: the new blocks, each with increments of the shape of the stream.
 
     Example:
@@ -127,8 +126,7 @@ class WideningStream(nnx.Module):
     block, over all channels.
 
     Args:
-      transition: brings the stream here from the resolution before, None where it comes as it
-        should be.
+      transition: brings the stream here from the resolution before, None if none is needed.
       stripes: one more stripe for each block of the stream before; none for the first stream.
       blocks: the new blocks.
 
@@ -178,5 +176,5 @@ class WideningStream(nnx.Module):
     def _add(
         x: jax.Array, increment: jax.Array, memories: Memories, kept: list[Any]
     ) -> tuple[jax.Array, list[Any]]:
-        # The first memory is the normalised state, which the next stream has at its own state.
+        # The first memory is the normalized state, which the next stream has at its own state.
         return x + increment, [*kept, (increment, memories[1:])]

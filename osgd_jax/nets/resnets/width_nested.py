@@ -37,14 +37,14 @@ class WidthNestedResNet(ResNet):
 
     Args:
       num_outputs: number of stripes.
-      norm: "batch" or "group"; each stripe is normalised by itself.
+      norm: "batch" or "group"; each stripe is normalized separately.
       widths: channels of each level of resolution at the last output.
       fractions: cumulative fraction of the width for each output, the last of them 1; by default
         (…, 1/4, 1/2, 1).
       **others: as for `ResNet`.
 
     Raises:
-      ValueError: an argument is not one of those above, or a level is too narrow for its stripes.
+      ValueError: an argument is invalid, or a level is too narrow for its stripes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,7 +63,7 @@ class WidthNestedResNet(ResNet):
         self._assemble(sizes)
 
     def make_stage(self, k: int, sizes: StripedSizes) -> _Stage:
-        """As in `ResNet`: stripe k of all layers."""
+        """Make stripe k of all layers."""
         stem_width = sizes.stripes[0][k]
         inherited, features = sum(sizes.stripes[0][:k]), stem_width
         made = []
@@ -85,12 +85,12 @@ class WidthNestedResNet(ResNet):
         return _Stage(sizes.make_stem(stem_width), made, head)
 
     def assembled(self) -> Self:
-        """The last output alone, as a plain residual net with copies of this net's parameters.
+        """Return the last output as a plain residual net, with copies of this net's parameters.
 
-        For inference where no earlier output is needed. The stripes of each convolution become one
-        dense kernel, whose upper blocks are zero: half as many multiply-adds again, but fewer and
-        larger operations, which is faster on CPU unless channels are many ("Stripes and streams" in
-        docs/nets.md). In training the zeros would not stay zero.
+        Use it for inference without earlier outputs. The stripes of each convolution become one
+        dense kernel, whose upper blocks are zero. This takes half as many multiply-adds again, but
+        fewer and larger operations, and is faster on CPU unless there are many channels ("Stripes
+        and streams" in docs/nets.md). In training the zeros would not stay zero.
 
         Returns:
           A net with one output, the logits of this net's last one up to rounding. Those of
@@ -104,6 +104,6 @@ class WidthNestedResNet(ResNet):
         return net
 
     def first_carry(self, x: jax.Array) -> Any:
-        """As in `AnytimeNet`: the image, and nothing in memory."""
+        """Return the image, with empty memories."""
         memories = [None] * len(self.stages[0].blocks)
         return {"image": x, "memories": memories, "pooled": None}

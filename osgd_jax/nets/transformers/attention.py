@@ -1,4 +1,4 @@
-"""Causal attention with rotary positions, over what is at hand or over a cache of what came before.
+"""Causal attention with rotary positions, with or without a cache of earlier positions.
 
 Positions enter by the rotation of queries and keys alone (Su et al. 2021, arXiv 2104.09864): the
 first half of the channels of a head and the second are the two coordinates, as in Llama.
@@ -31,7 +31,7 @@ class Past:
         copy all of them for each token (0.26 ms instead of 0.06 ms for 8 heads of 64 channels and
         1,024 positions); they still do where there is one head alone.
       values: the same shape.
-      lengths: `[batch]`, the positions that are filled; what comes is put after them.
+      lengths: `[batch]`, the number of filled positions, after which the next ones go.
     """
 
     keys: jax.Array
@@ -39,11 +39,11 @@ class Past:
     lengths: jax.Array
 
     def positions(self, count: int) -> jax.Array:
-        """Those of the next `count` tokens, `[batch, count]`."""
+        """Return the positions of the next `count` tokens, `[batch, count]`."""
         return self.lengths[:, None] + jnp.arange(count)[None]
 
     def extended(self, keys: jax.Array, values: jax.Array) -> Self:
-        """With the keys and values of the next tokens; those beyond `max_length` are dropped."""
+        """Append the keys and values of the next tokens; drop those beyond `max_length`."""
         return dataclasses.replace(
             self,
             keys=put(self.keys, self.lengths, _by_head(keys), axis=2),
@@ -51,7 +51,7 @@ class Past:
         )
 
     def by_text(self) -> list[jax.Array]:
-        """Keys and values, `[batch, max_length, heads, head_dim]`."""
+        """Return keys and values, `[batch, max_length, heads, head_dim]`."""
         batch, both = self.lengths.shape[0], (self.keys, self.values)
         return [jnp.moveaxis(a.reshape(batch, -1, *a.shape[1:]), 3, 1) for a in both]
 
@@ -64,7 +64,7 @@ def _by_head(x: jax.Array) -> jax.Array:
 def put(buffer: jax.Array, starts: jax.Array, new: jax.Array, axis: int = 1) -> jax.Array:
     """Write `new` from `starts` into `buffer`.
 
-    Of several positions or texts, what does not fit is dropped; one position alone must fit.
+    Positions of several that do not fit are dropped; a single position must fit.
 
     Args:
       buffer: has rows on the first axis, as many for each text, and positions on `axis`.

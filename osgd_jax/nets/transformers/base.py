@@ -1,4 +1,4 @@
-"""What the families of Transformers have in common: arguments, checks, stages."""
+"""The base class of Transformers: arguments, checks, stages."""
 
 import dataclasses
 import itertools
@@ -64,28 +64,28 @@ class TransformerSizes(NetSizes):
         return {"num_classes": self.vocab_size}
 
     def units(self, width: int) -> int:
-        """Units of the MLP for so many channels."""
+        """Return the number of units of the MLP for a number of channels."""
         return _UNITS_MULTIPLE * max(1, round(width * self.mlp_ratio / _UNITS_MULTIPLE))
 
     def old(self, k: int) -> Part:
-        """The stripes before k, together."""
+        """Return the stripes before k, together."""
         return sum(self.parts[:k], NOTHING)
 
     def make_layer(
         self, new: Part, old: Part = NOTHING, *, whole_state: bool = True, doublings: int = 0
     ) -> TransformerLayer:
-        """A layer, or a stripe of one, of a net whose depth doubles so often."""
+        """Make a layer, or a stripe of one, of a net whose depth doubles `doublings` times."""
         depth = self.depth * 2**doublings
         return TransformerLayer(
             self.layers, self.head_dim, new, old, whole_state=whole_state, depth=depth
         )
 
     def make_embedding(self, features: int) -> Embedding:
-        """Vectors of tokens, or a stripe of them."""
+        """Make the vectors of tokens, or a stripe of them."""
         return Embedding(self.layers, self.vocab_size, features)
 
     def make_head(self, features: int) -> LanguageHead:
-        """Logits of a state, or of a stripe of it."""
+        """Make the logits of a state, or of a stripe of it."""
         return LanguageHead(self.layers, features, self.vocab_size)
 
 
@@ -108,7 +108,7 @@ class StripedTransformerSizes(TransformerSizes):
             if size < self.num_outputs:
                 raise ValueError(
                     f"{name}={size} must be at least num_outputs={self.num_outputs}: each output"
-                    " has some of its own."
+                    " needs at least one."
                 )
         if fractions is None:
             fractions = geometric_fractions(self.num_outputs, self.ratio)
@@ -151,13 +151,14 @@ class StripedTransformerSizes(TransformerSizes):
 
 
 class TransformerStage(nnx.Module):
-    """What output k adds: a body, which maps a state to what the head reads and to the next state.
+    """The new layers of output k: a body and a head.
 
-    The parts are apart since a decoder needs the logits of few positions.
+    The body maps a state to the input of the head and the next state. It is separate from the head
+    because a decoder needs the logits of few positions.
 
     Args:
       head: the head of this output.
-      adds_up: output k is the sum of what the heads 0 … k say; else of its own head alone.
+      adds_up: whether output k is the sum of the heads 0 … k; otherwise it is its head alone.
     """
 
     def __init__(self, head: LanguageHead, *, adds_up: bool = True):
@@ -172,21 +173,22 @@ class TransformerStage(nnx.Module):
         return logits, (state, logits if self.adds_up else None)
 
     def body(self, state: Any) -> tuple[jax.Array, Any]:
-        """What the head reads, and the state that the next stage gets; for a family to define."""
+        """Return the input of the head and the next state; each family defines this."""
         raise NotImplementedError(f"{type(self).__name__} must define body, as a family does.")
 
     def logits(self, x: jax.Array, before: jax.Array | None) -> jax.Array:
-        """`[batch, length, features]` → `[batch, length, vocab_size]`."""
+        """Map `[batch, length, features]` to `[batch, length, vocab_size]`."""
         return self.head(x, before if self.adds_up else None)
 
 
 class Transformer(AnytimeNet):
-    """A decoder-only Transformer with several outputs; each family says how its stages are made.
+    """A decoder-only Transformer with several outputs, the base class of the families.
 
     `net(tokens)` takes integers `[batch, length]` and gives, for each output, the logits of the
     token that follows each position, `[batch, length, vocab_size]`. No position reads a later one.
-    A layer is attention with rotary positions and a gated MLP, each after an RMSNorm. A text with a
-    token outside of the vocabulary, which a compiled program cannot refuse, has NaN for logits.
+    A layer is attention with rotary positions and a gated MLP, each after an RMSNorm. A token
+    outside of the vocabulary, which a compiled program cannot reject, makes the logits of its text
+    NaN.
 
     Args:
       vocab_size: number of tokens, and logits of each output.
@@ -202,7 +204,7 @@ class Transformer(AnytimeNet):
       remat: compute the inside of each layer again in the backward pass instead of keeping it.
 
     Raises:
-      ValueError: an argument is not one of those above.
+      ValueError: an argument is invalid.
     """
 
     @keywords_of(TransformerSizes)
@@ -211,11 +213,11 @@ class Transformer(AnytimeNet):
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens."""
+        """Return the number of tokens."""
         return self.num_classes
 
     def start(self, x: jax.Array) -> Carry:
-        """The carry that `advance(0, carry)` takes; no work is done yet.
+        """Return the carry for `advance(0, carry)`, without any work.
 
         Args:
           x: tokens, integers `[batch, length]`.
@@ -226,7 +228,7 @@ class Transformer(AnytimeNet):
         return Carry((self.first_state(check_tokens(x)), None), 0)
 
     def first_state(self, tokens: jax.Array) -> Any:
-        """What the first stage gets, for a family to define; here the tokens."""
+        """Return the state of the first stage; by default the tokens."""
         return tokens
 
 

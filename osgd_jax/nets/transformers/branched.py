@@ -74,14 +74,14 @@ class TrunkSizes(TransformerSizes):
 class BranchedTransformer(Transformer):
     """A Transformer with heads at even distances along its trunk, counted in layers: early exits.
 
-    The last output is a plain Transformer. Each output is what its own head says.
+    The last output is a plain Transformer. Each output has a separate head.
 
     Args:
       num_outputs: number of heads, at most the number of layers.
       **others: as for `Transformer`.
 
     Raises:
-      ValueError: an argument is not one of those above.
+      ValueError: an argument is invalid.
 
     Example:
       >>> import jax.numpy as jnp
@@ -100,7 +100,7 @@ class BranchedTransformer(Transformer):
         self._assemble(sizes)
 
     def make_stage(self, k: int, sizes: TrunkSizes) -> _Stage:
-        """As in `Transformer`: the layers up to head k."""
+        """Make the layers up to head k."""
         start, end = (0, *sizes.ends)[k : k + 2]
         embedding = sizes.make_embedding(sizes.width) if k == 0 else None
         layers = [sizes.make_layer(*sizes.parts) for _ in range(start, end)]

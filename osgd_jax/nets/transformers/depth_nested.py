@@ -31,9 +31,9 @@ class DepthNestedTransformer(Transformer):
     """A Transformer whose depth doubles from output to output by interlacing (Wan et al. 2020).
 
     Output 0 is a Transformer of the given depth. The stream of output k + 1 has a new layer after
-    each layer of output k; what the old layers add is re-used, not computed again. All streams
-    start from the same embedding. Output k is the sum of what the heads of the streams 0 … k say,
-    so that its loss trains all of them.
+    each layer of output k; the increments of the old layers are reused, not computed again. All
+    streams start from the same embedding. Output k is the sum of the heads of the streams 0 … k, so
+    that its loss trains all of them.
 
     Args:
       num_outputs: number of streams.
@@ -41,7 +41,7 @@ class DepthNestedTransformer(Transformer):
       **others: as for `Transformer`.
 
     Raises:
-      ValueError: an argument is not one of those above.
+      ValueError: an argument is invalid.
 
     Example:
       >>> import jax.numpy as jnp
@@ -56,7 +56,7 @@ class DepthNestedTransformer(Transformer):
     """
 
     def make_stage(self, k: int, sizes: TransformerSizes) -> _Stage:
-        """As in `Transformer`: stream k."""
+        """Make stream k."""
         count = sizes.depth * 2 ** max(k - 1, 0)
         layer = functools.partial(sizes.make_layer, doublings=sizes.num_outputs - 1)
         stream = Stream(None, [layer(*sizes.parts) for _ in range(count)])

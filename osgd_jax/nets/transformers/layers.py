@@ -1,8 +1,8 @@
 """The layers of Transformers, each of which can be one stripe of a wider one.
 
-As for images (`_stripes.py`), a stripe gets the new channels of its input and a *memory* of what
-the earlier stripes of the same layer have read, and gives back the memory for the next. Attention
-is cut by heads, the gated MLP by units.
+As for images (`stripes.py`), a stripe takes the new channels of its input and a *memory* of the
+channels that earlier stripes of the layer have read, and returns the memory for the next stripe.
+Attention is cut by heads, the gated MLP by units.
 """
 
 import math
@@ -27,7 +27,7 @@ _SMALL = 0.02
 
 
 class Part(NamedTuple):
-    """How much of a layer: a stripe, all stripes before it, or the whole.
+    """A part of a layer: a stripe, all stripes before it, or the whole.
 
     Attributes:
       channels: of the state.
@@ -59,7 +59,7 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.asarray(np.ones(features), param_dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[…, features]` → the same shape and dtype."""
+        """Normalize `[…, features]`; return the same shape and dtype."""
         scale = read(self.scale)
         y = x.astype(at_least_float32(x.dtype, scale.dtype))
         scale = jnp.expand_dims(scale.astype(y.dtype), range(x.ndim - 1))
@@ -83,14 +83,14 @@ class Product(nnx.Module):
         self.dtype = layers.dtype
 
     def __call__(self, x: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
-        """`[…, in_features]` → `[…, out_features]`, of `dtype` where one is given."""
+        """Map `[…, in_features]` to `[…, out_features]`, of `dtype` if one is given."""
         kernel = read(self.kernel)
         computed = self.dtype or result_type(x, kernel)
         return jnp.matmul(x.astype(computed), kernel.astype(computed), preferred_element_type=dtype)
 
 
 class Embedding(nnx.Module):
-    """A vector for each token, or a stripe of it; NaN for a token that there is not."""
+    """A vector for each token, or a stripe of it; NaN for a token outside of the vocabulary."""
 
     def __init__(self, layers: Layers, vocab_size: int, features: int):
         shape = vocab_size, features
@@ -98,20 +98,20 @@ class Embedding(nnx.Module):
         self.dtype = layers.dtype
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """`[batch, length]` → `[batch, length, features]`."""
+        """Map `[batch, length]` to `[batch, length, features]`."""
         found = look_up(read(self.table), tokens)
         return found if self.dtype is None else found.astype(self.dtype)
 
 
 class Attention(nnx.Module):
-    """Normalisation and causal attention, or one stripe of it; the state takes what it gives.
+    """Normalization and causal attention, or one stripe of it; its result is added to the state.
 
     Args:
       layers: gives keys and dtypes.
       head_dim: channels of a head.
       new: channels that leave, and heads, of this stripe.
       old: heads that earlier stripes have made, and channels that they have read.
-      features: channels of the state that are normalised here.
+      features: channels of the state that are normalized here.
       damping: of the initial output, as there are many layers.
     """
 
@@ -128,7 +128,7 @@ class Attention(nnx.Module):
 
     @property
     def dtype(self) -> DTypeLike:
-        """Of keys and values."""
+        """Return the dtype of keys and values."""
         kernel = self.project.kernel[...]
         return self.project.dtype or kernel.dtype
 
@@ -139,7 +139,7 @@ class Attention(nnx.Module):
 
         Args:
           x: `[batch, length, features]`.
-          read: what earlier stripes have read, normalised.
+          read: what earlier stripes have read, normalized.
           heads: what their heads have found.
 
         Returns:
@@ -156,7 +156,7 @@ class Attention(nnx.Module):
 
 
 class GatedMLP(nnx.Module):
-    """Normalisation and a gated MLP (Shazeer 2020, arXiv 2002.05202), or one stripe of it.
+    """Normalization and a gated MLP (Shazeer 2020, arXiv 2002.05202), or one stripe of it.
 
     Its arguments, and those of a call, are as for `Attention`, with units for heads.
     """
@@ -171,7 +171,7 @@ class GatedMLP(nnx.Module):
     def __call__(
         self, x: jax.Array, read: jax.Array | None = None, units: jax.Array | None = None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """As `Attention`."""
+        """Compute the increment of the state; see `Attention`."""
         read = extend(read, self.norm(x))
         gate, values = jnp.split(self.project(read), 2, axis=-1)
         units = extend(units, jax.nn.silu(gate) * values)
@@ -212,8 +212,8 @@ class TransformerLayer(nnx.Module):
 
         Args:
           x: `[batch, length, channels]`, the state, or this stripe of it.
-          memories: what the same layer of the earlier stripe gave; None for those that `x` holds
-            already.
+          memories: the result of the same layer of the earlier stripe; None for memories that `x`
+            already holds.
 
         Returns:
           `[batch, length, new.channels]` and the memories: what was read, by attention and MLP;
@@ -232,7 +232,7 @@ class TransformerLayer(nnx.Module):
 
 
 class LanguageHead(nnx.Module):
-    """Normalisation and the product with the vocabulary, of a state or a stripe of it.
+    """Normalization and the product with the vocabulary, of a state or a stripe of it.
 
     Args:
       layers: gives keys and dtypes.
@@ -245,6 +245,6 @@ class LanguageHead(nnx.Module):
         self.product = Product(layers, features, vocab_size, scale=_SMALL)
 
     def __call__(self, x: jax.Array, before: jax.Array | None = None) -> jax.Array:
-        """`[batch, length, features]` → `[batch, length, vocab_size]`, added to `before`."""
+        """Map `[batch, length, features]` to `[batch, length, vocab_size]`, added to `before`."""
         logits = self.product(self.norm(x), dtype=at_least_float32(x.dtype))
         return logits if before is None else before + logits

@@ -47,17 +47,17 @@ class NestedTransformer(Transformer):
     `DepthNestedTransformer`, and more channels: each old layer gets another stripe, as in
     `WidthNestedTransformer`. The depth doubles; with the default fractions the width grows by √2,
     so that the multiply-adds of the layers grow by about 4 from output to output. Output k is the
-    sum of what the heads 0 … k say, head k of the channels that are new in stream k.
+    sum of the heads 0 … k; head k reads the new channels of stream k.
 
     Args:
       num_outputs: number of streams, at most the number of heads.
       depth: layers of output 0; output k has 2ᵏ times as many.
       fractions: cumulative fraction of the width for each output, the last of them 1; by default
-        (…, 1/2, 1/√2, 1). Heads are whole: their share is as near as it gets.
+        (…, 1/2, 1/√2, 1). Heads are not split, so their share is approximate.
       **others: as for `Transformer`; the width is that of the last output.
 
     Raises:
-      ValueError: an argument is not one of those above, or there are too few channels, heads or
+      ValueError: an argument is invalid, or there are too few channels, heads or
         units for the stripes.
 
     Example:
@@ -77,7 +77,7 @@ class NestedTransformer(Transformer):
         self._assemble(sizes)
 
     def make_stage(self, k: int, sizes: StripedTransformerSizes) -> _Stage:
-        """As in `Transformer`: stream k."""
+        """Make stream k."""
         new, old = sizes.parts[k], sizes.old(k)
         count = sizes.depth * 2 ** max(k - 1, 0)
         layer = functools.partial(sizes.make_layer, doublings=sizes.num_outputs - 1)
@@ -88,5 +88,5 @@ class NestedTransformer(Transformer):
         return _Stage(embedding, stream, sizes.make_head(new.channels), new.channels)
 
     def first_state(self, tokens: jax.Array) -> Any:
-        """As in `Transformer`: the tokens, and nothing computed yet."""
+        """Return the tokens, without any results."""
         return {"tokens": tokens, "origin": None, "layers": []}

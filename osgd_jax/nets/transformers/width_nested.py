@@ -35,18 +35,18 @@ class WidthNestedTransformer(Transformer):
     """A Transformer whose channels, heads and MLP units are cut into stripes, one for each output.
 
     Output k uses the stripes 0 … k of everything; stripe k reads no later stripe. The widest output
-    is a Transformer of the given width whose matrices are block lower triangular and whose
-    RMSNorms are of each stripe by itself. Its last product, with the vocabulary, is done stripe by
-    stripe: output k is the sum of what the stripes 0 … k say, so that its loss trains all of them.
+    is a Transformer of the given width with block lower triangular matrices and a separate RMSNorm
+    for each stripe. Output k sums the products of the stripes 0 … k with the vocabulary, so that
+    its loss trains all of them.
 
     Args:
       num_outputs: number of stripes, at most the number of heads.
       fractions: cumulative fraction of the width for each output, the last of them 1; by default
-        (…, 1/4, 1/2, 1). Heads are whole: their share is as near as it gets.
+        (…, 1/4, 1/2, 1). Heads are not split, so their share is approximate.
       **others: as for `Transformer`; the width is that of the last output.
 
     Raises:
-      ValueError: an argument is not one of those above, or there are too few channels, heads or
+      ValueError: an argument is invalid, or there are too few channels, heads or
         units for the stripes.
 
     Example:
@@ -66,11 +66,11 @@ class WidthNestedTransformer(Transformer):
         self._assemble(sizes)
 
     def make_stage(self, k: int, sizes: StripedTransformerSizes) -> _Stage:
-        """As in `Transformer`: stripe k of all layers."""
+        """Make stripe k of all layers."""
         new, old = sizes.parts[k], sizes.old(k)
         layers = [sizes.make_layer(new, old, whole_state=False) for _ in range(sizes.depth)]
         return _Stage(sizes.make_embedding(new.channels), layers, sizes.make_head(new.channels))
 
     def first_state(self, tokens: jax.Array) -> Any:
-        """As in `Transformer`: the tokens, and nothing in memory."""
+        """Return the tokens, with empty memories."""
         return {"tokens": tokens, "memories": [None] * len(self.stages[0].layers)}
