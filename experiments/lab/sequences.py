@@ -19,16 +19,15 @@ def load(train_size: int, held_out: int = 5000) -> Dataset:
       train_size: training examples.
       held_out: validation examples, and as many test examples.
     """
-    train = draw(train_size, _TRAIN)
-    splits = [train, draw(held_out, _VALIDATION), draw(held_out, _TEST)]
-    return Dataset(
-        "mnist1d", 10, *(standardised(split, train) for split in splits), input_shape=(40, 1)
-    )
+    drawn = draw(train_size, _TRAIN), draw(held_out, _VALIDATION), draw(held_out, _TEST)
+    splits = [standardised(split, train_size) for split in drawn]
+    return Dataset("mnist1d", 10, *splits, input_shape=(40, 1))
 
 
-def standardised(split: Split, train: Split) -> Split:
-    """Return the examples, scaled by the mean and deviation of training examples as drawn."""
-    return Split((split.inputs - train.inputs.mean()) / train.inputs.std(), split.labels)
+def standardised(split: Split, train_size: int) -> Split:
+    """Return drawn examples, scaled by the mean and deviation of this many training examples."""
+    train = draw(train_size, _TRAIN).inputs
+    return Split((split.inputs - train.mean()) / train.std(), split.labels)
 
 
 @functools.lru_cache(8)

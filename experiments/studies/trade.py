@@ -48,11 +48,13 @@ class Problem(NamedTuple):
       net: family of convolutional nets, or the width of a dense net's first stage.
       train_size: training sequences.
       seeds: largest number of test seeds.
+      length: of training, a share of the study's steps.
     """
 
     net: ResNetFamily | int
     train_size: int
     seeds: int = 20
+    length: float = 1.0
 
 
 PROBLEMS: Mapping[str, Problem] = MappingProxyType(
@@ -62,8 +64,8 @@ PROBLEMS: Mapping[str, Problem] = MappingProxyType(
         "dense, 1,000": Problem(20, 1_000),
         "dense, half as wide, 60,000": Problem(10, 60_000),
         "dense, twice as wide, 60,000": Problem(40, 60_000),
-        "width-nested, 60,000": Problem("width-nested", 60_000, seeds=10),
-        "branched, 60,000": Problem("branched", 60_000, seeds=10),
+        "width-nested, 20,000": Problem("width-nested", 20_000, seeds=10, length=1 / 3),
+        "branched, 20,000": Problem("branched", 20_000, seeds=10, length=1 / 3),
     }
 )
 
@@ -155,7 +157,7 @@ class Config:
       rates: learning rates to choose from.
       tuning_seeds: seeds that choose the rate.
       test_seeds: other seeds that test; fewer for the convolutional nets.
-      steps: of SGD with Nesterov momentum, to the nearest epoch.
+      steps: of SGD with Nesterov momentum, to the nearest epoch; a third for convolutional nets.
       batch_size: examples in a step.
       held_out: validation sequences, and as many test sequences.
       output: file of the rows.
@@ -201,11 +203,12 @@ def work(config: Config, advance: Callable[[str], None]) -> list[Table]:
 def _trainer(config: Config, problem: str, name: str) -> Trainer:
     chosen = PROBLEMS[problem]
     dataset = sequences.load(chosen.train_size, config.held_out)
+    steps_per_epoch = chosen.train_size // config.batch_size
     return Trainer(
         functools.partial(make, chosen, name == DETACHED, dataset),
         dataset,
         method(name),
-        epochs=max(1, round(config.steps / (chosen.train_size // config.batch_size))),
+        epochs=max(1, round(chosen.length * config.steps / steps_per_epoch)),
         batch_size=config.batch_size,
         group=min(len(config.question(problem).seeds), config.tuning_seeds * len(config.rates)),
     )
