@@ -1,7 +1,7 @@
 """A study as data: problems × methods × rates × seeds give rows, and rows give comparisons."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -68,6 +68,16 @@ class Result(NamedTuple):
     def means(self) -> np.ndarray:
         """Mean outcome over the seeds."""
         return np.mean(list(self.tests.values()), axis=0)
+
+    @property
+    def intervals(self) -> list[Interval]:
+        """Mean of each number of an outcome over the seeds, with its interval."""
+        return [interval(each) for each in np.array(list(self.tests.values())).T]
+
+    @property
+    def shown_rate(self) -> str:
+        """The chosen rate, with a star at an edge."""
+        return f"{self.rate:g}{'*' if self.is_edge else ''}"
 
     def over(self, other: "Result") -> Interval:
         """Return the mean outcome less that of another result, paired by the common seeds."""
@@ -199,6 +209,17 @@ class Sweep:
         rows = self.at(problem, method, "test", rate, tested)
         tests = {row["seed"]: self.outcome(row) for row in rows}
         return Result(method, rate, rate in (tried[0], tried[-1]), tests, rows) if rows else None
+
+    def results(
+        self, problems: Iterable[str], methods: Collection[str], tuned: range, tested: range
+    ) -> dict[str, dict[str, Result]]:
+        """Return what was tested, by problem and method."""
+        found: dict[str, dict[str, Result]] = {}
+        for problem in problems:
+            for method in methods:
+                if result := self.result(problem, method, tuned, tested):
+                    found.setdefault(problem, {})[method] = result
+        return found
 
 
 def _best(means: Mapping[float, float]) -> float:

@@ -296,13 +296,8 @@ def sweep(store: Store) -> Sweep:
 
 def results(store: Store) -> dict[str, dict[str, Result]]:
     """Return the tests of each way by problem."""
-    tuned, seeds = range(store.about["settings"]["tuning_seeds"]), range(_TESTS, 2 * _TESTS)
-    found: dict[str, dict[str, Result]] = {}
-    for problem in PROBLEMS:
-        for way in WAYS:
-            if result := sweep(store).result(problem, way, tuned, seeds):
-                found.setdefault(problem, {})[way] = result
-    return found
+    tuned = range(store.about["settings"]["tuning_seeds"])
+    return sweep(store).results(PROBLEMS, WAYS, tuned, range(_TESTS, 2 * _TESTS))
 
 
 def tables(store: Store) -> list[Table]:
@@ -320,10 +315,9 @@ def tables(store: Store) -> list[Table]:
             )
             after = np.array(list(result.tests.values()))
             gains = [f"{interval(gain):+.1f}" for gain in (after[:, :OLD] - before).T]
-            shown = [f"{interval(after[:, OLD]):.1f}", *gains]
+            shown = [f"{result.intervals[OLD]:.1f}", *gains]
             shown += [f"{share:.1f} %" for share in changed.mean(axis=0)]
-            rate = f"{result.rate:g}{'*' if result.is_edge else ''}"
-            table.add(problem, way, rate, *shown, len(after))
+            table.add(problem, way, result.shown_rate, *shown, len(after))
     return [table]
 
 
@@ -337,8 +331,7 @@ def draw(store: Store, folder: Path) -> None:
     for axes, (problem, each) in zip(panels, found.items(), strict=False):
         for way, result in each.items():
             changed = 100 * np.array([row["changed"] for row in result.rows]).mean(axis=1)
-            new = np.array(list(result.tests.values()))[:, OLD]
-            x, y = interval(changed), interval(new)
+            x, y = interval(changed), result.intervals[OLD]
             axes.errorbar(
                 x.mean, y.mean, y.half_width, x.half_width,
                 marker="o", color=f"C{WAYS.index(way)}", label=way,

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from experiments import config as programs
@@ -23,7 +22,6 @@ from experiments import data, train
 from experiments.app import methods
 from experiments.lab import report
 from experiments.lab.report import Table
-from experiments.lab.statistics import interval
 from experiments.lab.store import Row, Store
 from experiments.lab.sweep import Question, Result, Run, Sweep
 from experiments.nets import Sizes
@@ -150,12 +148,7 @@ def sweep(store: Store) -> Sweep:
 
 def results(store: Store) -> dict[str, dict[str, Result]]:
     """Return the tests of each method by problem."""
-    found: dict[str, dict[str, Result]] = {}
-    for problem in PROBLEMS:
-        for name in METHODS:
-            if result := sweep(store).result(problem, name, range(1), range(_TESTS, 2 * _TESTS)):
-                found.setdefault(problem, {})[name] = result
-    return found
+    return sweep(store).results(PROBLEMS, METHODS, range(1), range(_TESTS, 2 * _TESTS))
 
 
 def tables(store: Store) -> list[Table]:
@@ -166,16 +159,14 @@ def tables(store: Store) -> list[Table]:
     table = Table(title, ["net", "method", "rate", *outputs, less, "seeds"], words=2)
     for problem, each in results(store).items():
         for name, result in each.items():
-            tests = np.array(list(result.tests.values()))
-            shown = [f"{interval(column):.1f}" for column in tests.T]
+            shown = [f"{each:.1f}" for each in result.intervals]
             if name in ALONE:
                 shown = [shown[0] if name == alone else "" for alone in ALONE]
             base = each.get("sum, clipped")
             over = ""
             if base is not None and name not in ("sum, clipped", *ALONE):
                 over = f"{result.over(base):+.1f}"
-            rate = f"{result.rate:g}{'*' if result.is_edge else ''}"
-            table.add(problem, name, rate, *shown, over, len(tests))
+            table.add(problem, name, result.shown_rate, *shown, over, len(result.tests))
     return [table]
 
 

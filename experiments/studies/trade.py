@@ -24,7 +24,7 @@ from experiments.app.methods import Method
 from experiments.data import Dataset
 from experiments.lab import report, sequences
 from experiments.lab.report import Table
-from experiments.lab.statistics import Interval, interval
+from experiments.lab.statistics import interval
 from experiments.lab.store import Row, Store
 from experiments.lab.sweep import Question, Result, Sweep
 from experiments.lab.vectorized import Trained, Trainer, Training
@@ -235,17 +235,8 @@ def sweep(store: Store) -> Sweep:
 
 def results(store: Store) -> dict[str, dict[str, Result]]:
     """Return the tests of each method by problem."""
-    tuned, seeds = range(store.about["settings"]["tuning_seeds"]), range(_TESTS, 2 * _TESTS)
-    runs = sweep(store)
-    found = {
-        problem: {name: runs.result(problem, name, tuned, seeds) for name in METHODS}
-        for problem in PROBLEMS
-    }
-    tested = {
-        problem: {name: result for name, result in each.items() if result is not None}
-        for problem, each in found.items()
-    }
-    return {problem: each for problem, each in tested.items() if each}
+    tuned = range(store.about["settings"]["tuning_seeds"])
+    return sweep(store).results(PROBLEMS, METHODS, tuned, range(_TESTS, 2 * _TESTS))
 
 
 def tables(store: Store) -> list[Table]:
@@ -263,13 +254,12 @@ def _losses(found: _Results) -> Table:
     table = Table(title, ["problem", "method", "rate", *_OUTPUTS, "mean", "seeds"], words=2)
     for problem, each in found.items():
         for name, result in each.items():
-            rate = f"{result.rate:g}{'*' if result.is_edge else ''}"
             means = [f"{mean:.3f}" for mean in result.means]
             if name in ALONE:
                 shown = [means[0] if name == alone else "" for alone in (*ALONE, None)]
             else:
                 shown = [*means, f"{result.means.mean():.3f}"]
-            table.add(problem, name, rate, *shown, len(result.tests))
+            table.add(problem, name, result.shown_rate, *shown, len(result.tests))
     return table
 
 
@@ -314,7 +304,7 @@ def draw(store: Store, folder: Path) -> None:
     ):
         for k, name in enumerate(METHODS):
             if name in each and name not in ALONE:
-                first, *_, last = interval_of(each[name])
+                first, *_, last = each[name].intervals
                 axes.errorbar(
                     first.mean, last.mean, last.half_width, first.half_width,
                     marker="os^Dv<>"[k % 7], color=f"C{k % 10}", label=name,
@@ -328,11 +318,6 @@ def draw(store: Store, folder: Path) -> None:
     figure.axes[0].set_ylabel("test loss of the last output")
     figure.axes[-1].legend(fontsize="small")
     figure.savefig(folder / "trade.png", dpi=110)
-
-
-def interval_of(result: Result) -> list[Interval]:
-    """Return the mean loss of each output over the seeds, with its interval."""
-    return [interval(each) for each in np.array(list(result.tests.values())).T]
 
 
 if __name__ == "__main__":

@@ -77,8 +77,7 @@ def tests(runs: Sweep, problem: str, seeds: str) -> Table:
                 for other, base in bases.items()
             ]
             means = [f"{mean:.1f}" for mean in found.means] + [f"{found.means.mean():.2f}"]
-            rate = f"{found.rate:g}{'*' if found.is_edge else ''}"
-            rows.append([name, rate, *means, *differences, len(found.tests)])
+            rows.append([name, found.shown_rate, *means, *differences, len(found.tests)])
     rows.sort(key=lambda row: -float(row[-4]))
     if (ceiling := ceilings(runs, on)) is not None:
         means = [f"{mean:.1f}" for mean in ceiling] + [f"{np.mean(ceiling):.2f}"]

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.lab.statistics import paired
+from experiments.lab.statistics import interval, paired
 from experiments.lab.store import Store
 from experiments.lab.sweep import Question, Sweep
 
@@ -54,6 +54,11 @@ def test_results_are_compared_in_pairs_of_common_seeds():
     near = sweep.result("net", "near", range(2), range(5, 8))
     far = sweep.result("net", "far", range(2), range(6, 20))
     assert (near.rate, near.is_edge, far.rate, far.is_edge) == (2.0, False, 4.0, True)
+    assert (near.shown_rate, far.shown_rate) == ("2", "4*")
+    assert near.intervals == [interval(np.array(list(near.tests.values()))[:, k]) for k in (0, 1)]
+    found = sweep.results(("net", "none"), ("near", "far", "new"), range(2), range(5, 8))
+    assert {name: list(each) for name, each in found.items()} == {"net": ["near", "far"]}
+    assert found["net"]["near"].rows == near.rows
     errors = [
         np.array([1.5 * row["error"] for row in result.rows if row["seed"] in (6, 7)])
         for result in (far, near)
