@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from experiments.data import Dataset, Split
+from experiments.app.data import Dataset, Split
 
 # Seeds of the splits; any other seed gives sequences that are in none of them.
 _TRAIN, _VALIDATION, _TEST = 0, 1, 2

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import osgd_jax
-from experiments import data
-from experiments.app import methods
-from experiments.data import Split
+from experiments.app import data, methods
+from experiments.app.data import Split
+from experiments.app.settings import require
 from experiments.lab import report, sequences
 from experiments.lab.report import Table
 from experiments.lab.store import Row, Store
@@ -31,7 +31,6 @@ from experiments.lab.sweep import Question, Run, Sweep
 from experiments.lab.vectorized import Trainer
 from experiments.pinn.problems import PROBLEMS as EQUATIONS
 from experiments.pinn.training import Solver
-from experiments.settings import require
 from experiments.studies import equations
 from experiments.studies.anytime.problems import FAMILIES, IMAGES, SCREEN, NetProblem
 from experiments.studies.language.ways import NETS, OUTPUTS

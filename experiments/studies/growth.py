@@ -23,17 +23,17 @@ from flax import nnx
 
 import osgd_jax
 from experiments.app import methods
+from experiments.app.data import Dataset
 from experiments.app.methods import Method
-from experiments.data import Dataset
+from experiments.app.nets import ResNetFamily, Sizes, make_net
+from experiments.app.settings import require
+from experiments.app.step import Objective, evaluated_logits
 from experiments.lab import report, sequences
 from experiments.lab.report import Table
 from experiments.lab.statistics import interval
 from experiments.lab.store import Row, Store
 from experiments.lab.sweep import Question, Result, Run, Sweep
 from experiments.lab.vectorized import Trained, Trainer, Training
-from experiments.nets import ResNetFamily, Sizes, make_net
-from experiments.settings import require
-from experiments.training.step import Objective, evaluated_logits
 from osgd_jax import nets
 
 TITLE = "Adding an output to a trained net"

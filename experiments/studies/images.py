@@ -17,17 +17,17 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments import config as programs
-from experiments import data, train
-from experiments.app import methods
+from experiments import train
+from experiments.app import data, methods
+from experiments.app.augmentation import Augmentation
+from experiments.app.config import RunSettings, TrainConfig
+from experiments.app.devices import StoppedError
+from experiments.app.nets import Sizes
+from experiments.app.settings import require
 from experiments.lab import report
 from experiments.lab.report import Table
 from experiments.lab.store import Row, Store
 from experiments.lab.sweep import Question, Result, Run, Sweep
-from experiments.nets import Sizes
-from experiments.settings import require
-from experiments.training.augmentation import Augmentation
-from experiments.training.devices import StoppedError
 from osgd_jax import plots
 
 TITLE = "CIFAR-10 (JPEG) at full resolution"
@@ -103,19 +103,19 @@ def work(config: Config, advance: Callable[[str], None]) -> list[Table]:
     return tables(store)
 
 
-def settings_of(config: Config, problem: str, method: str, stage: str, run: Run) -> programs.Config:
+def settings_of(config: Config, problem: str, method: str, stage: str, run: Run) -> TrainConfig:
     """Return the settings of one run."""
     name = "-".join((problem, method, stage, f"{run.learning_rate:g}", str(run.seed)))
     weights = None
     if method in ALONE:
         weights = tuple(float(name == method) for name in ALONE)
-    return programs.Config(
-        config.output.parent / name.replace(", ", "-").replace(" ", "-"),
-        data.Source(config.data),
-        PROBLEMS[problem],
-        methods.Settings(**METHODS[method], weight_decay=5e-4),
-        Augmentation(pad_crop=4, flip=True),
-        programs.Run(
+    return TrainConfig(
+        workdir=config.output.parent / name.replace(", ", "-").replace(" ", "-"),
+        dataset=data.Source(config.data),
+        net=PROBLEMS[problem],
+        method=methods.Settings(**METHODS[method], weight_decay=5e-4),
+        augmentation=Augmentation(pad_crop=4, flip=True),
+        run=RunSettings(
             config.epochs // 3 if stage == "tune" else config.epochs,
             config.batch_size,
             run.learning_rate,

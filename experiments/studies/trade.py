@@ -20,16 +20,16 @@ from flax import nnx
 
 import osgd_jax
 from experiments.app import methods
+from experiments.app.data import Dataset
 from experiments.app.methods import Method
-from experiments.data import Dataset
+from experiments.app.nets import ResNetFamily, Sizes, make_net
+from experiments.app.settings import require
 from experiments.lab import report, sequences
 from experiments.lab.report import Table
 from experiments.lab.statistics import interval
 from experiments.lab.store import Row, Store
 from experiments.lab.sweep import Question, Result, Sweep
 from experiments.lab.vectorized import Trained, Trainer, Training
-from experiments.nets import ResNetFamily, Sizes, make_net
-from experiments.settings import require
 from osgd_jax import nets, weightings
 
 TITLE = "What a method trades between outputs"

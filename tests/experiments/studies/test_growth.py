@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.data import Split
+from experiments.app.data import Split
+from experiments.app.nets import Sizes, make_net
 from experiments.lab.store import Store
 from experiments.lab.sweep import Run
-from experiments.nets import Sizes, make_net
 from experiments.studies import growth
 
 _SIZES = {"train_size": 200, "epochs": 4, "held_out": 50, "tuning_seeds": 1, "test_seeds": 1}

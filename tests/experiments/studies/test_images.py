@@ -6,9 +6,9 @@ import pytest
 from flax import nnx
 
 import osgd_jax
-from experiments.data import Dataset
+from experiments.app.data import Dataset
+from experiments.app.nets import make_net
 from experiments.lab.sweep import Run
-from experiments.nets import make_net
 from experiments.studies import images
 
 
