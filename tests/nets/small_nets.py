@@ -121,10 +121,12 @@ def randomise(net: Any, seed: int = 0) -> Any:
     """Shake all Variables, so that nothing is equal because of zeros and ones."""
     rng = np.random.default_rng(seed)
     state = nnx.state(net)
-    shaken = jax.tree.map(
-        lambda v: v + jnp.asarray(rng.uniform(0.05, 0.3, v.shape), v.dtype), state
-    )
-    nnx.update(net, shaken)
+
+    def shake(array):  # in NumPy, so that nothing is compiled for each shape
+        shaken = np.asarray(array) + rng.uniform(0.05, 0.3, array.shape)
+        return jnp.asarray(shaken.astype(array.dtype))
+
+    nnx.update(net, jax.tree.map(shake, state))
     return net
 
 
