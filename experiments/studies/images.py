@@ -17,13 +17,13 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments import train
 from experiments.app import data, methods
 from experiments.app.augmentation import Augmentation
 from experiments.app.config import RunSettings, TrainConfig
 from experiments.app.devices import StoppedError
 from experiments.app.nets import Sizes
 from experiments.app.settings import require
+from experiments.app.training import train
 from experiments.lab import report
 from experiments.lab.report import Table
 from experiments.lab.store import Row, Store
@@ -130,7 +130,7 @@ def settings_of(config: Config, problem: str, method: str, stage: str, run: Run)
 def _trained(config: Config, problem: str, method: str, stage: str, run: Run) -> Row:
     outputs = [ALONE.index(method)] if method in ALONE else range(OUTPUTS)
     try:
-        summary = train.train(settings_of(config, problem, method, stage, run), Console(quiet=True))
+        summary = train(settings_of(config, problem, method, stage, run), Console(quiet=True))
     except StoppedError as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.number)

@@ -16,7 +16,7 @@ from experiments.app.config import RunSettings, TrainConfig
 from experiments.app.evaluation.mistakes import Mistakes
 from experiments.app.evaluation.pictures import draw_confusion
 from experiments.app.evaluation.tables import tables
-from experiments.train import train
+from experiments.app.training import train
 from tests.experiments.running import finish, refuse, summary
 
 _CLASSES = ("cat", "[b]dog", "$emu")

@@ -13,9 +13,9 @@ from rich.console import Console
 from experiments import evaluate
 from experiments.app import data, methods, nets, programs
 from experiments.app.config import RunSettings, TrainConfig
+from experiments.app.training import train
 from experiments.export import ExportConfig, export
 from experiments.predict import predict
-from experiments.train import train
 from tests.experiments.running import environment, finish, refuse
 
 

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from experiments.app import data, methods, nets, programs
 from experiments.app.config import RunSettings, TrainConfig
+from experiments.app.training import train
 from experiments.app.workdir import open_workdir, read_config
-from experiments.train import train
 from tests.experiments.running import SMALL, finish, metrics, parameters, refuse, summary
 
 _QUIET = Console(quiet=True)
