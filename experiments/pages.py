@@ -2,12 +2,14 @@
 
 import importlib
 from pathlib import Path
+from types import ModuleType
 
 from experiments import compare
 from experiments.app.files import read_json
 from experiments.benchmark.__main__ import NAMES
 from experiments.lab.report import page, runs
 from experiments.lab.store import Store
+from experiments.serve import load
 from experiments.studies import equations, published
 from experiments.studies.anytime import page as anytime
 from experiments.studies.anytime.results import sweep
@@ -24,14 +26,15 @@ def write(folder: Path) -> None:
         store = Store(RESULTS / f"{name}.jsonl.gz")
         (folder / f"{name}.md").write_text(page(study.TITLE, store.about, study.tables(store)))
     for name in NAMES:
-        (folder / f"benchmark_{name}.md").write_text(_benchmark(name))
+        benchmark = importlib.import_module(f"experiments.benchmark.{name}")
+        text = _sections(benchmark, RESULTS / "benchmark" / f"{name}.jsonl.gz")
+        (folder / f"benchmark_{name}.md").write_text(text)
+    (folder / "load.md").write_text(_sections(load, RESULTS / "serve" / "load.jsonl.gz"))
     language.draw(Store(RESULTS / "language.jsonl.gz"), folder)
     results = read_json(RESULTS / "compare" / "mnist1d" / "results.json", "methods")
     compare.plot(results, folder / "comparison.png")
 
 
-def _benchmark(name: str) -> str:
-    """Return a section of each stored run."""
-    benchmark = importlib.import_module(f"experiments.benchmark.{name}")
-    stored = runs(RESULTS / "benchmark" / f"{name}.jsonl.gz")
-    return "\n".join(page(benchmark.TITLE, run, benchmark.tables(run)) for run in stored)
+def _sections(program: ModuleType, file: Path) -> str:
+    """Return a section of each stored run of a program."""
+    return "\n".join(page(program.TITLE, run, program.tables(run)) for run in runs(file))

@@ -23,6 +23,8 @@ from experiments.serve.policies import Reply
 from experiments.serve.ways import Config, Way, trained_nets, ways_to_serve
 from osgd_jax._serving.scheduler import Scheduler
 
+TITLE = "Serving under load"
+
 
 class Outcome(NamedTuple):
     """One run.

@@ -167,11 +167,13 @@ class Served(NamedTuple):
     Attributes:
       model: the net.
       seconds: that 95 % of its runs keep to, for batches of 1, 2, 4, …
+      capacity: examples per second in the largest batches, by the median time.
       accuracy: on the test examples.
     """
 
     model: Model
     seconds: tuple[float, ...]
+    capacity: float
     accuracy: float
 
 
@@ -181,8 +183,10 @@ def _served(net: Any, output: int, dataset: Dataset, max_batch: int) -> Served:
     def model(xs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return _classes(predictor, xs), np.full(len(xs), output)
 
-    seconds = [_usual(model, dataset, 1 << power) for power in range(max_batch.bit_length())]
-    return Served(model, tuple(seconds), _accuracy(model, dataset, max_batch))
+    times = [_times(model, dataset, 1 << power) for power in range(max_batch.bit_length())]
+    usual = tuple(float(np.quantile(each, 0.95)) for each in times)
+    capacity = max_batch / float(np.median(times[-1]))
+    return Served(model, usual, capacity, _accuracy(model, dataset, max_batch))
 
 
 def _classes(predictor: osgd_jax.AnytimePredictor, xs: np.ndarray, **limits: Any) -> np.ndarray:
@@ -195,13 +199,13 @@ def _padded(xs: np.ndarray) -> np.ndarray:
     return np.concatenate([xs, np.repeat(xs[:1], size - len(xs), axis=0)])
 
 
-def _usual(model: Model, dataset: Dataset, size: int) -> float:
+def _times(model: Model, dataset: Dataset, size: int) -> list[float]:
     xs, times = dataset.test.inputs[:size], []
     for _ in range(3 + _TIMED):
         start = time.perf_counter()
         model(xs)
         times.append(time.perf_counter() - start)
-    return float(np.quantile(times[3:], 0.95))
+    return times[3:]
 
 
 def _accuracy(model: Model, dataset: Dataset, max_batch: int) -> float:
@@ -280,7 +284,7 @@ def ways_to_serve(
         Way("confidence", dispatch(FirstComeFirstServed, config.max_batch, until_sure)),
     ]
     about = {
-        "capacity": config.max_batch / last.seconds[-1],
+        "capacity": last.capacity,
         "stage_seconds": [list(stage) for stage in server.latencies],
         "confidence": confidence,
         "accuracy": {
