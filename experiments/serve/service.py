@@ -27,8 +27,10 @@ from osgd_jax import AnytimeServer, OverloadedError, ServedAnswer
 _PAGE = Path(__file__).with_name("page.html")
 _NPY = b"\x93NUMPY"
 _PIXELS = 50_000_000  # a small file may hold an image that fills the memory
-# Python 3.11 fails now and then where two threads parse at once, as NumPy does with headers.
+# NumPy parses headers with `ast`, which raises a SystemError in Python 3.11 now and then where two
+# threads parse at once: here, or in any library.
 _PARSING = threading.Lock()
+_TRIES = 10
 
 
 class Limits(NamedTuple):
@@ -243,8 +245,7 @@ def _load(body: bytes) -> np.ndarray:
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
-        with _PARSING:
-            shape, fortran, dtype = read_header(file)
+        shape, fortran, dtype = _parsed(read_header, file)
         if dtype.hasobject or min(shape, default=0) < 0:
             raise ValueError(shape, dtype)
         data = np.frombuffer(body, dtype, offset=file.tell())
@@ -259,6 +260,17 @@ def _load(body: bytes) -> np.ndarray:
         RecursionError,
     ):
         raise _RefusedError(400, "The body is not a readable .npy array of numbers.") from None
+
+
+def _parsed(read_header: Callable[[Any], Any], file: io.BytesIO) -> Any:
+    start = file.tell()
+    with _PARSING:
+        for _ in range(_TRIES - 1):
+            try:
+                return read_header(file)
+            except SystemError:
+                file.seek(start)
+        return read_header(file)
 
 
 def _number(request: Request, name: str, default: Any) -> Any:
