@@ -197,7 +197,7 @@ class Config:
 
     problems: tuple[str, ...] = PROBLEMS
     ways: tuple[str, ...] = WAYS
-    rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     tuning_seeds: int = 3
     test_seeds: int = 12
     train_size: int = 1000
