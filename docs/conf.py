@@ -104,7 +104,8 @@ def _write_math(display):
 
 def _tables_of_results(generated):
     """Join the pages of the studies of nets and of all benchmarks."""
-    names = ["study", *(f"benchmark_{name}" for name in NAMES), "language"]
+    benchmarks = [f"benchmark_{name}" for name in NAMES]
+    names = ["conflict", "trade", "growth", "study", *benchmarks, "language"]
     text = "\n".join((generated / f"{name}.md").read_text() for name in names)
     # Links to files beside the pages, seen from here.
     return re.sub(r"\]\((?![a-z]+:|#)", "](generated/", text)

@@ -363,7 +363,7 @@ def draw(store: Store, folder: Path) -> None:
             axes.get_legend().remove()
     for axes in panels[len(found) :]:
         axes.remove()
-    figure.savefig(folder / "conflict.png", dpi=110)
+    figure.savefig(folder / "unbiased_cosines.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def test_a_problem_is_trained_and_drawn_once(tmp_path, monkeypatch):
     written = config.output.read_bytes()
     assert conflict.work(config, reported.append) == [table]
     assert (len(reported), config.output.read_bytes()) == (1, written)
-    assert (tmp_path / "conflict.png").stat().st_size > 5000
+    assert (tmp_path / "unbiased_cosines.png").stat().st_size > 5000
 
 
 def test_the_table_shows_medians_and_what_is_decided(monkeypatch):

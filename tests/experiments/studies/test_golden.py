@@ -64,7 +64,7 @@ def _tables(text):
 
 @pytest.mark.parametrize(
     "name",
-    ["study", "language", "equations", "published", *(f"benchmark_{each}" for each in NAMES)],
+    ["study", *pages.STUDIES, *(f"benchmark_{each}" for each in NAMES), "load"],
 )
 def test_tables_are_the_published_ones(written, name):
     tables = _tables((written[0] / f"{name}.md").read_text())

@@ -70,7 +70,7 @@ def test_a_rate_that_diverges_is_not_chosen(monkeypatch):
     def diverge(*_):
         raise FloatingPointError
 
-    monkeypatch.setattr(images.train, "train", diverge)
+    monkeypatch.setattr(images, "train", diverge)
     row = images._trained(images.Config(), "branched", "osgd", "tune", Run(0, 0.9))
     assert row == {"accuracy": [0.0, 0.0, 0.0]}
 
