@@ -61,7 +61,7 @@ test-slow: .venv/ready ## Run the tests that take longer than a minute each
 test-peer: .venv-peer/ready ## Compare with TorchJD and with Llama in transformers, in a separate environment (several GB)
 	.venv-peer/bin/python -m pytest tests/weightings/test_against_torchjd.py tests/experiments/benchmark/test_peer.py tests/nets/test_against_transformers.py
 
-test-onnx: .venv-onnx/ready ## Run ONNX files under onnxruntime, in an environment of their own
+test-onnx: .venv-onnx/ready ## Run ONNX files under onnxruntime, in a separate environment
 	.venv-onnx/bin/python -m pytest tests/serving/test_onnx.py
 
 test-serve: .venv-serve/ready ## Run the server with Ray Serve and ask it as many clients do, under bad requests and lost replicas
@@ -85,11 +85,12 @@ test-oldest: ## Run the tests with the oldest versions that pyproject.toml allow
 	  -e '.[$(ALL_EXTRAS)]'
 	.venv-oldest/bin/python -m $(PYTEST) -m "not slow" -W default::DeprecationWarning
 
-check: .venv/ready ## Check format, lint, types and layers of imports
+check: .venv/ready ## Check format, lint, types, layers of imports and avoided phrases
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/python -m tests.style
 
 docs: .venv/ready ## Build the documentation site into build/docs
 	$(BIN)/python -m sphinx -W --keep-going docs build/docs

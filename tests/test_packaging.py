@@ -1,4 +1,4 @@
-"""What a user gets: wheel and sdist that install, a light import, types that check."""
+"""The package of a user: wheel and sdist that install, a light import, types that check."""
 
 import json
 import os

@@ -60,8 +60,8 @@ class Checkpoints:
           validation_accuracy: mean over the outputs, by which the best is told; None if unknown.
 
         Raises:
-          OSError: there is no room, or an earlier one could not be saved; those that are there
-            stay.
+          OSError: there is no room, or an earlier one could not be saved; existing
+            ones stay.
         """
         step = int(state.step)
         if step in self._manager.all_steps():

@@ -15,7 +15,7 @@ from osgd_jax import weightings
 
 Scope = Literal["shared", "all", "leaf", "reach"]
 
-# Methods that are no function of the Gramian alone: transformations of their own.
+# Methods that need more than the Gramian: separate transformations.
 ROW_METHODS = ("db_mtl", "excess_mtl", "graddrop", "moco")
 
 
@@ -31,7 +31,7 @@ class Settings:
       order: priority of the outputs for osgd: first_to_last, last_to_first, random, or a
         permutation such as 2,0,1 or, of losses with names, ic,bc,pde. The first of it is the
         primary output of pcd.
-      tau: the share of its own progress that pcd promises to every other output.
+      tau: the share of its progress that pcd promises to every other output.
       update: what takes the step after balancing: sgd with Nesterov momentum, or adamw.
       momentum: decay rate of Nesterov momentum, and of AdamW's mean gradient.
       weight_decay: times the parameters is added to the gradient; in AdamW it is apart from the

@@ -21,7 +21,7 @@ TextFamily = Literal[
     "nested-transformer",
 ]
 
-# Those that are made of residual blocks, at several widths.
+# Families made of residual blocks, at several widths.
 ResNetFamily = Literal["branched", "width-nested", "depth-nested", "nested"]
 
 NETS = {

@@ -215,7 +215,7 @@ def accuracies_and_losses(
 def evaluation_batches(
     batch_size: int, examples: data.Examples
 ) -> Iterator[tuple[data.Split, np.ndarray]]:
-    """Yield this process's part of equal batches of all examples, and a mask of those that count.
+    """Yield this process's part of equal batches of all examples, and a mask of true examples.
 
     The last batch is filled up with examples that do not count, so that one program serves all.
     """

@@ -1,1 +1,1 @@
-"""Times of steps, layers, predictions and imports, each a command of its own."""
+"""Benchmarks: `python -m experiments.benchmark --help` lists them."""

@@ -111,7 +111,7 @@ def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
     chips = [each for each in config.chips if can_compile_for(each)]
     if not chips:
         raise ValueError(
-            "`chips` must be among those that this environment has a compiler for, got"
+            "`chips` must be among the chips for which this environment has a compiler, got"
             f" {config.chips}; `make accelerators` sets up environments for all."
         )
     same = [run for run in runs(config.output) if run["config"] == settings(config)]
@@ -164,7 +164,7 @@ def compiled_for(chips: Chips, program: jax.stages.Lowered) -> jax.stages.Compil
 
 
 def figures(made: jax.stages.Compiled) -> dict[str, Any]:
-    """What a program costs."""
+    """Return the costs of a program."""
     # There is none from the compiler for GPUs.
     costs: Any = made.cost_analysis() or {}
     memory: Any = made.memory_analysis()

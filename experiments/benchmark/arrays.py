@@ -1,4 +1,4 @@
-"""What many parameter arrays cost: how long updates take to compile, and the Gramian to run.
+"""Time updates of many parameter arrays, when compiled, and the Gramian.
 
 Compile times are held against those of `optax.clip_by_global_norm` and SGD with momentum for the
 same arrays: half kernels, half biases, in shapes that repeat as they do in a net, every other
@@ -25,7 +25,7 @@ TITLE = "Many arrays"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to measure.
+    """Choose the cases to measure.
 
     Attributes:
       arrays: numbers of parameter arrays.

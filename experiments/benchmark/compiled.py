@@ -1,4 +1,4 @@
-"""What the text of a compiled program tells: traffic between devices, scatters, precision.
+"""Read the text of a compiled program: traffic between devices, scatters, precision.
 
 The text is that of `jax.stages.Compiled.as_text()`, on any platform.
 """
@@ -44,7 +44,7 @@ class Instruction(NamedTuple):
 
     @property
     def call_target(self) -> str:
-        """What a custom call calls; empty for other operations."""
+        """Return the target of a custom call; empty for other operations."""
         found = re.search(r'custom_call_target="([^"]*)"', self.rest)
         return found[1] if found else ""
 

@@ -1,4 +1,4 @@
-"""What balancing costs a physics-informed net: a training step over that with the sum's gradient.
+"""Time balanced training steps of a physics-informed net over a step on the sum.
 
 Each step is Adam's after: the gradient of the sum of the losses; their task gradients and a
 weighting; or `jax.jacrev` and the same weighting. A call takes a number of steps in `lax.scan`, as
@@ -26,7 +26,7 @@ TITLE = "Benchmark of physics-informed nets"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to measure.
+    """Choose the cases to measure.
 
     Attributes:
       problems: each with its own losses.

@@ -16,7 +16,7 @@ _UNITS_PER_CHANNEL = 8 / 3
 
 
 class Sizes(NamedTuple):
-    """Of a Transformer.
+    """Sizes of a Transformer.
 
     Attributes:
       vocab_size: tokens.

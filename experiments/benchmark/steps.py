@@ -160,7 +160,7 @@ def _steps_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _aggregation_table(rows: list[dict[str, Any]]) -> Table:
-    """Return times over those that the bandwidth of the memory allows."""
+    """Return times over the times that the bandwidth of the memory allows."""
     shown = Table(
         "Aggregation alone, over the limit by memory bandwidth",
         ["K", "parameters", "GB/s", "Gramian ms", "over limit", "all ms", "over limit"],

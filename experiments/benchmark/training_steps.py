@@ -197,14 +197,14 @@ def least_work(problem: Problem) -> float:
 
 
 def extra_rows_bytes(problem: Problem) -> int:
-    """Of the rows of the task gradients, less those of one gradient."""
+    """Return the bytes of the rows of the task gradients, less the bytes of one gradient."""
     grads = osgd_jax.task_grads(problem.losses, has_aux=True)
     rows = jax.eval_shape(grads, problem.params, problem.rest, *problem.batch)[0]
     return tree_bytes(rows) - tree_bytes(problem.params)
 
 
 def tree_bytes(tree: Any) -> int:
-    """Of all arrays in a tree."""
+    """Return the bytes of all arrays in a tree."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 

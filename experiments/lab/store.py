@@ -59,7 +59,7 @@ class Store:
         return [row for rows in self._rows.values() for row in rows.values()]
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Write rows, except those that are present already."""
+        """Write the rows that are not present yet."""
         rows = list(rows)
         if self.path is None:
             self._take(rows)

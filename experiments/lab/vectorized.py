@@ -1,4 +1,4 @@
-"""Train nets, each from a seed and at a learning rate of its own, in programs compiled once."""
+"""Train nets, each with a seed and a learning rate, in programs compiled once."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -193,7 +193,7 @@ class Trainer:
         return Batch(inputs, jax.nn.one_hot(labels, self.dataset.num_classes))
 
     def losses(self, params: Any, rest: Any, batch: Batch) -> tuple[jax.Array, ...]:
-        """Of each output that is trained, in training mode."""
+        """Return the loss of each trained output, in training mode."""
         logits, _ = logits_of(self.graphdef, params, rest, batch.inputs, self.method.output)
         return self.objective.losses(logits, batch.targets)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-# From points `[N, 2]` to values `[N]`, each of its own point alone.
+# From points `[N, 2]` to values `[N]`, each from one point alone.
 Field = Callable[[jax.Array], jax.Array]
 
 
@@ -15,7 +15,7 @@ def slope(field: Field, points: jax.Array, axis: int) -> tuple[jax.Array, jax.Ar
 
 
 def curvature(field: Field, points: jax.Array, axis: int) -> tuple[jax.Array, ...]:
-    """As `slope`, and the second derivatives."""
+    """Return the results of `slope`, and the second derivatives."""
 
     def sloped(points: jax.Array) -> tuple[jax.Array, jax.Array]:
         return slope(field, points, axis)

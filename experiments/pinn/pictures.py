@@ -1,4 +1,4 @@
-"""What a net has found, what is right, what is wrong with it, and the conflict over time."""
+"""Draw the solution of a net, the true one, the error, and the conflict over time."""
 
 from pathlib import Path
 from typing import Any

@@ -28,7 +28,7 @@ class SolverSettings:
         moco, db_mtl, excess_mtl or graddrop.
       order: of priority for osgd: first_to_last, last_to_first, random, or names such as ic,bc,pde;
         pcd follows the first of it.
-      tau: the share of its own progress that pcd promises to every other loss.
+      tau: the share of its progress that pcd promises to every other loss.
       weights: what losses are multiplied with, by name, such as bc 100 ic 100, 1 for the others; or
         a number for each in the order of their sorted names: bc, ic, pde. All 1 if not given.
       clip_norm: the norm to which a longer gradient is scaled down, after balancing and before
@@ -114,7 +114,7 @@ class Net(nnx.Module):
 
 
 class Look(NamedTuple):
-    """What is seen of a net between steps.
+    """Measures of a net between steps.
 
     Attributes:
       losses: by name, without weights.
@@ -128,7 +128,7 @@ class Look(NamedTuple):
 
 
 class Solver:
-    """What one training run computes, each function of one net.
+    """Functions of one training run, each for one net.
 
     Seeds and learning rates may be traced, so that `jax.vmap` trains many nets at once.
 

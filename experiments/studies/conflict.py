@@ -51,7 +51,7 @@ Gradients = Callable[[Any, Any], tuple[Any, jax.Array]]
 
 
 class Look(NamedTuple):
-    """What is seen of many nets at one moment.
+    """Gramians of many nets at one moment.
 
     Attributes:
       same: mean Gramian of the gradients of single batches, `[nets, K, K]`.

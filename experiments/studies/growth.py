@@ -1,4 +1,4 @@
-"""What it costs to add an output to a trained net: `python -m experiments.studies.growth`.
+"""Measure the cost of a new output of a trained net: `python -m experiments.studies.growth`.
 
 Nets with two outputs are trained, get a third one, and are trained again: on the same sequences of
 MNIST-1D, on four times as many, or on two classes that the old outputs have not seen. Four ways:

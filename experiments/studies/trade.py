@@ -1,4 +1,4 @@
-"""What a method trades between outputs: `python -m experiments.studies.trade`.
+"""Measure what methods trade between outputs: `python -m experiments.studies.trade`.
 
 The first output's loss against the last one's, for each method, beside the losses of outputs that
 are trained alone. Every method has the same grid of learning rates; the rate with the least mean

@@ -80,7 +80,7 @@ def _cotangents(
     """Pull each loss back to the ends of the tail.
 
     Args:
-      loss: of one example, linear in the ends: slices of those that are divided.
+      loss: of one example, linear in the ends: slices of the divided ones.
       ends: linear variables that the tail reads.
       constants: other variables that it reads.
       values: of the constants.

@@ -180,8 +180,8 @@ def _read(results: Sequence[Division]) -> dict[int, Division]:
     return {index: by for index, by in enumerate(results) if by is not None}
 
 
-# The parameters of a call whose equations can stand in its place: those that the equations do not
-# depend on, and lists that must ask for nothing.
+# The parameters of a call whose equations can stand in its place: parameters without effect on the
+# equations, and lists that must ask for nothing.
 _WITHOUT_EFFECT = {"jaxpr", "name", "keep_unused", "inline", "ctx_mesh"}
 _REQUESTS = {
     *("in_shardings", "out_shardings", "in_layouts", "out_layouts"),

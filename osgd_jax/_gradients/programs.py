@@ -1,4 +1,4 @@
-"""What a linearized function reads, output by output, found in its jaxpr before anything runs."""
+"""Dependencies of each output of a linearized function, found in its jaxpr before it runs."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -27,10 +27,10 @@ def elements(program: Program, tangents: Sequence[jax.ShapeDtypeStruct]) -> Prog
     """Make a program with K scalar outputs of one whose results are K scalars or one array `[K]`.
 
     Where the results are one array, the operations that put it together (`jnp.stack`,
-    concatenation) and those that treat its elements alike (elementwise arithmetic, sums over other
-    axes) are looked through, so that each output of the program depends only on what its element
-    depends on. Where that cannot be done, each element is taken from the finished array, and seems
-    to depend on all that the array depends on.
+    concatenation) and operations that treat its elements alike (elementwise arithmetic, sums over
+    other axes) are looked through, so that each output of the program depends only on what its
+    element depends on. Where that cannot be done, each element is taken from the finished array,
+    and seems to depend on all that the array depends on.
     """
     if program.out_avals[0].ndim == 0:
         return program

@@ -1,4 +1,4 @@
-"""What the method is for: to first order, the step of a later output changes no earlier loss."""
+"""To first order, the step of a later output changes no earlier loss."""
 
 import jax
 import jax.numpy as jnp

@@ -136,7 +136,7 @@ def test_numbers_out_of_range(arguments, message):
 
 
 def test_a_step_does_less_than_one_of_adam_on_the_sum():
-    """Three losses, each with a forward pass of its own, on a net as of physics-informed nets."""
+    """Three losses, each with a separate forward pass, on a net as of physics-informed nets."""
     rng = np.random.default_rng(0)
     sizes = (2, 50, 50, 50, 1)
     params = [jnp.asarray(rng.normal(size=s), jnp.float32) for s in pairwise(sizes)]

@@ -309,7 +309,7 @@ def test_losses_are_passed_to_the_weighting():
     ids=["masked", "MultiSteps", "apply_if_finite"],
 )
 def test_wrappers_around_it_do_not_pass_silently(wrong, grads):
-    """What the documentation says cannot compose: an error, or updates that do not fit."""
+    """Compositions that the documentation excludes give an error, or updates that do not fit."""
     try:
         updates, _ = wrong.update(grads, wrong.init(PARAMS), PARAMS)
         optax.apply_updates(PARAMS, updates)

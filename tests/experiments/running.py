@@ -57,7 +57,7 @@ def finish(module: str, *arguments) -> str:
 
 
 def finish_apart(module: str, *arguments, **variables: str) -> str:
-    """As `finish`, in a process of its own, with environment variables of its own."""
+    """Do the same as `finish` in a separate process, with environment variables."""
     process = start(module, *arguments, **variables)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed

@@ -29,14 +29,14 @@ def rotation(np: Any, length: int, head_dim: int) -> Any:
 
 
 def attention(np: Any, layer: dict[str, Any], x: Any, stripes: tuple[int, ...]) -> Any:
-    """What the attention of a layer adds to the state, `[batch, length, channels]`."""
+    """Return what the attention of a layer adds to the state, `[batch, length, channels]`."""
     normed = rms_norm(np, x, layer["norm_1"], stripes)
     heads = [np.einsum("blc,chd->blhd", normed, layer[name]) for name in ("q", "k", "v")]
     return np.einsum("blhd,hdc->blc", read_earlier(np, *heads), layer["o"])
 
 
 def read_earlier(np: Any, queries: Any, keys: Any, values: Any) -> Any:
-    """What each position reads of itself and earlier ones, `[batch, length, heads, head_dim]`."""
+    """Return what each position reads so far, `[batch, length, heads, head_dim]`."""
     length, head_dim = queries.shape[1], queries.shape[-1]
     turn = rotation(np, length, head_dim)
     q, k = (np.einsum("lde,blhe->blhd", turn, each) for each in (queries, keys))
@@ -47,14 +47,14 @@ def read_earlier(np: Any, queries: Any, keys: Any, values: Any) -> Any:
 
 
 def mlp(np: Any, layer: dict[str, Any], x: Any, stripes: tuple[int, ...]) -> Any:
-    """What the gated MLP of a layer adds to the state."""
+    """Return what the gated MLP of a layer adds to the state."""
     normed = rms_norm(np, x, layer["norm_2"], stripes)
     gate = normed @ layer["gate"]
     return (gate / (1 + np.exp(-gate)) * (normed @ layer["up"])) @ layer["down"]
 
 
 def increment(np: Any, layer: dict[str, Any], x: Any, stripes: tuple[int, ...]) -> Any:
-    """What both add."""
+    """Return the sum of both."""
     first = attention(np, layer, x, stripes)
     return first + mlp(np, layer, x + first, stripes)
 

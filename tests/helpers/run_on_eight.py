@@ -1,4 +1,4 @@
-"""Running a script of checks on eight CPU devices, which need a process of their own."""
+"""Run a script of checks on eight CPU devices, in a separate process."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""What must hold for every family of nets."""
+"""Properties of every family of nets."""
 
 import re
 

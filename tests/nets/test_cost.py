@@ -1,4 +1,4 @@
-"""How the families grow, and that no work is done twice."""
+"""Costs of the families, without any work done twice."""
 
 import jax
 import numpy as np

@@ -49,7 +49,7 @@ def small(family):
 
 
 def striped_logits(xp, net, x):
-    """What a `WidthNestedTransformer` computes, with dense matrices."""
+    """Compute a `WidthNestedTransformer`, with dense matrices."""
     stripes = tuple(stage.embedding.table.shape[1] for stage in net.stages)
     table = xp.concatenate([xp.asarray(stage.embedding.table[...]) for stage in net.stages], -1)
     state = table[xp.asarray(x)]

@@ -32,7 +32,7 @@ def trained(net):
 
 
 def compilations(call):
-    """How many programs JAX compiles during `call()`."""
+    """Count the programs that JAX compiles during `call()`."""
     events = []
 
     def listen(event, duration, **kwargs):

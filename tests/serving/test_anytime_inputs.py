@@ -1,4 +1,4 @@
-"""What a predictor runs on: integers, copies in other processes, and what it refuses."""
+"""Inputs of a predictor: integers, copies in other processes, and refused ones."""
 
 import copy
 import pickle

@@ -33,7 +33,7 @@ def random_prompts(count, seed=0):
 
 
 def all_logits(net, texts):
-    """Of each output, for texts of different lengths: `[outputs, batch, ROOM, VOCAB]`."""
+    """Return the logits of each output, for texts: `[outputs, batch, ROOM, VOCAB]`."""
     padded = np.zeros((len(texts), ROOM), np.int32)
     for row, text in zip(padded, texts, strict=True):
         row[: len(text)] = text
@@ -167,7 +167,7 @@ def test_draws_follow_the_softmax():
 
 
 def shares(temperature, top_k=None, probabilities=(0.5, 0.3, 0.2)):
-    """How often each token is drawn."""
+    """Count the draws of each token."""
     logits = jnp.tile(jnp.log(jnp.array(probabilities)), (4000, 1))
     sizes = {"vocab_size": 3, "num_texts": 4000, "device": jax.devices()[0]}
     sampling = check_sampling(temperature, top_k, 0, **sizes)

@@ -1,4 +1,4 @@
-"""What a generator takes: prompts and stops of any kind, keys, copies; and what it refuses."""
+"""Inputs of a generator: prompts and stops of any kind, keys, copies; and what it refuses."""
 
 import copy
 import pickle

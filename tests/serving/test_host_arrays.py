@@ -15,7 +15,7 @@ IDS = np.random.default_rng(0).integers(0, 11, (4, 6))
 
 
 class ArrayLike:
-    """What NumPy makes an array of, as tensors of other libraries are."""
+    """An object that NumPy makes an array of, like tensors of other libraries."""
 
     def __init__(self, array):
         self.array = array

@@ -1,4 +1,4 @@
-"""What onnxruntime computes from the ONNX files is what the predictor computes."""
+"""The results of onnxruntime on the ONNX files equal the predictor's."""
 
 import importlib.util
 import sys

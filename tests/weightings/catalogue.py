@@ -1,4 +1,4 @@
-"""What is claimed of each weighting: read by the tests, which check it, and by the documentation.
+"""Claims about each weighting: read by the tests, which check it, and by the documentation.
 
 A new weighting needs an entry here; the common tests then run it.
 """

@@ -24,7 +24,7 @@ NUM_TASKS = (3, 8, 32)
 
 # Transformations that are no weightings: source, needs, scopes, contents of the state.
 ROW_METHODS = {
-    "graddrop": ("Chen et al., NeurIPS 2020", "key", "none: each number by itself", "a key"),
+    "graddrop": ("Chen et al., NeurIPS 2020", "key", "none: each number separately", "a key"),
     "moco": ("Fernando et al., ICLR 2023", "—", "shared, all", "K copies of the parameters"),
     "db_mtl": ("Lin et al., arXiv 2308.12029", "losses", "shared, all", "K copies"),
     "excess_mtl": ("He et al., ICML 2024", "—", "shared, all", "K copies"),

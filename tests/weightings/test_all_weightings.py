@@ -1,4 +1,4 @@
-"""What holds for every weighting, and the properties that the catalogue claims."""
+"""Properties of every weighting, and the ones that the catalogue claims."""
 
 import functools
 

@@ -1,7 +1,7 @@
 """FAMO, GradNorm and uncertainty weighting over many steps, against float64 NumPy.
 
-The references are written from the papers, with Adam as published: each task has a count of its
-own, of the steps in which it takes part.
+The references are written from the papers, with Adam as published: each task counts
+the steps in which it takes part.
 """
 
 import jax
@@ -23,7 +23,7 @@ NORMS = _RNG.uniform(0.5, 3, (STEPS, K))
 
 
 class Adam:
-    """Of one number."""
+    """Adam for one number."""
 
     def __init__(self, rate):
         self.rate, self.count, self.first, self.second = rate, 0, 0.0, 0.0

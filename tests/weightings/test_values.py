@@ -102,7 +102,7 @@ def test_aligned_mtl_does_not_jump_where_a_gradient_is_short(factor):
 
 
 def test_aligned_mtl_of_dependent_gradients():
-    """As many singular values are left out as there are dependencies, at all lengths."""
+    """One singular value is left out for each dependency, at all lengths."""
     rng = np.random.default_rng(1)
     first, second = rng.normal(size=(2, matrices.COLUMNS))
     stack = [[first, second, 2 * first], [first, 1e-3 * second, first - second], [first] * 3]

@@ -165,7 +165,7 @@ def _prepare(tfds: Any, builder: Any, name: str, manual_dir: Path | None) -> Non
     settings = tfds.download.DownloadConfig(manual_dir=manual_dir)
     try:
         builder.download_and_prepare(download_config=settings)
-    except Exception as error:  # each set fails in a way of its own, many with TensorFlow's errors
+    except Exception as error:  # each set fails differently, many with TensorFlow's errors
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"tfds:{name} could not be prepared: {reason} Where there is no network, or the archive"

@@ -109,7 +109,7 @@ def make_image_dataset(source: Source, found: Found) -> Dataset:
 
     Args:
       source: its settings. Of the validation images no more than `train_size` are kept, too.
-      found: the images. Where they have no validation or no test part of their own, it is held out
+      found: the images. Where they have no validation or no test part, it is held out
         of the training images.
 
     Raises:

@@ -23,7 +23,7 @@ from experiments.studies.anytime.training import AnytimeTraining
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to run.
+    """Choose the questions to run.
 
     Attributes:
       questions: names of those to answer; none only writes the page of what there is.

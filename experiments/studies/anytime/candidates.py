@@ -125,7 +125,7 @@ def with_length_of(
 
 
 def trace_tasks(num_tasks: int, decay: float) -> optax.GradientTransformation:
-    """Momentum of each task's gradient by itself, to be orthogonalized in place of the gradient."""
+    """Keep a momentum for each task's gradient, to orthogonalize in place of the gradient."""
 
     def init(params: Any) -> Any:
         return jax.tree.map(lambda leaf: jnp.zeros((num_tasks, *leaf.shape), leaf.dtype), params)

@@ -1,4 +1,4 @@
-"""What the study trains: a net of one family on one data set, at sizes that two cores can carry."""
+"""Problems of the study: a net of one family on one data set, at sizes that two cores can carry."""
 
 import dataclasses
 import functools
@@ -100,13 +100,13 @@ class NetProblem:
         return make_net(sizes, dataset, rngs)
 
     def trainer(self, dataset: Dataset, method: Method, group: int = 1) -> Trainer:
-        """What trains its nets, many at a time where that is possible."""
+        """Return the trainer of its nets, many at a time if possible."""
         make = functools.partial(self.make, dataset)
         length = {"epochs": self.epochs, "batch_size": self.batch_size}
         return Trainer(make, dataset, method, **length, group=group)
 
     def costs(self) -> list[osgd_jax.OutputCost]:
-        """What each output costs, counted without the data."""
+        """Return the cost of each output, counted without the data."""
         blank = Dataset(self.data, _CLASSES, None, None, None, input_shape=self.input_shape)
         return osgd_jax.cost(self.make(blank, nnx.Rngs(0)), self.input_shape)
 

@@ -1,13 +1,13 @@
-"""What the study asks, and which runs answer it."""
+"""Questions of the study, and the runs that answer them."""
 
 from experiments.lab.sweep import Question
 from experiments.studies.anytime.candidates import ALONE, CANDIDATES
 from experiments.studies.anytime.problems import FAMILIES, IMAGES, SCREEN, SETTINGS, NetProblem
 
-# Seeds that choose a rate: two for all candidates, ten for those that the conclusions speak of.
+# Seeds that choose a rate: two for all candidates, ten for the methods in the conclusions.
 TWO, TEN = range(2), range(10, 20)
 
-# Seeds of the tests: the first, and those that nothing saw before the question that they answer.
+# Seeds of the tests: the first, and fresh ones, which nothing saw before their question.
 FIRST, FRESH = range(100, 120), range(200, 240)
 
 

@@ -88,7 +88,7 @@ def tests(runs: Sweep, problem: str, seeds: str) -> Table:
 
 
 def gains(runs: Sweep, question: str, base: str) -> Table:
-    """How far a question's later methods are above one of them, by problem, and their means."""
+    """Return the lead of a question's later methods over one, by problem, and their means."""
     asked = QUESTIONS[question]
     others = _methods(asked)[_methods(asked).index(base) + 1 :]
     rows, means = [], {name: [] for name in others}
@@ -116,20 +116,20 @@ def gains(runs: Sweep, question: str, base: str) -> Table:
 
 
 def tested(runs: Sweep, name: str, base: str, problem: str) -> str:
-    """How far a candidate is above another in the first tests, at rates by as many seeds."""
+    """Return the lead of a candidate over another in the first tests, at rates by as many seeds."""
     found = best_tuned(runs, PROBLEMS[problem], name, base)
     return str(found[0].over(found[1])) if found else "missing"
 
 
 def difference(runs: Sweep, question: str, name: str, base: str, over: str) -> str:
-    """How far a candidate is above another on one problem, or on average over seeds or nets."""
+    """Return the lead of a candidate over another on one problem, or on average."""
     found = _differences(runs, question, name, base)
     shown = interval(found[over]) if over in found else _average(found, over)
     return str(shown or "missing").replace("-", "−")
 
 
 def summary(runs: Sweep) -> Table:
-    """What clipping and OSGD gain over SGD with fresh seeds, and the time of a step."""
+    """Return the gains of clipping and OSGD over SGD with fresh seeds, and the time of a step."""
     rows = []
     names = {"sgd-clipped": "SGD, gradient clipped to norm 1"}
     names |= {f"osgd-{scope}": f'OSGD, `scope="{scope}"`' for scope in ("all", "shared")}

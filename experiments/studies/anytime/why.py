@@ -56,7 +56,7 @@ def conflict(runs: Sweep) -> Table:
 
 
 def predicted(runs: Sweep) -> Table:
-    """What `osgd_jax.diagnose` says of training by SGD, and what methods then gain over it."""
+    """Compare the diagnosis of training by SGD with the gains of other methods over it."""
     methods = ("sgd-clipped", "osgd-all", "aligned_mtl")
     rows, scores, gained = [], [], []
     for problem in ALL:

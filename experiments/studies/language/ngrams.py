@@ -1,4 +1,4 @@
-"""What a text is worth to a model that counts: bits per token of n-grams."""
+"""Measure a text by a model that counts: bits per token of n-grams."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ def bits(train: Split, test: Split, vocab_size: int, order: int) -> list[float]:
     Information Theory 37, 1991), the shortest with equal chances.
 
     Args:
-      train: windows of tokens and of those that follow, `[N, length]`.
+      train: windows of tokens and of the tokens that follow, `[N, length]`.
       test: windows likewise.
       vocab_size: number of different tokens.
       order: of the longest; it sees the `order` − 1 tokens before, fewer where a window begins.
@@ -41,7 +41,7 @@ def bits(train: Split, test: Split, vocab_size: int, order: int) -> list[float]:
 
 
 def _read(split: Split, order: int) -> Iterator[tuple[list[tuple[int, ...]], int]]:
-    """What is before each token, from nothing to the longest context, and the token."""
+    """Return the contexts of each token, from none to the longest, and the token."""
     for window, following in zip(split.inputs.tolist(), split.labels.tolist(), strict=True):
         for t, token in enumerate(following):
             seen = tuple(window[max(0, t + 2 - order) : t + 1])

@@ -23,7 +23,7 @@ UPDATES: Mapping[Update, tuple[float, ...]] = MappingProxyType(
 class MatFormer(nnx.Module):
     """A Transformer whose MLPs are cut to their first units (Devvrit et al. 2023, 2310.07707).
 
-    Each output is a forward pass of its own; attention, embedding and head are whole in all.
+    Each output is a separate forward pass; attention, embedding and head are whole in all.
 
     Args:
       fractions: of the units, for each output.

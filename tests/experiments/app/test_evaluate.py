@@ -33,7 +33,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 
 def _probabilities(predicted, confidence):
-    """Of two classes."""
+    """Return probabilities of two classes."""
     predicted, confidence = np.array(predicted), np.array(confidence)
     return np.where(
         np.arange(2) == predicted[..., None], confidence[..., None], 1 - confidence[..., None]
@@ -73,5 +73,5 @@ def test_thresholds_send_the_wanted_shares_out():
     thresholds = metrics.exit_thresholds(confidence, shares)
     taken = metrics.exits(confidence, thresholds)
     np.testing.assert_allclose(np.bincount(taken) / 1000, shares)
-    # Those that stop at the first output are the most confident there.
+    # Examples that stop at the first output are the most confident there.
     assert confidence[0][taken == 0].min() > confidence[0][taken != 0].max()

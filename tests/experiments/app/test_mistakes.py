@@ -23,7 +23,7 @@ _CLASSES = ("cat", "[b]dog", "$emu")
 
 
 def _probabilities(predicted, probability):
-    """Of the predicted class; the rest is shared by the others."""
+    """Return probabilities: the predicted class's, and equal shares of the rest."""
     predicted, probability = np.array(predicted), np.array(probability)[..., None]
     others = (1 - probability) / (len(_CLASSES) - 1)
     return np.where(np.arange(len(_CLASSES)) == predicted[..., None], probability, others)
@@ -206,7 +206,7 @@ def test_other_data_is_evaluated_whole_but_for_training_images(trained, copied):
     assert (copied / "run" / "evaluation.json").read_bytes() == before
     (found,) = (copied / "run").glob("evaluation-folder*.json")
     assert _evaluation(copied / "run", found.stem)["examples"] == 12
-    # With a test part of its own, that alone is evaluated.
+    # If there is a test part, it alone is evaluated.
     (copied / "others" / "cat").rename(copied / "cats")
     shutil.rmtree(copied / "others")
     for split, count in (("train", 5), ("test", 4)):

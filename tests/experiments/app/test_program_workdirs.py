@@ -1,4 +1,4 @@
-"""Both programs that train treat their workdirs alike, and so do those that read them."""
+"""Both programs that train treat their workdirs alike, and so do the programs that read them."""
 
 import json
 import shutil

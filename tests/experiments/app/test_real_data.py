@@ -132,7 +132,7 @@ def test_a_folder_streamed_by_workers_gives_what_one_in_memory_gives(tmp_path, c
 
 @pytest.mark.slow
 def test_a_recipe_is_rehearsed_on_real_images(tmp_path, cifar):
-    # 450 images are one in a hundred of those that the recipe trains on.
+    # 450 images are one in a hundred of the recipe's.
     rehearsal = ("--train-size", 450, "--epochs", 2, "--workdir", tmp_path)
     printed = finish("train", "--recipe", "cifar_branched", "--data", f"folder:{cifar}", *rehearsal)
     assert f"cifar_branched on folder:{cifar}" in " ".join(printed.split())

@@ -323,7 +323,7 @@ def test_no_text_is_tested_on_that_was_trained_on_when_files_are_added(tmp_path)
     after = _load(_write(tmp_path, new), text_length=3)
 
     def counts(number):
-        """How often a text's name is in each split, before and after."""
+        """Count a text's name in each split, before and after."""
         return [
             bytes(_tokens(getattr(dataset, split)).astype(np.uint8)).count(b"<%d>" % number)
             for split in ("train", "validation", "test")

@@ -20,7 +20,7 @@ def _png(pixels):
 
 
 def _builder(splits, **image):
-    """What the reader uses of a builder; its records hold images in bytes, as they are stored."""
+    """The part of a builder that the reader uses; its records hold the stored bytes of images."""
     feature = tfds.features.Image(**image)
 
     def source(split, decoders):

@@ -1,4 +1,4 @@
-"""What a workdir takes: another try, a longer run, weights of another run, data that has moved."""
+"""Uses of a workdir: another try, a longer run, weights of another run, data that has moved."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What the compilers for TPU and GPU make of a small step, where they are installed."""
+"""Small steps compiled for TPU and GPU, where the compilers are installed."""
 
 import functools
 

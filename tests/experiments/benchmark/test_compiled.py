@@ -1,4 +1,4 @@
-"""What is counted in programs written by hand, in the forms that the compilers give them."""
+"""Counts in programs written by hand, in the forms that the compilers give them."""
 
 import pytest
 

@@ -14,7 +14,7 @@ SIZES = plain_transformer.Sizes(5, heads=2, head_dim=4, units=16, depth=2)
 
 
 def params_of(net):
-    """Of a branched Transformer with one output, as the plain one has them."""
+    """Return the parameters of a branched Transformer in the form of the plain one."""
     (stage,) = net.stages
     layers = [
         {

@@ -192,7 +192,7 @@ def test_a_lost_replica_comes_back_while_the_other_answers(server):
         if first not in alive and len(alive) == 2 and statuses[200] > 50:
             break
     assert len(alive) == 2
-    # Requests that were in the lost process fail; those that come after are answered.
+    # Requests that were in the lost process fail; later ones are answered.
     assert statuses[200] > 0.9 * statuses.total()
 
 

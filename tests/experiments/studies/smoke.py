@@ -47,7 +47,7 @@ def again(kept: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 
 
 def differences(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
-    """What does not agree, a line each."""
+    """Return a line for each disagreement."""
     found = []
     for old, new in zip(before, now, strict=True):
         for field in ("task_cosines", "shared_norm", "private_norm"):
