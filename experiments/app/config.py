@@ -27,6 +27,11 @@ class RunSettings:
       loss_weights: factor of each output's loss; 1 if not given.
       start_from: workdir of another run with such a net, whose last checkpoint gives the weights to
         begin with; drawn at random if not given.
+      grow_from: workdir of another run, whose net gets more outputs: as many as `outputs` in all.
+        Its other sizes are taken over.
+      keep: training of a grown net. frozen trains the new outputs alone, and the old ones do not
+        change; held takes steps orthogonal to the gradients of the old losses, by osgd; joint
+        trains all outputs.
       seed: of initial parameters, order of the examples and augmentation.
       log_every: steps from one line of metrics.jsonl to the next.
       save_every: steps from one checkpoint to the next; an epoch if not given.
@@ -41,6 +46,8 @@ class RunSettings:
     warmup_epochs: float = 0.0
     loss_weights: tuple[float, ...] | None = None
     start_from: Path | None = None
+    grow_from: Path | None = None
+    keep: Literal["frozen", "held", "joint"] | None = None
     seed: int = 0
     log_every: int = 10
     save_every: int | None = None
@@ -54,6 +61,16 @@ class RunSettings:
         require(self, fields=("loss_weights",), at_least=0)
         require(self, fields=("learning_rate",), above=0)
         require(self, fields=("warmup_epochs",), at_least=0, below=self.epochs)
+        if (self.grow_from is None) != (self.keep is None):
+            raise ValueError(
+                f"keep={self.keep} and grow_from={self.grow_from} go together; give both, with keep"
+                " frozen, held or joint, or neither."
+            )
+        if self.grow_from is not None and self.start_from is not None:
+            raise ValueError(
+                f"start_from={self.start_from} cannot be given with grow_from={self.grow_from},"
+                " which gives the weights too; leave it out."
+            )
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
@@ -88,6 +105,26 @@ class TrainConfig:
         weights = self.run.loss_weights
         if weights is not None and len(weights) != self.net.outputs:
             raise ValueError(f"loss_weights={weights} must be {self.net.outputs} numbers.")
+        if self.run.keep == "held" and self.method.optimizer != "osgd":
+            raise ValueError(
+                f"optimizer={self.method.optimizer} cannot hold outputs; give --optimizer osgd, or"
+                " another --keep."
+            )
+        if self.run.keep == "held" and self.method.weight_decay:
+            raise ValueError(
+                f"weight_decay={self.method.weight_decay:g} would move the outputs that are held;"
+                " leave it out, or give another --keep."
+            )
+
+    @property
+    def frozen(self) -> int:
+        """Number of outputs that are not trained, the first ones."""
+        return self.net.grown_from[-1] if self.run.keep == "frozen" else 0
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """Outputs whose losses are held."""
+        return tuple(range(self.net.grown_from[-1])) if self.run.keep == "held" else ()
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as config.json holds them: flat, with the scope that is used."""

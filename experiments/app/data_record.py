@@ -128,13 +128,16 @@ def standardised_as(dataset: Dataset, raw: Raw) -> Dataset:
     )
 
 
-def load_to_train(workdir: Path, source: Source, started_from: Path | None = None) -> Dataset:
+def load_to_train(
+    workdir: Path, source: Source, started_from: Path | None = None, option: str = "start_from"
+) -> Dataset:
     """Load the data of a run and write data.json, or compare with the data that it was trained on.
 
     Args:
       workdir: of the run.
       source: of the data.
       started_from: workdir of the run whose weights it begins with, if any.
+      option: of the command line that named this run.
 
     Returns:
       The data, standardised as in the whole run.
@@ -160,8 +163,7 @@ def load_to_train(workdir: Path, source: Source, started_from: Path | None = Non
         dataset = standard = data.load(source)
     else:
         standard = read_data(started_from)
-        option = f"start_from={started_from}"
-        dataset = load_as(standard, source, option, any_size=True)
+        dataset = load_as(standard, source, f"{option}={started_from}", any_size=True)
     if jax.process_index() == 0:
         write_json(file, _described(dataset, standard))
         if found := fingerprints(dataset):

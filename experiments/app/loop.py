@@ -141,7 +141,9 @@ def _check_finite(unchecked: list[tuple[int, Measured]]) -> None:
         for what, values in (("loss", measured.losses), ("gradient", measured.gradient_norms)):
             finite = np.isfinite(0.0 if values is None else jax.device_get(values))
             if not finite.all():
-                step, output = np.argwhere(~finite)[0].tolist()
+                step, place = np.argwhere(~finite)[0].tolist()
+                # The first outputs of a grown net may have no gradients.
+                output = place + measured.losses.shape[-1] - finite.shape[-1]
                 raise FloatingPointError(
                     f"the {what} of output {output + 1} is not finite at step {start + step + 1};"
                     " the last checkpoint before it is kept. A smaller --learning-rate may help."

@@ -89,13 +89,20 @@ def names() -> list[str]:
     return ["sgd", "osgd", *sorted([*made, *ROW_METHODS])]
 
 
-def method(settings: Settings, *, num_tasks: int | None = None, seed: int = 0) -> Method:
+def method(
+    settings: Settings,
+    *,
+    num_tasks: int | None = None,
+    seed: int = 0,
+    hold: tuple[int, ...] = (),
+) -> Method:
     """Make a method.
 
     Args:
       settings: of the method.
       num_tasks: number of outputs, for the methods that keep a state for each.
       seed: for what the method draws at random.
+      hold: outputs that osgd protects without training them.
 
     Raises:
       ValueError: an unknown name, or a weighting that needs more than its name.
@@ -106,7 +113,7 @@ def method(settings: Settings, *, num_tasks: int | None = None, seed: int = 0) -
         return Method(name, optimizer)
     if name == "osgd":
         key = seed if order == "random" else None
-        return Method(name, optimizer, osgd_jax.orthogonalize(_order(order), scope, key))
+        return Method(name, optimizer, osgd_jax.orthogonalize(_order(order), scope, key, hold=hold))
     if name == "graddrop":
         return Method(name, optimizer, osgd_jax.graddrop(seed))
     if name in ROW_METHODS:

@@ -88,16 +88,21 @@ class Clock:
 
 
 def _scalars(record: dict[str, Any]):
-    """Yield names and numbers of a record, such as `losses/2` and `task_cosines/1_2`."""
+    """Yield names and numbers of a record, such as `losses/2` and `task_cosines/2_1`.
+
+    A net whose first outputs are frozen has no gradients of these.
+    """
+    outputs = len(record.get("losses", ()))
     for name, value in record.items():
         if name == "step":
             continue
+        first = 1 + (max(0, outputs - len(value)) if isinstance(value, list) else 0)
         if isinstance(value, dict):
             yield from ((f"{name}/{key}", number) for key, number in value.items())
         elif not isinstance(value, list):
             yield name, value
         elif value and isinstance(value[0], list):
             for i, row in enumerate(value):
-                yield from ((f"{name}/{i + 1}_{j + 1}", row[j]) for j in range(i))
+                yield from ((f"{name}/{i + first}_{j + first}", row[j]) for j in range(i))
         else:
-            yield from ((f"{name}/{k + 1}", number) for k, number in enumerate(value))
+            yield from ((f"{name}/{k}", number) for k, number in enumerate(value, first))

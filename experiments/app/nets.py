@@ -5,6 +5,7 @@ import functools
 from typing import Literal
 
 import jax.numpy as jnp
+import tyro
 from flax import nnx
 
 import osgd_jax.nets
@@ -58,6 +59,8 @@ class Sizes:
       norm: batch or group normalisation.
       stem: cifar, or imagenet for large images.
       precision: numbers that the net computes with; parameters are always float32.
+      grown_from: numbers of outputs that the net had before it grew, in order; the other sizes are
+        those of the first. A run sets them from `--grow-from`.
     """
 
     net: Family | TextFamily = "depth-nested"
@@ -71,6 +74,12 @@ class Sizes:
     norm: Literal["batch", "group"] = "batch"
     stem: Literal["cifar", "imagenet"] = "cifar"
     precision: Literal["float32", "bfloat16"] = "float32"
+    grown_from: tyro.conf.Suppress[tuple[int, ...]] = ()
+
+    @property
+    def first_outputs(self) -> int:
+        """Number of outputs before the net grew."""
+        return (*self.grown_from, self.outputs)[0]
 
     def __post_init__(self):
         sizes = ("width", "depth", "heads")
@@ -100,13 +109,14 @@ class Sizes:
             "outputs": preset.arguments.get("num_outputs", Sizes.outputs),
             "stem": preset.arguments.get("stem", Sizes.stem),
         }
-        if any(getattr(self, option) != value for option, value in needed.items()):
+        given = {"net": self.net, "outputs": self.first_outputs, "stem": self.stem}
+        if given != needed:
             options = " ".join(f"--{option} {value}" for option, value in needed.items())
             raise ValueError(f"preset={name} is of another net; give {options}, too.")
 
 
 def make_net(sizes: Sizes, dataset: Dataset, rngs: nnx.Rngs) -> osgd_jax.nets.AnytimeNet:
-    """Make a net for a data set's classes and input shape.
+    """Make a net for a data set's classes and input shape, and let it grow as it did before.
 
     Args:
       sizes: of the net.
@@ -116,6 +126,13 @@ def make_net(sizes: Sizes, dataset: Dataset, rngs: nnx.Rngs) -> osgd_jax.nets.An
     Raises:
       ValueError: sizes that the net refuses.
     """
+    net = _first_net(sizes, dataset, rngs)
+    for outputs in (*sizes.grown_from, sizes.outputs)[1:]:
+        net = osgd_jax.nets.grow(net, outputs, rngs=rngs)
+    return net
+
+
+def _first_net(sizes: Sizes, dataset: Dataset, rngs: nnx.Rngs) -> osgd_jax.nets.AnytimeNet:
     dtype = None if sizes.precision == "float32" else jnp.dtype(sizes.precision)
     if dataset.is_text != (sizes.net in TRANSFORMERS):
         known = ", ".join(TRANSFORMERS if dataset.is_text else NETS)
@@ -127,7 +144,7 @@ def make_net(sizes: Sizes, dataset: Dataset, rngs: nnx.Rngs) -> osgd_jax.nets.An
         given = {"width": sizes.width, "depth": sizes.depth, "num_heads": sizes.heads}
         return make(
             vocab_size=dataset.num_classes,
-            num_outputs=sizes.outputs,
+            num_outputs=sizes.first_outputs,
             rngs=rngs,
             dtype=dtype,
             **{name: size for name, size in given.items() if size is not None},
@@ -138,7 +155,7 @@ def make_net(sizes: Sizes, dataset: Dataset, rngs: nnx.Rngs) -> osgd_jax.nets.An
         levels = {"widths": sizes.widths, "blocks": sizes.blocks or (1,) * len(sizes.widths)}
     return make(
         num_classes=dataset.num_classes,
-        num_outputs=sizes.outputs,
+        num_outputs=sizes.first_outputs,
         in_channels=channels,
         spatial_dims=len(spatial),
         norm=sizes.norm,

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.app import data, methods
+from experiments.app import data, growing, methods
 from experiments.app.augmentation import prepare
 from experiments.app.checkpoints import Checkpoints
 from experiments.app.config import RunSettings, TrainConfig
@@ -82,12 +82,12 @@ def build(
             f"batch_size={run.batch_size} exceeds the {dataset.train.size} training examples."
         )
     config.augmentation.check(dataset)
-    graphdef, params, rest = nnx.split(net, nnx.Param, ...)
+    graphdef, params, rest = growing.split(config, net)
     method = _method(config, dataset)
     rate = schedule(run, steps_per_epoch)
     optimizer = method.optimizer(rate)
     initial = placed.put_state(initial_state(method, optimizer, params, rest, run.seed))
-    objective = Objective(run.loss_weights)
+    objective = Objective(run.loss_weights, first=config.frozen)
 
     def batch_of(state: State, source: Any, batch: Any) -> Batch:
         examples = batch if source is None else source.read(batch)
@@ -126,7 +126,8 @@ def _method(config: TrainConfig, dataset: data.Dataset) -> methods.Method:
     settings = config.method
     if dataset.is_text and settings.clip_norm is None:
         settings = dataclasses.replace(settings, clip_norm=1.0)
-    return methods.method(settings, num_tasks=config.net.outputs, seed=config.run.seed)
+    trained = config.net.outputs - config.frozen
+    return methods.method(settings, num_tasks=trained, seed=config.run.seed, hold=config.held)
 
 
 def _first(batches: Any) -> Any:
@@ -186,7 +187,7 @@ def read_trained(workdir: Path, checkpoint: str = "last") -> Trained:
     config = read_config(workdir)
     dataset = read_data(workdir)
     net = make_net(config.net, dataset, nnx.Rngs(config.run.seed))
-    graphdef, params, rest = nnx.split(net, nnx.Param, ...)
+    graphdef, params, rest = growing.split(config, net)
     method = _method(config, dataset)
     optimizer = method.optimizer(schedule(config.run, steps_per_epoch=1))
     example = initial_state(method, optimizer, params, rest, config.run.seed)

@@ -46,8 +46,8 @@ class Measured(NamedTuple):
     Attributes:
       losses: of each output, before weights, `[K]`.
       accuracies: of each output on the batch, `[K]`.
-      gradient_norms: of each output's gradient, `[K]`; None without task gradients.
-      task_cosines: of the angles between the gradients, `[K, K]`; None without task gradients.
+      gradient_norms: of the gradient of each output that is trained; None without task gradients.
+      task_cosines: of the angles between these gradients; None without task gradients.
     """
 
     losses: jax.Array
@@ -67,10 +67,12 @@ class Objective:
     Attributes:
       loss_weights: factor of each loss; all 1 if None.
       output: train this output alone; all if None.
+      first: outputs before this one are not trained.
     """
 
     loss_weights: tuple[float, ...] | None = None
     output: int | None = None
+    first: int = 0
 
     def losses(self, logits: tuple[jax.Array, ...], targets: jax.Array) -> tuple[jax.Array, ...]:
         """Return the loss of each output, before weights."""
@@ -79,17 +81,20 @@ class Objective:
         )
 
     def weighted(self, losses: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        """Return the losses times their weights."""
-        if self.loss_weights is None:
-            return losses
-        return tuple(w * each for w, each in zip(self.loss_weights, losses, strict=True))
+        """Return the losses that are trained, times their weights."""
+        if self.loss_weights is not None:
+            pairs = zip(self.loss_weights, losses, strict=True)
+            losses = tuple(weight * each for weight, each in pairs)
+        return losses[self.first :]
 
 
 def logits_of(graphdef: Any, params: Any, rest: Any, inputs: jax.Array, output: int | None):
     """Return the logits in training mode, and the other variables after the call."""
     net = nnx.merge(graphdef, params, rest, copy=True)
     logits = net(inputs)
-    return logits if output is None else logits[output:], nnx.split(net, nnx.Param, ...)[2]
+    trained = frozenset(nnx.to_flat_state(params).paths)
+    changed = nnx.state(net, lambda path, _: path not in trained)
+    return logits if output is None else logits[output:], changed
 
 
 def evaluated_logits(
@@ -170,7 +175,7 @@ def conflict_of(graphdef: Any, objective: Objective, state: State, batch: Batch)
 
     def losses_of(params: Any):
         logits, _ = logits_of(graphdef, params, state.rest, batch.inputs, objective.output)
-        return objective.losses(logits, batch.targets)
+        return objective.losses(logits, batch.targets)[objective.first :]
 
     return _conflict(osgd_jax.task_grads(losses_of)(state.params))
 

@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 from rich.console import Console
 
-from experiments.app import devices, loop, programs, weights
+from experiments.app import devices, growing, loop, programs, weights
 from experiments.app import summary as summaries
 from experiments.app.checkpoints import Checkpoints
 from experiments.app.config import TrainConfig
@@ -27,6 +27,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
       FloatingPointError: a loss that is not finite.
       devices.StoppedError: on SIGTERM or SIGINT.
     """
+    config = growing.with_sizes(config)
     devices.connect(config.hosts)
     placed = devices.placement(config.run.batch_size, config.hosts.shard_state)
     about = open_workdir(config)
@@ -47,6 +48,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
             )
         checkpoints.wait()
     summary = summaries.summarize(config, dataset, placed, built, net, state, clock)
+    summary |= summaries.growth(config, dataset, placed, net, state)
     if jax.process_index() == 0:
         write_json(file, summary)
     return summary
@@ -54,13 +56,14 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
 
 def _data_and_net(config: TrainConfig, console: Console) -> tuple[Dataset, AnytimeNet]:
     """Load the data and make the net, with the weights of another run if there is one."""
-    origin = None
-    if config.run.start_from and not has_results(config.workdir):
-        origin = programs.read_trained(config.run.start_from)
-    dataset = load_to_train(config.workdir, config.dataset, origin and config.run.start_from)
+    origin, begun_with = None, config.run.start_from or config.run.grow_from
+    if begun_with and not has_results(config.workdir):
+        origin = programs.read_trained(begun_with)
+    option = "start_from" if config.run.start_from else "grow_from"
+    dataset = load_to_train(config.workdir, config.dataset, origin and begun_with, option)
     if dataset.about:
         console.print(dataset.about, highlight=False, markup=False, soft_wrap=True)
     net = make_net(config.net, dataset, nnx.Rngs(config.run.seed))
     if origin is not None:
-        weights.start_from(net, dataset, origin)
+        weights.start_from(net.subnetwork(origin.net.num_outputs - 1), dataset, origin)
     return dataset, net

@@ -139,8 +139,9 @@ def _differences(workdir: Path, saved: dict[str, Any], config: Configuration) ->
     # Folders may have been moved: their contents are compared when they have been read.
     if all(str(each.get("data")).startswith("folder:") for each in (known, current)):
         known["data"] = current["data"]
-    if _name(known.get("start_from")) == _name(current.get("start_from")):
-        known["start_from"] = current.get("start_from")
+    for name in ("start_from", "grow_from"):
+        if _name(known.get(name)) == _name(current.get(name)):
+            known[name] = current.get(name)
     names = current.keys() - _MAY_CHANGE
     constant = known.get("schedule") == current.get("schedule") == "constant"
     if constant and known["epochs"] <= current["epochs"]:
