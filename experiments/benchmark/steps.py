@@ -67,19 +67,20 @@ class Config:
         parts = training_steps.MICRO_BATCHES
         if "micro-batches" in self.methods and any(size % parts for size in self.batch_sizes):
             raise ValueError(f"`batch_sizes` must be multiples of {parts}, got {self.batch_sizes}.")
-        if self.peer and importlib.util.find_spec("torchjd") is None:
-            raise ValueError(
-                "`peer` must be left out in an environment without torch and torchjd; install"
-                " them by `pip install -e '.[experiments,peer]'`."
-            )
 
 
 def measure(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
     """Return all figures, as they are written to the file.
 
     Raises:
-      ValueError: sizes that do not fit each other, or a peer whose gradients differ.
+      ValueError: sizes that do not fit each other, or a peer that is not installed or whose
+        gradients differ.
     """
+    if config.peer and importlib.util.find_spec("torchjd") is None:
+        raise ValueError(
+            "`peer` must be left out in an environment without torch and torchjd; install them by"
+            " `pip install -e '.[experiments,peer]'`."
+        )
     rows = []
     for family in config.nets:
         for num_outputs in config.outputs:

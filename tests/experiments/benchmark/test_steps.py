@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import osgd_jax
-from experiments.benchmark import aggregation, training_steps
+from experiments.benchmark import aggregation, steps, training_steps
 from experiments.benchmark.__main__ import NAMES
 from experiments.lab import report
 from tests.experiments.running import finish, refuse
@@ -125,3 +125,10 @@ def test_help_lists_the_benchmarks_and_an_unknown_one_is_refused():
     for name in NAMES:
         assert name in printed
         assert f"- {name}" in finish("benchmark", "--help").replace("`", "")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchjd") is not None, reason="the peer is here")
+def test_a_peer_that_is_not_installed_is_named_before_anything_runs(monkeypatch):
+    monkeypatch.setattr(steps, "_problem", None)
+    with pytest.raises(ValueError, match=r"`peer` must be left out .*experiments,peer"):
+        steps.measure(steps.Config(peer=True), print)
